@@ -1,0 +1,1 @@
+"""`opd`: the command line, and the runner for one machine."""

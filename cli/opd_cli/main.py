@@ -1,0 +1,78 @@
+"""The command `opd`. Command modules import torch only inside their functions: `opd --help` takes a blink."""
+
+import errno
+import os
+import sys
+import traceback
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+from opd_core.errors import OPDError
+from opd_core.exit_codes import ExitCode
+
+from opd_cli import evaluate, generate, models, run, serve, validate
+from opd_cli.cluster import commands as cluster
+
+_STORAGE_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DEBUG = "--debug"
+_EXIT_CODES = ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
+
+app = typer.Typer(no_args_is_help=True, epilog=f"Exit codes: {_EXIT_CODES}.", pretty_exceptions_enable=False)
+app.command("run")(run.run)
+app.command("validate", no_args_is_help=True)(validate.validate)
+app.command("serve", no_args_is_help=True)(serve.serve)
+app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("eval", no_args_is_help=True)(evaluate.evaluate)
+app.add_typer(models.app, name="models")
+cluster.register(app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"opd {installed_version('diffusion-opd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def opd(
+    debug: Annotated[
+        bool, typer.Option(_DEBUG, help="Show the stack trace of an error; before or after the command.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Distil several teachers of a text-to-image diffusion model into one student, and serve it.
+
+    Example: opd run examples/tiny/distill.yaml
+    """
+
+
+def main() -> None:
+    """Entry point: an error becomes one message and its exit code."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Who wants a stack trace has just seen an error, and adds the option to the end of the line.
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    debug = _DEBUG in sys.argv[:end]
+    try:
+        app(args=[word for i, word in enumerate(sys.argv) if i and (word != _DEBUG or i > end)])
+    except OPDError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(int(error.exit_code))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("opd_"):
+            raise
+        print(f"error: {error.name} is missing; run: pip install 'diffusion-opd[trainer,serving]'", file=sys.stderr)
+        sys.exit(int(ExitCode.INVALID))
+    except OSError as error:
+        if error.errno not in _STORAGE_FAILURES:
+            raise
+        print(f"error: {error}; make room, or choose another folder", file=sys.stderr)
+        sys.exit(int(ExitCode.STORAGE))
+
+
+if __name__ == "__main__":
+    main()

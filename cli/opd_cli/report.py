@@ -1,0 +1,143 @@
+"""report.html: one file without outside resources that shows what a run did."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, select_autoescape
+from opd_core.errors import StorageError
+from opd_trainer.evaluation import VALIDATION_PROMPTS
+
+from opd_cli.charts import Line, Style, line_chart
+
+_SMOOTHING = 0.05  # share of the rounds that a point of a curve averages over
+_GRID_ROWS = ("base", "teacher", "student")
+
+Chart = tuple[str, str, str]  # title, explanation, SVG
+
+
+def write_report(work: Path) -> Path:
+    """Write WORK/report.html from summary.json, train/log.jsonl, evaluation/ and spec.json.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    summary = json.loads((work / "summary.json").read_text())
+    spec = json.loads((work / "spec.json").read_text())
+    rounds = _rounds(work / "train" / "log.jsonl")
+    objective = spec["spec"]["training"]["objective"]["type"]
+    environment = Environment(loader=PackageLoader("opd_cli"), autoescape=select_autoescape())
+    page = environment.get_template("report.html").render(
+        summary=summary,
+        rewards=list(next(iter(summary["scores"].values()))),
+        best=_best(summary["scores"]),
+        charts=_charts(rounds, objective) + _reward_charts(work, rounds),
+        grids=_grids(work, [teacher["name"] for teacher in spec["spec"]["teachers"]]),
+        rounds=rounds[-1] if rounds else None,
+        spec=yaml.safe_dump(spec, sort_keys=False),
+    )
+    target, scratch = work / "report.html", work / ".report.html"
+    try:
+        scratch.write_text(page)
+        scratch.replace(target)
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error}") from error
+    return target
+
+
+def _rounds(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _best(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, str]:
+    """The model with the highest mean, by reward."""
+    rewards = next(iter(scores.values()))
+    return {reward: max(scores, key=lambda model: scores[model][reward]["mean"]) for reward in rewards}
+
+
+def _charts(rounds: Sequence[Mapping[str, Any]], objective: str) -> list[Chart]:
+    """What every round says."""
+    if len(rounds) < 2:
+        return []
+    numbers = [float(r["round"]) for r in rounds]
+    tasks = list(rounds[0]["tasks"])
+    window = max(1, int(len(rounds) * _SMOOTHING))
+
+    def curve(key: str) -> list[Line]:
+        return [Line(task, numbers, _smooth([r["tasks"][task][key] for r in rounds], window)) for task in tasks]
+
+    pace = _smooth([r["images_per_second"] for r in rounds], window)
+    charts = [
+        ("Loss per task", f"{objective}, sum over steps, moving average", line_chart(curve("loss"), "round", log=True)),
+        ("Velocity error", "mean squared, over trained steps", line_chart(curve("velocity_mse"), "round", log=True)),
+        ("Loss per step", f"{objective}, what each solver step adds", _per_step(rounds, tasks, "loss_per_step")),
+    ]
+    if any(rounds[0]["tasks"][task]["kl_per_step"] for task in tasks):
+        why = "closed form, at the steps with noise"
+        charts.append(("KL per step", why, _per_step(rounds, tasks, "kl_per_step")))
+    return [*charts, ("Training speed", "images per second", line_chart([Line("images/s", numbers, pace)], "round"))]
+
+
+def _per_step(rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str], key: str) -> str:
+    """Means over the first and the last tenth of the rounds, of the steps that have a value."""
+    tenth = max(1, len(rounds) // 10)
+    lines = []
+    for when, part in (("first tenth", rounds[:tenth]), ("last tenth", rounds[-tenth:])):
+        for task in tasks:
+            steps = [j for j, value in enumerate(part[0]["tasks"][task][key]) if value is not None]
+            means = [sum(r["tasks"][task][key][j] for r in part) / len(part) for j in steps]
+            style: Style = "dashed" if when == "first tenth" else "solid"
+            lines.append(Line(f"{task}, {when}", [float(j) for j in steps], means, style))
+    return line_chart(lines, "solver step", log=True)
+
+
+def _reward_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """The validations of the averaged student, with base and teacher on the same prompts and noise."""
+    validated = [r for r in rounds if "rewards" in r]
+    if not validated:
+        return []
+    numbers = [float(r["round"]) for r in validated]
+    charts = []
+    for task, of_task in validated[0]["rewards"].items():
+        for reward in of_task:
+            lines = [Line("student, average", numbers, [r["rewards"][task][reward] for r in validated])]
+            levels: tuple[tuple[str, str, Style], ...] = (
+                ("base", "base", "dotted"), (f"teacher {task}", f"teacher-{task}", "dashed")
+            )  # fmt: skip
+            for name, file, style in levels:
+                scored = json.loads((work / "evaluation" / f"{file}.json").read_text())
+                first = scored["rewards"][task][reward][:VALIDATION_PROMPTS]
+                lines.append(Line(name, [0.0, numbers[-1]], [sum(first) / len(first)] * 2, style))
+            why = f"{reward} of the first {len(first)} held-out prompts"
+            charts.append((f"Reward: {task}", why, line_chart(lines, "round", from_zero=False)))
+    return charts
+
+
+def _smooth(values: Sequence[float], window: int) -> list[float]:
+    sums, total = [], 0.0
+    for i, value in enumerate(values):
+        total += value - (values[i - window] if i >= window else 0.0)
+        sums.append(total / min(i + 1, window))
+    return sums
+
+
+def _grids(work: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Per task the same prompts and noise for base, the task's own teacher and the student."""
+    grids = []
+    for task in tasks:
+        rows = []
+        for row in _GRID_ROWS:
+            model = f"teacher-{task}" if row == "teacher" else row
+            folder = work / "evaluation" / "images" / model / task
+            rows.append((row, [_data_uri(file) for file in sorted(folder.glob("*.png"), key=lambda f: int(f.stem))]))
+        scored = json.loads((work / "evaluation" / "base.json").read_text())
+        prompts = scored["prompts"][task][: len(rows[0][1])]
+        grids.append({"task": task, "prompts": prompts, "rows": rows})
+    return grids
+
+
+def _data_uri(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"

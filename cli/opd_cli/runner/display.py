@@ -1,0 +1,193 @@
+"""What the user sees while a run goes on: a live table in a terminal, a line per event elsewhere."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opd_core.stages import Reason, Stage
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_LINE_EVERY_SECONDS = 15.0  # of progress, where there is no terminal
+_FILE_WIDTH = 200
+
+
+class Display:
+    """Use as a context manager; everything it is told goes to `events` as well."""
+
+    def __init__(self, events: Path, console: Console | None = None) -> None:
+        self.console = console or make_console()
+        self._events = events
+        self._stages: dict[Stage, tuple[Reason, str]] = {}
+        self._progress: Mapping[str, Any] | None = None
+        self._last_line = 0.0
+        live = self.console.is_terminal
+        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=2) if live else None
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def stage(self, stage: Stage, reason: Reason, message: str) -> None:
+        """The condition `stage` has a new reason."""
+        self._stages[stage] = (reason, message)
+        self._record({"stage": stage.value, "reason": reason.value, "message": message})
+        if not self._live:
+            self.console.print(f"{clock()}  {stage.value:14} {reason.value:12} {message}", markup=False)
+
+    def interrupted(self, message: str) -> None:
+        """The stage that was at work stops by the user's wish."""
+        if self._stages:
+            self.stage(max(self._stages, key=list(Stage).index), Reason.INTERRUPTED, message)
+
+    def note(self, message: str) -> None:
+        """Something that is no stage."""
+        self._record({"message": message})
+        self.console.print(message if self._live else f"{clock()}  {message}", markup=False)
+
+    def progress(self, progress: Mapping[str, Any]) -> None:
+        """The trainer's own account of itself (its /progress)."""
+        self._progress = progress
+        if not self._live and time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS:
+            self._last_line = time.monotonic()
+            self.console.print(f"{clock()}  {_progress_line(progress)}  loss {losses(progress)}", markup=False)
+
+    def _record(self, event: Mapping[str, Any]) -> None:
+        with self._events.open("a") as file:
+            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for stage in Stage:
+            reason, message = self._stages.get(stage, (Reason.WAITING, ""))
+            style = STYLES.get(reason, "")
+            table.add_row(Text(stage.value, style="bold"), Text(reason.value, style=style), Text(message))
+        if self._progress is None or self._stages[Stage.TRAINED][0] != Reason.RUNNING:
+            return Group(table)
+        bar = ProgressBar(total=100, completed=float(self._progress["percentage"]), width=40)
+        return Group(table, bar, Text(_progress_line(self._progress)), task_table(self._progress))
+
+
+STYLES = {
+    Reason.RUNNING: "cyan",
+    Reason.STARTING: "cyan",
+    Reason.COMPLETED: "green",
+    Reason.UP_TO_DATE: "green",
+    Reason.FREED: "green",
+    Reason.RESTARTING: "yellow",
+    Reason.INTERRUPTED: "yellow",
+    Reason.FAILED: "red",
+    Reason.GATE_MISSED: "red",
+    Reason.DEADLINE_EXCEEDED: "red",
+}
+
+
+def make_console() -> Console:
+    """Where there is no terminal nothing wraps: a line stays a line, a table row stays a row."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=_FILE_WIDTH)
+
+
+def _progress_line(progress: Mapping[str, Any]) -> str:
+    return (
+        f"round {progress['round']}/{progress['totalRounds']}  {progress['imagesPerSecond']:.1f} images/s  "
+        f"{duration(progress['remainingSeconds'])} left"
+    )
+
+
+# Keys of a task's row in /progress, in the words of docs/training.md. There is no KL under a deterministic sampler, and
+# no reward before the first validation.
+_FIGURES = {"loss": "loss", "kl": "KL", "velocityMse": "velocity error"}
+_REWARD = "reward/"
+
+
+def task_table(progress: Mapping[str, Any]) -> Table:
+    """A row per task: the spec's objective, the KL where there is one, the distance to the teacher, the rewards."""
+    metrics = progress["metrics"]
+    figures = {key: name for key, name in _FIGURES.items() if any(key in metric for metric in metrics)}
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("task")
+    for name in figures.values():
+        table.add_column(name, justify="right")
+    if rewarded := any(_rewards(metric) for metric in metrics):
+        table.add_column("reward")
+    for metric in metrics:
+        cells = [f"{metric[key]:.4g}" for key in figures]
+        table.add_row(Text(metric["task"]), *cells, *([Text(_rewards(metric))] if rewarded else []))
+    return table
+
+
+def losses(progress: Mapping[str, Any]) -> str:
+    """By task, and then KL and rewards where there are some."""
+    metrics = progress["metrics"]
+    words = ["  ".join(f"{metric['task']} {metric['loss']:.4g}" for metric in metrics)]
+    if any("kl" in metric for metric in metrics):
+        words.append("KL " + "  ".join(f"{metric['task']} {metric['kl']:.4g}" for metric in metrics))
+    if any(_rewards(metric) for metric in metrics):
+        words.append("reward " + "  ".join(_rewards(metric) for metric in metrics))
+    return "  ".join(words)
+
+
+def _rewards(metric: Mapping[str, Any]) -> str:
+    """Of the newest validation."""
+    return "  ".join(
+        f"{key.removeprefix(_REWARD)} {value:.3f}" for key, value in metric.items() if key.startswith(_REWARD)
+    )
+
+
+def result_table(summary: Mapping[str, Any]) -> Table:
+    """Models by rewards, with the share of each teacher's gain that the student keeps below."""
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]] = summary["scores"]
+    rewards = list(next(iter(scores.values())))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model")
+    for reward in rewards:
+        table.add_column(reward, justify="right")
+    for model, by_reward in scores.items():
+        cells = [
+            f"{by_reward[r]['mean']:.3f}  [{by_reward[r]['low']:.3f}, {by_reward[r]['high']:.3f}]" for r in rewards
+        ]
+        table.add_row(model, *[Text(cell) for cell in cells], style="bold" if model == "student" else "")
+    return table
+
+
+def kept_line(summary: Mapping[str, Any]) -> str:
+    """The student's share of every teacher's gain, in words."""
+    parts = []
+    for task, kept in summary["kept"].items():
+        if kept["share"] is None:
+            parts.append(f"{task}: the teacher gains nothing here")
+        elif kept["low"] is None:
+            parts.append(f"{task} {kept['share']:.0%}")
+        else:
+            parts.append(f"{task} {kept['share']:.0%} [{kept['low']:.0%}, {kept['high']:.0%}]")
+    return "of the teachers' gains the student keeps: " + ", ".join(parts)
+
+
+def gate_lines(summary: Mapping[str, Any]) -> list[str]:
+    """A line per rule of the gate."""
+    return [
+        f"gate:    {check['task']} {check['reward']} {check['actual']:.3f}, required {check['required']:.3f}: "
+        + ("passed" if check["passed"] else "MISSED")
+        for check in summary["gate"]
+    ]
+
+
+def clock() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

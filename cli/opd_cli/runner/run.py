@@ -1,0 +1,68 @@
+"""The stages of one distillation on one machine, in the operator's order and words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from opd_core.api.load import spec_digest
+from opd_core.artifacts import installed_versions
+from opd_core.errors import GateError
+from opd_core.stages import Reason, Stage
+from opd_core.uris import claim_path
+from opd_trainer.evaluation.gate import failures
+
+from opd_cli.runner.context import Run
+from opd_cli.runner.endpoint import deploy
+from opd_cli.runner.evaluation import evaluate, is_evaluated
+from opd_cli.runner.preflight import check_files
+from opd_cli.runner.stop import InterruptedRunError
+from opd_cli.runner.training import is_trained, train
+
+
+def run(run: Run, *, serve: bool) -> dict[str, Any]:
+    """All stages. Returns the summary.
+
+    Raises:
+        GateError: the student missed its gate; everything is written. InterruptedRunError: by the user.
+        OPDError: a failure.
+    """
+    try:
+        return _run(run, serve)
+    except InterruptedRunError as error:
+        run.display.interrupted(str(error))
+        raise
+    except KeyboardInterrupt:
+        run.display.interrupted("killed; the same command continues at the last checkpoint")
+        raise
+
+
+def _run(run: Run, serve: bool) -> dict[str, Any]:
+    if not (is_trained(run) and is_evaluated(run)):
+        check_files(run.distillation.metadata.name, run.work.spec, run.work.claims)
+        run.stop.check()
+    train(run)
+    scored = evaluate(run)
+    summary = write_summary(run, scored)
+    if words := "; ".join(failures(scored["gate"])):
+        run.display.stage(Stage.EVALUATED, Reason.GATE_MISSED, words)
+        raise GateError(f"the student missed its gate ({words}); it is not served. Train longer, or change the gate")
+    run.display.note(f"student copied to {claim_path(run.spec.student.output.uri, run.work.claims)}")
+    if run.spec.endpoint.enabled:
+        deploy(run, serve=serve)
+        summary = write_summary(run, scored)
+    else:
+        run.display.stage(Stage.DEPLOYED, Reason.DISABLED, "spec.endpoint.enabled is false")
+    return summary
+
+
+def write_summary(run: Run, scored: Mapping[str, Any]) -> dict[str, Any]:
+    """WORK/summary.json: the evaluator's findings and where they come from."""
+    summary = {
+        "name": run.distillation.metadata.name,
+        "specDigest": spec_digest(run.distillation),
+        "versions": installed_versions(),
+        "stageSeconds": {stage.value: (run.work.done(stage) or {}).get("seconds") for stage in Stage},
+        "student": {"digest": run.student_digest(), "path": str(run.work.student)},
+        **scored,
+    }
+    run.work.write_json("summary.json", summary)
+    return summary

@@ -1,0 +1,135 @@
+"""TeachersReady and Trained: the teachers live exactly as long as the training."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from opd_core import roles
+from opd_core.api.digests import weights_digest
+from opd_core.api.types import Placement
+from opd_core.ports import free_ports
+from opd_core.stages import Reason, Stage
+
+from opd_cli.runner.context import POLL_SECONDS, Run
+from opd_cli.runner.supervise import Job, Server
+
+_PROGRESS_SECONDS = 1.0
+
+
+def is_trained(run: Run) -> bool:
+    """Whether the folder holds the student of this spec."""
+    trained = run.work.done(Stage.TRAINED)
+    return (
+        trained is not None
+        and trained["spec"] == weights_digest(run.distillation)
+        and trained["digest"] == run.student_digest()
+    )
+
+
+def train(run: Run) -> None:
+    """Serve the teachers, train the student, stop the teachers; nothing where that is done."""
+    if is_trained(run):
+        run.display.stage(Stage.TEACHERS_READY, Reason.UP_TO_DATE, "not needed")
+        run.display.stage(Stage.TRAINED, Reason.UP_TO_DATE, f"student {str(run.student_digest())[:19]}")
+        return
+    groups, training = roles.teacher_servers(run.spec), run.spec.training
+    place = replace(run.place, threads=_share(run.place.threads, len(groups) + training.processes_per_node))
+    with ExitStack() as stack:
+        teachers = _start_teachers(run, place, groups, stack)
+        addresses = [f"127.0.0.1:{teacher.recipe.ports['grpc']}" for teacher in teachers]
+        began = time.monotonic()
+        resumed = (run.work.checkpoints / "latest").exists()
+        run.display.stage(Stage.TRAINED, Reason.RESUMED if resumed else Reason.STARTING, "trainer starts")
+
+        def recipe() -> roles.Recipe:
+            return roles.trainer(place, addresses, *free_ports(1), tensorboard=run.tensorboard)
+
+        trainer = stack.enter_context(Job(run.supervision, Stage.TRAINED, recipe))
+        _follow(run, trainer, teachers)
+        seconds = time.monotonic() - began
+        student = run.student_digest()
+        if student is None:
+            raise trainer.failure()
+        for teacher in teachers:
+            teacher.program.terminate()  # all at once; leaving the stack waits for each
+    run.work.finish(Stage.TRAINED, digest=student, spec=weights_digest(run.distillation), seconds=seconds)
+    run.display.stage(Stage.TRAINED, Reason.COMPLETED, f"student {student[:19]} in {seconds:.0f} s")
+    if teachers:
+        run.display.stage(Stage.TEACHERS_READY, Reason.FREED, "teacher servers stopped")
+
+
+def _start_teachers(
+    run: Run, place: roles.Place, groups: tuple[tuple[str, ...], ...], stack: ExitStack
+) -> list[Server]:
+    if run.spec.teacher_serving.placement == Placement.IN_PROCESS:
+        run.display.stage(Stage.TEACHERS_READY, Reason.DISABLED, "teachers live inside the trainer")
+        return []
+    names = ", ".join(teacher.name for teacher in run.spec.teachers)
+    run.display.stage(Stage.TEACHERS_READY, Reason.STARTING, f"{len(groups)} Triton server(s) for {names}")
+    began = time.monotonic()
+
+    def recipe_of(number: int, group: tuple[str, ...]) -> Callable[[], roles.Recipe]:
+        return lambda: roles.teacher_server(
+            place, f"teachers-{number}", group, dict(zip(("grpc", "http", "metrics"), free_ports(3), strict=True))
+        )
+
+    servers = [
+        stack.enter_context(Server(run.supervision, Stage.TEACHERS_READY, recipe_of(number, group)))
+        for number, group in enumerate(groups)
+    ]
+    run.wait_ready(servers, Stage.TEACHERS_READY)
+    seconds = time.monotonic() - began
+    run.work.finish(Stage.TEACHERS_READY, seconds=seconds)
+    run.display.stage(Stage.TEACHERS_READY, Reason.COMPLETED, f"{names} answer after {seconds:.0f} s")
+    return servers
+
+
+def _follow(run: Run, trainer: Job, teachers: list[Server]) -> None:
+    """Until the trainer is done: restart what fails and may be retried, show progress, drain on Ctrl-C."""
+    check_deadline = run.deadline(Stage.TRAINED)
+    draining, running, asked_at, round_ = False, False, 0.0, 0
+    while True:
+        if draining and (code := trainer.program.exit_code):
+            if code <= 128:
+                raise trainer.failure()
+            at = f"after round {round_}" if round_ else "before its first round"
+            raise run.stop.error(f"stopped {at}; the same command continues at the last checkpoint")
+        if trainer.finished():
+            return
+        if run.stop.asked and not draining:
+            run.display.note("stopping: the trainer finishes its round and saves a checkpoint; Ctrl-C again to kill")
+            trainer.program.terminate()
+            draining = True
+        for teacher in teachers:
+            teacher.keep_alive()
+        if time.monotonic() - asked_at > _PROGRESS_SECONDS:
+            asked_at = time.monotonic()
+            progress = _progress(trainer)
+            if progress and progress["metrics"]:
+                round_ = progress["round"]
+                if not running:
+                    run.display.stage(Stage.TRAINED, Reason.RUNNING, f"{progress['totalRounds']} rounds")
+                run.display.progress(progress)
+            running = bool(progress and progress["metrics"])
+        check_deadline()
+        time.sleep(POLL_SECONDS)
+
+
+def _share(cores: int, processes: int) -> int:
+    """Threads of each process where several compute at once: more would take turns, slowly."""
+    return max(1, cores // processes)
+
+
+def _progress(trainer: Job) -> Mapping[str, Any] | None:
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{trainer.recipe.ports['metrics']}/progress", timeout=2
+        ) as answer:
+            content: Mapping[str, Any] = json.load(answer)
+            return content
+    except (OSError, ValueError):
+        return None  # not up yet, or busy; the next poll asks again

@@ -1,0 +1,395 @@
+"""The rules of `rules` for the API server, in CEL, and what may not change once a run has begun.
+
+A rule stands at the lowest node that sees all it needs. Where the API server cannot point at the field itself, an item
+of a list, the sentence begins with its path.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any
+
+from opd_core.api import sentences
+from opd_core.api.rules import PIXEL_MULTIPLE, RESERVED_PATHS, RESOURCES
+from opd_core.api.sentences import Sentence
+
+
+@dataclass(frozen=True)
+class Cel:
+    """One rule. `got` and `words` are CEL expressions; a rule with `oldSelf` is about a change."""
+
+    at: str
+    holds: str
+    sentence: Sentence
+    got: str
+    path: str = ""  # below `at`
+    words: Mapping[str, str] = field(default_factory=dict)
+    where: str = ""  # template of the whole path, if the API server cannot say it
+
+    def validation(self) -> dict[str, Any]:
+        """An entry of x-kubernetes-validations."""
+        template = f"{self.sentence.message} (got {{got}}); {self.sentence.remedy}"
+        template = f"{self.where}: {template}" if self.where else template
+        return {
+            "rule": self.holds,
+            "messageExpression": _formatted(template, {**self.words, "got": self.got}),
+            **({"fieldPath": f".{self.path}"} if self.path else {}),
+        }
+
+
+def _formatted(template: str, words: Mapping[str, str]) -> str:
+    """A template as a CEL expression. `format` is cheap for the API server's estimate; a sum of texts is not."""
+    text, values = "", []
+    for literal, name, _, _ in Formatter().parse(template):
+        text += literal.replace("%", "%%")
+        if name is not None:
+            text += "%s"
+            values.append(words[name])
+    return f"{json.dumps(text, ensure_ascii=False)}.format([{', '.join(values)}])"
+
+
+def _quoted(expression: str) -> str:
+    return f"strings.quote({expression})"
+
+
+def pattern(expression: str, *, number: bool = False) -> dict[str, Any]:
+    """The rule for text of one form; `number`: or a whole number, not negative."""
+    matches = f"self.matches({json.dumps(expression)})"
+    if number:
+        matches = f"type(self) == int ? self >= 0 : {matches}"
+    got = _quoted("string(self)" if number else "self")
+    return Cel("", matches, sentences.PATTERNS[expression], got).validation()
+
+
+def keys(length: int, expression: str) -> list[dict[str, Any]]:
+    """The rules for the keys of a map, which no schema can bound."""
+    longest = f"self.filter(k, k.size() > {length})[0].size()"
+    form = f"k.matches({json.dumps(expression)})"
+    wrong = f"self.filter(k, k.size() <= {length} && !{form})"
+    return [
+        Cel("", f"self.all(k, k.size() <= {length})", sentences.LONG_KEY, longest).validation(),
+        Cel("", f"{wrong}.size() == 0", sentences.PATTERNS[expression], _quoted(f"{wrong}[0]")).validation(),
+    ]
+
+
+def _samplers(at: str) -> list[Cel]:
+    noise = "self.noiseLevel"
+    return [
+        Cel(at, "self.type != 'ODE' || self.noiseLevel == 0.0", sentences.ODE_NOISE, noise, "noiseLevel"),
+        Cel(at, "self.type != 'SDE' || self.noiseLevel > 0.0", sentences.SDE_NO_NOISE, noise, "noiseLevel"),
+        Cel(at, "self.type != 'SDE' || self.solver != 'DPM1'", sentences.DPM1_SDE, _quoted("self.solver"), "solver"),
+        Cel(at, "self.solver != 'CPS' || self.noiseLevel <= 1.0", sentences.CPS_NOISE, noise, "noiseLevel"),
+    ]
+
+
+def _divisible(side: str) -> Cel:
+    pixels, multiple = f"self.{side}", PIXEL_MULTIPLE
+    below = f"{pixels} - {pixels} % {multiple}"
+    words = {"multiple": f"{multiple}", "below": below, "above": f"{below} + {multiple}"}
+    at = "spec.training.resolution"
+    return Cel(at, f"{pixels} % {multiple} == 0", sentences.NOT_DIVISIBLE, pixels, side, words)
+
+
+_STEPS, _LAST = "self.objective.trainedSteps", "self.sampler.steps - 1"
+_KL_CPS = (
+    "self.objective.type != 'KL' || self.sampler.type != 'SDE' || self.sampler.solver != 'CPS'"
+    f" || (has({_STEPS}) && !({_LAST} in {_STEPS}))"
+)
+_RANKS = "(self.nodes * self.processesPerNode)"
+_PER_RANK = f"(self.imagesPerTask / {_RANKS})"
+_GATE = "self.evaluation.gate"
+_KNOWN_TASK = "self.teachers.exists(t, t.name == g.task)"
+_KNOWN_REWARD = "!self.teachers.exists(t, t.name == g.task && !(g.reward in t.rewards))"
+_BEGUN = "has(oldSelf.status) && has(oldSelf.status.run)"
+
+
+def _first(items: str, item: str, holds: str) -> str:
+    """Index of the first item for which a rule does not hold. Of truth values: texts would be too dear to compare."""
+    return f"{items}.map({item}, {holds}).indexOf(false)"
+
+
+_TAKEN = "self.map(t, self.exists_one(o, o.name == t.name)).lastIndexOf(false)"
+_WRONG_STEP = _first(_STEPS, "x", f"x <= {_LAST}")
+_WRONG_TASK = _first(_GATE, "g", _KNOWN_TASK)
+_WRONG_REWARD = _first(_GATE, "g", _KNOWN_REWARD)
+
+
+def _unchanged(path: str, sentence: Sentence) -> Cel:
+    new, old = f"self.{path}", f"oldSelf.{path}"
+    return Cel("", f"!({_BEGUN}) || {new} == {old}", sentence, _quoted(new), path, {"old": old})
+
+
+def _amount(quantity: str) -> str:
+    return f"(type({quantity}) == int ? double({quantity}) : quantity({quantity}).asApproximateFloat())"
+
+
+_REQUEST, _LIMIT = _amount("self.requests[k]"), _amount("self.limits[k]")
+_DEVICE = f"!k.contains('/') || (k in self.limits && {_REQUEST} == {_LIMIT})"
+_ABOVE = f"!k.contains('/') && k in self.limits && {_REQUEST} > {_LIMIT}"
+
+
+_SOURCES = ("claim", "secret", "configMap")
+_FREE = " && ".join(
+    f"!(self.mountPath + '/').startsWith('{taken}/') && !'{taken}/'.startsWith(self.mountPath + '/')"
+    for taken in RESERVED_PATHS
+)
+
+
+def _volumes(at: str) -> list[Cel]:
+    twice = "self.map(v, self.exists_one(o, o.mountPath == v.mountPath)).lastIndexOf(false)"
+    given = " + ".join(f"(has(self.{source}) ? ['{source}'] : [])" for source in _SOURCES)
+    return [
+        Cel(f"{at}[]", f"({given}).size() == 1", sentences.ONE_SOURCE, given),
+        Cel(f"{at}[]", _FREE, sentences.RESERVED_PATH, _quoted("self.mountPath"), "mountPath"),
+        Cel(
+            at,
+            "self.all(v, self.exists_one(o, o.mountPath == v.mountPath))",
+            sentences.PATH_TWICE,
+            _quoted(f"self[{twice}].mountPath"),
+            words={"index": twice},
+            where=f"{at}[{{index}}].mountPath",
+        ),
+    ]
+
+
+def _affinity(at: str) -> list[Cel]:
+    required, preferred = (f"{kind}DuringSchedulingIgnoredDuringExecution" for kind in ("required", "preferred"))
+    nodes = (f"{required}.nodeSelectorTerms[]", f"{preferred}[].preference")
+    pods = (f"{required}[].labelSelector", f"{preferred}[].podAffinityTerm.labelSelector")
+    places = [f"{at}.nodeAffinity.{place}" for place in nodes]
+    places += [f"{at}.{kind}.{place}" for kind in ("podAffinity", "podAntiAffinity") for place in pods]
+    rules = (
+        ("!(self.operator in ['Exists', 'DoesNotExist']) || self.values.size() == 0", sentences.NO_VALUES),
+        ("!(self.operator in ['In', 'NotIn']) || self.values.size() > 0", sentences.SOME_VALUES),
+        (
+            "!(self.operator in ['Gt', 'Lt']) || (self.values.size() == 1 && self.values[0].matches('^[0-9]+$'))",
+            sentences.ONE_NUMBER,
+        ),
+    )
+    return [
+        Cel(f"{place}.matchExpressions[]", holds, sentence, "self.values", "values", {"operator": "self.operator"})
+        for place in places
+        for holds, sentence in rules
+        if sentence is not sentences.ONE_NUMBER or ".nodeAffinity." in place
+    ]
+
+
+def _pod(at: str) -> list[Cel]:
+    twice = "self.env.map(v, self.env.exists_one(o, o.name == v.name)).lastIndexOf(false)"
+    item = f"{at}.tolerations[]"
+    known = ", ".join(RESOURCES)
+    return [
+        Cel(
+            at,
+            "self.env.all(v, self.env.exists_one(o, o.name == v.name))",
+            sentences.VARIABLE_TWICE,
+            _quoted(f"self.env[{twice}].name"),
+            "env",
+            {"index": twice},
+            f"{at}.env[{{index}}].name",
+        ),
+        Cel(
+            f"{at}.env[]",
+            "self.value == '' || !has(self.secretKeyRef)",
+            sentences.TWO_VALUES,
+            _quoted("self.value"),
+            "value",
+        ),
+        *_volumes(f"{at}.volumes"),
+        *_affinity(f"{at}.affinity"),
+        Cel(
+            item,
+            "self.operator != 'Exists' || self.value == ''",
+            sentences.EXISTS_VALUE,
+            _quoted("self.value"),
+            "value",
+        ),
+        Cel(item, "self.operator != 'Equal' || self.key != ''", sentences.NO_KEY, _quoted("self.key"), "key"),
+        Cel(
+            item,
+            "!has(self.tolerationSeconds) || self.effect == 'NoExecute'",
+            sentences.NO_WAIT,
+            "self.tolerationSeconds",
+            "tolerationSeconds",
+        ),
+        *(
+            Cel(
+                f"{at}.resources.{kind}",
+                f"self.all(k, k in {json.dumps(RESOURCES)} || k.contains('/'))",
+                sentences.NO_RESOURCE,
+                f"self.filter(k, !(k in {json.dumps(RESOURCES)}) && !k.contains('/'))",
+                words={"known": json.dumps(known)},
+            )
+            for kind in ("requests", "limits")
+        ),
+        Cel(
+            f"{at}.resources",
+            f"self.requests.all(k, {_DEVICE})",
+            sentences.DEVICE,
+            f"self.requests.filter(k, !({_DEVICE}))",
+            "requests",
+        ),
+        Cel(
+            f"{at}.resources",
+            f"self.requests.all(k, !({_ABOVE}))",
+            sentences.ABOVE_LIMIT,
+            f"self.requests.filter(k, {_ABOVE})",
+            "requests",
+        ),
+    ]
+
+
+RULES = (
+    Cel(
+        "",
+        f"self.metadata.name.size() <= {sentences.OBJECT_NAME_LENGTH} && "
+        f"self.metadata.name.matches({json.dumps(sentences.OBJECT_NAME_PATTERN)})",
+        sentences.OBJECT_NAME,
+        _quoted("self.metadata.name"),
+        where="metadata.name",
+    ),
+    Cel(
+        "spec.teachers",
+        "self.all(t, self.exists_one(o, o.name == t.name))",
+        sentences.TAKEN,
+        _quoted(f"self[{_TAKEN}].name"),
+        words={"index": _TAKEN},
+        where="spec.teachers[{index}].name",
+    ),
+    Cel(
+        "spec.teachers",
+        "self.size() == 0 || self.exists(t, t.weight > 0.0)",
+        sentences.NO_WEIGHT,
+        "0",
+    ),
+    Cel(
+        "spec.teachers[]",
+        "self.rewards.all(r, self.rewards.exists_one(o, o == r))",
+        sentences.REWARD_TWICE,
+        "self.rewards",
+        "rewards",
+    ),
+    _divisible("width"),
+    _divisible("height"),
+    *_samplers("spec.training.sampler"),
+    *_samplers("spec.evaluation.sampler"),
+    Cel(
+        "spec.training",
+        "self.objective.type != 'KL' || self.sampler.type != 'ODE'",
+        sentences.KL_ODE,
+        _quoted("self.objective.type"),
+        "objective.type",
+    ),
+    Cel(
+        "spec.training",
+        _KL_CPS,
+        sentences.KL_CPS,
+        f"has({_STEPS}) ? dyn({_STEPS}) : dyn('nothing')",
+        "objective.trainedSteps",
+        {"last": _LAST},
+    ),
+    Cel(
+        "spec.training",
+        f"!has({_STEPS}) || {_STEPS}.all(x, x <= {_LAST})",
+        sentences.NO_STEP,
+        f"{_STEPS}[{_WRONG_STEP}]",
+        "objective.trainedSteps",
+        {"last": _LAST, "index": _WRONG_STEP},
+        "spec.training.objective.trainedSteps[{index}]",
+    ),
+    Cel(
+        "spec.training",
+        f"self.imagesPerTask % {_RANKS} == 0",
+        sentences.RANKS,
+        "self.imagesPerTask",
+        "imagesPerTask",
+        {"ranks": _RANKS},
+    ),
+    Cel(
+        "spec.training",
+        f"!has(self.microBatchSize) || self.imagesPerTask % {_RANKS} != 0 || {_PER_RANK} % self.microBatchSize == 0",
+        sentences.MICRO_BATCH,
+        "self.microBatchSize",
+        "microBatchSize",
+        {"images": _PER_RANK},
+    ),
+    Cel(
+        "spec.training",
+        "self.optimizer.schedule != 'Cosine' || self.optimizer.warmupRounds < self.rounds",
+        sentences.WARMUP,
+        "self.optimizer.warmupRounds",
+        "optimizer.warmupRounds",
+        {"rounds": "self.rounds"},
+    ),
+    Cel(
+        "spec",
+        f"{_GATE}.all(g, {_KNOWN_TASK})",
+        sentences.NO_TASK,
+        _quoted(f"{_GATE}[{_WRONG_TASK}].task"),
+        "evaluation.gate",
+        {"tasks": "self.teachers.map(t, t.name)", "index": _WRONG_TASK},
+        "spec.evaluation.gate[{index}].task",
+    ),
+    Cel(
+        "spec",
+        f"{_GATE}.all(g, {_KNOWN_REWARD})",
+        sentences.NO_REWARD,
+        _quoted(f"{_GATE}[{_WRONG_REWARD}].reward"),
+        "evaluation.gate",
+        {
+            "task": f"{_GATE}[{_WRONG_REWARD}].task",
+            "rewards": f"self.teachers.filter(t, t.name == {_GATE}[{_WRONG_REWARD}].task)[0].rewards",
+            "index": _WRONG_REWARD,
+        },
+        "spec.evaluation.gate[{index}].reward",
+    ),
+    Cel(
+        "spec.evaluation.gate[]",
+        "has(self.atLeast) != has(self.ofTeacher)",
+        sentences.ONE_LIMIT,
+        "has(self.atLeast) ? ['atLeast', 'ofTeacher'] : []",
+    ),
+    Cel(
+        "spec.endpoint.autoscaling",
+        "self.minReplicas <= self.maxReplicas",
+        sentences.REPLICA_RANGE,
+        "self.minReplicas",
+        "minReplicas",
+        {"most": "self.maxReplicas"},
+    ),
+    Cel(
+        "spec.endpoint",
+        "self.rollout.maxSurge != 0 || !has(self.autoscaling) || self.autoscaling.minReplicas > 1",
+        sentences.NO_SURGE_SCALED,
+        "self.autoscaling.minReplicas",
+        "autoscaling.minReplicas",
+    ),
+    Cel(
+        "spec.endpoint.rollout",
+        "self.steps.all(x, self.steps.exists_one(o, o == x)) && self.steps.isSorted()",
+        sentences.RISING,
+        "self.steps",
+        "steps",
+    ),
+    Cel(
+        "spec.endpoint",
+        "self.rollout.maxSurge != 0 || self.replicas != 1",
+        sentences.NO_SURGE,
+        "self.rollout.maxSurge",
+        "rollout.maxSurge",
+    ),
+    Cel(
+        "spec",
+        "self.managedBy == oldSelf.managedBy",
+        sentences.SAME_MANAGER,
+        _quoted("self.managedBy"),
+        "managedBy",
+        {"old": "oldSelf.managedBy"},
+    ),
+    *_pod("spec.teacherServing.pod"),
+    *_pod("spec.training.pod"),
+    *_pod("spec.endpoint.pod"),
+    _unchanged("spec.model.uri", sentences.SAME_BASE),
+    _unchanged("spec.student.output.uri", sentences.SAME_FOLDER),
+)

@@ -1,0 +1,236 @@
+"""Rules over several fields of a spec, for `opd validate`. Each has its counterpart for the API server in `cel`."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from opd_core.api import sentences
+from opd_core.api.affinity import Affinity, LabelExpression, LabelSelector, NodeExpression
+from opd_core.api.pod import EnvVar, Resources, Toleration, Volume, amount
+from opd_core.api.sentences import Problem, shown
+from opd_core.api.types import LearningRateSchedule, ObjectiveType, SamplerType, Solver, Spec
+
+# What every pod has already: its own files, the spec, the claims, what the kernel shows.
+RESERVED_PATHS = ("/tmp", "/dev", "/proc", "/sys", "/etc", "/opt/opd", "/usr", "/mnt/claims", "/var/run/secrets")  # noqa: S108
+RESOURCES = ("cpu", "memory", "ephemeral-storage")  # without a domain in their name
+PIXEL_MULTIPLE = 8  # every supported VAE scales by 8 or more; the model's own multiple is checked when it is loaded
+
+
+def _unique_teachers(spec: Spec) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for i, teacher in enumerate(spec.teachers):
+        if teacher.name in seen:
+            yield sentences.TAKEN.problem(f"spec.teachers[{i}].name", teacher.name)
+        seen.add(teacher.name)
+
+
+def _some_weight(spec: Spec) -> Iterator[Problem]:
+    if sum(teacher.weight for teacher in spec.teachers) == 0:
+        yield sentences.NO_WEIGHT.problem("spec.teachers", 0)
+
+
+def _unique_rewards(spec: Spec) -> Iterator[Problem]:
+    for i, teacher in enumerate(spec.teachers):
+        if len(set(teacher.rewards)) < len(teacher.rewards):
+            yield sentences.REWARD_TWICE.problem(f"spec.teachers[{i}].rewards", teacher.rewards)
+
+
+def _resolution(spec: Spec) -> Iterator[Problem]:
+    for side in ("width", "height"):
+        pixels = getattr(spec.training.resolution, side)
+        below = pixels - pixels % PIXEL_MULTIPLE
+        if pixels != below:
+            words = {"multiple": PIXEL_MULTIPLE, "below": below, "above": below + PIXEL_MULTIPLE}
+            yield sentences.NOT_DIVISIBLE.problem(f"spec.training.resolution.{side}", pixels, **words)
+
+
+def _samplers(spec: Spec) -> Iterator[Problem]:
+    for path, sampler in (
+        ("spec.training.sampler", spec.training.sampler),
+        ("spec.evaluation.sampler", spec.evaluation.sampler),
+    ):
+        if sampler.type == SamplerType.ODE and sampler.noise_level > 0:
+            yield sentences.ODE_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
+        if sampler.type == SamplerType.SDE and sampler.noise_level == 0:
+            yield sentences.SDE_NO_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
+        if sampler.type == SamplerType.SDE and sampler.solver == Solver.DPM1:
+            yield sentences.DPM1_SDE.problem(f"{path}.solver", sampler.solver.value)
+        if sampler.solver == Solver.CPS and sampler.noise_level > 1:
+            yield sentences.CPS_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
+
+
+def _objective(spec: Spec) -> Iterator[Problem]:
+    sampler, objective = spec.training.sampler, spec.training.objective
+    path, last = "spec.training.objective", sampler.steps - 1
+    kl, steps = objective.type == ObjectiveType.KL, objective.trained_steps
+    if kl and sampler.type == SamplerType.ODE:
+        yield sentences.KL_ODE.problem(f"{path}.type", objective.type.value)
+    if kl and sampler.type == SamplerType.SDE and sampler.solver == Solver.CPS and (steps is None or last in steps):
+        yield sentences.KL_CPS.problem(f"{path}.trainedSteps", steps, last=last)
+    for i, step in enumerate(steps or []):
+        if step > last:
+            yield sentences.NO_STEP.problem(f"{path}.trainedSteps[{i}]", step, last=last)
+
+
+def _batches(spec: Spec) -> Iterator[Problem]:
+    training = spec.training
+    ranks, images = training.world_size, training.images_per_task
+    if images % ranks:
+        yield sentences.RANKS.problem("spec.training.imagesPerTask", images, ranks=ranks)
+    elif training.micro_batch_size and images // ranks % training.micro_batch_size:
+        path = "spec.training.microBatchSize"
+        yield sentences.MICRO_BATCH.problem(path, training.micro_batch_size, images=images // ranks)
+
+
+def _warmup(spec: Spec) -> Iterator[Problem]:
+    optimizer, rounds = spec.training.optimizer, spec.training.rounds
+    if optimizer.schedule == LearningRateSchedule.COSINE and optimizer.warmup_rounds >= rounds:
+        path = "spec.training.optimizer.warmupRounds"
+        yield sentences.WARMUP.problem(path, optimizer.warmup_rounds, rounds=rounds)
+
+
+def _gate(spec: Spec) -> Iterator[Problem]:
+    known = {teacher.name: teacher.rewards for teacher in spec.teachers}
+    for i, rule in enumerate(spec.evaluation.gate):
+        path = f"spec.evaluation.gate[{i}]"
+        if rule.task not in known:
+            yield sentences.NO_TASK.problem(f"{path}.task", rule.task, tasks=shown(list(known)))
+        elif rule.reward not in known[rule.task]:
+            words = {"task": rule.task, "rewards": shown(known[rule.task])}
+            yield sentences.NO_REWARD.problem(f"{path}.reward", rule.reward, **words)
+        given = {"atLeast": rule.at_least, "ofTeacher": rule.of_teacher}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) != 1:
+            yield sentences.ONE_LIMIT.problem(path, named)
+
+
+def _autoscaling(spec: Spec) -> Iterator[Problem]:
+    scaling = spec.endpoint.autoscaling
+    if scaling and scaling.min_replicas > scaling.max_replicas:
+        path = "spec.endpoint.autoscaling.minReplicas"
+        yield sentences.REPLICA_RANGE.problem(path, scaling.min_replicas, most=scaling.max_replicas)
+    if scaling and scaling.min_replicas == 1 and spec.endpoint.rollout.max_surge == 0:
+        path = "spec.endpoint.autoscaling.minReplicas"
+        yield sentences.NO_SURGE_SCALED.problem(path, scaling.min_replicas)
+
+
+def _rollout(spec: Spec) -> Iterator[Problem]:
+    rollout = spec.endpoint.rollout
+    if rollout.steps != sorted(set(rollout.steps)):
+        yield sentences.RISING.problem("spec.endpoint.rollout.steps", rollout.steps)
+    if rollout.max_surge == 0 and spec.endpoint.replicas == 1:
+        yield sentences.NO_SURGE.problem("spec.endpoint.rollout.maxSurge", rollout.max_surge)
+
+
+def _pods(spec: Spec) -> Iterator[Problem]:
+    for role, pod in (
+        ("teacherServing", spec.teacher_serving.pod),
+        ("training", spec.training.pod),
+        ("endpoint", spec.endpoint.pod),
+    ):
+        path = f"spec.{role}.pod"
+        yield from _variables(f"{path}.env", pod.env)
+        yield from _volumes(f"{path}.volumes", pod.volumes)
+        if pod.affinity:
+            yield from _affinity(f"{path}.affinity", pod.affinity)
+        for i, toleration in enumerate(pod.tolerations):
+            yield from _toleration(f"{path}.tolerations[{i}]", toleration)
+        yield from _resources(f"{path}.resources", pod.resources)
+
+
+def _variables(path: str, variables: Sequence[EnvVar]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for i, variable in enumerate(variables):
+        if variable.name in seen:
+            yield sentences.VARIABLE_TWICE.problem(f"{path}[{i}].name", variable.name)
+        if variable.value and variable.secret_key_ref:
+            yield sentences.TWO_VALUES.problem(f"{path}[{i}].value", variable.value)
+        seen.add(variable.name)
+
+
+def _volumes(path: str, volumes: Sequence[Volume]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for i, volume in enumerate(volumes):
+        sources = {"claim": volume.claim, "secret": volume.secret, "configMap": volume.config_map}
+        named = [name for name, source in sources.items() if source is not None]
+        if len(named) != 1:
+            yield sentences.ONE_SOURCE.problem(f"{path}[{i}]", named)
+        place = volume.mount_path
+        if any(f"{place}/".startswith(f"{taken}/") or f"{taken}/".startswith(f"{place}/") for taken in RESERVED_PATHS):
+            yield sentences.RESERVED_PATH.problem(f"{path}[{i}].mountPath", place)
+        if place in seen:
+            yield sentences.PATH_TWICE.problem(f"{path}[{i}].mountPath", place)
+        seen.add(place)
+
+
+def _affinity(path: str, affinity: Affinity) -> Iterator[Problem]:
+    required, preferred = (f"{kind}DuringSchedulingIgnoredDuringExecution" for kind in ("required", "preferred"))
+    if node := affinity.node_affinity:
+        place, needed = f"{path}.nodeAffinity", node.required_during_scheduling_ignored_during_execution
+        for i, term in enumerate(needed.node_selector_terms if needed else []):
+            yield from _expressions(f"{place}.{required}.nodeSelectorTerms[{i}]", term.match_expressions)
+        for i, wish in enumerate(node.preferred_during_scheduling_ignored_during_execution):
+            yield from _expressions(f"{place}.{preferred}[{i}].preference", wish.preference.match_expressions)
+    for name, pods in (("podAffinity", affinity.pod_affinity), ("podAntiAffinity", affinity.pod_anti_affinity)):
+        if pods is None:
+            continue
+        for i, term_ in enumerate(pods.required_during_scheduling_ignored_during_execution):
+            yield from _selector(f"{path}.{name}.{required}[{i}]", term_.label_selector)
+        for i, wish_ in enumerate(pods.preferred_during_scheduling_ignored_during_execution):
+            place = f"{path}.{name}.{preferred}[{i}].podAffinityTerm"
+            yield from _selector(place, wish_.pod_affinity_term.label_selector)
+
+
+def _selector(path: str, selector: LabelSelector) -> Iterator[Problem]:
+    yield from _expressions(f"{path}.labelSelector", selector.match_expressions)
+
+
+def _expressions(path: str, expressions: Sequence[NodeExpression | LabelExpression]) -> Iterator[Problem]:
+    for i, expression in enumerate(expressions):
+        at, values, words = f"{path}.matchExpressions[{i}].values", expression.values, {"operator": expression.operator}
+        if expression.operator in ("Exists", "DoesNotExist") and values:
+            yield sentences.NO_VALUES.problem(at, values, **words)
+        if expression.operator in ("In", "NotIn") and not values:
+            yield sentences.SOME_VALUES.problem(at, values, **words)
+        if expression.operator in ("Gt", "Lt") and (len(values) != 1 or not values[0].isdecimal()):
+            yield sentences.ONE_NUMBER.problem(at, values, **words)
+
+
+def _toleration(path: str, toleration: Toleration) -> Iterator[Problem]:
+    if toleration.operator == "Exists" and toleration.value:
+        yield sentences.EXISTS_VALUE.problem(f"{path}.value", toleration.value)
+    if toleration.operator == "Equal" and not toleration.key:
+        yield sentences.NO_KEY.problem(f"{path}.key", toleration.key)
+    if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
+        yield sentences.NO_WAIT.problem(f"{path}.tolerationSeconds", toleration.toleration_seconds)
+
+
+def _resources(path: str, resources: Resources) -> Iterator[Problem]:
+    for kind, named in (("requests", resources.requests), ("limits", resources.limits)):
+        if unknown := [name for name in named if name not in RESOURCES and "/" not in name]:
+            yield sentences.NO_RESOURCE.problem(f"{path}.{kind}", unknown, known=", ".join(RESOURCES))
+    requests = {name: amount(request) for name, request in resources.requests.items()}
+    limits = {name: amount(limit) for name, limit in resources.limits.items()}
+    if devices := [name for name, request in requests.items() if "/" in name and request != limits.get(name)]:
+        yield sentences.DEVICE.problem(f"{path}.requests", devices)
+    if above := [k for k, request in requests.items() if "/" not in k and k in limits and request > limits[k]]:
+        yield sentences.ABOVE_LIMIT.problem(f"{path}.requests", above)
+
+
+RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
+    _unique_teachers,
+    _some_weight,
+    _unique_rewards,
+    _resolution,
+    _samplers,
+    _objective,
+    _batches,
+    _warmup,
+    _gate,
+    _autoscaling,
+    _rollout,
+    _pods,
+)
+
+
+def problems(spec: Spec) -> list[Problem]:
+    """Every broken rule of a spec whose single fields are valid."""
+    return [problem for rule in RULES for problem in rule(spec)]

@@ -1,0 +1,153 @@
+"""The words in which a spec is refused, the same in `opd validate` and in the API server's rules (`cel`)."""
+
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from opd_core import uris
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason to refuse a spec: `path` of the field, the `value` found there, what is wrong, what to write."""
+
+    path: str
+    value: Any
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message} (got {shown(self.value)}); {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What is wrong and what to write, with `{words}` that are known when it is said."""
+
+    message: str
+    remedy: str
+
+    def problem(self, path: str, value: Any, **words: object) -> Problem:
+        return Problem(path, value, self.message.format(**words), self.remedy.format(**words))
+
+
+def shown(value: Any) -> str:
+    """A value as a rule of the API server can write it, too."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, list):
+        return "[" + ", ".join(shown(item) for item in value) + "]"
+    if isinstance(value, float) and abs(value) < float("inf"):
+        text = format(Decimal(repr(value)), "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+# ------------------------------------------------------------------------------------------------- one field's form
+
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+OBJECT_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # Services are named after it: no digit first, no dot
+OBJECT_NAME_LENGTH = 40  # names of children are this name and at most 23 characters
+REWARD_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_]+)?$"
+MODULE_PATTERN = r"^[A-Za-z0-9_.]+$"
+DIGEST_PATTERN = r"^$|^sha256:[0-9a-f]{64}$"
+VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+_DOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+_LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+LABEL_VALUE_PATTERN = f"^({_LABEL})?$"
+LABEL_KEY_PATTERN = f"^({_DOMAIN}/)?{_LABEL}$"
+TAINT_KEY_PATTERN = f"^(({_DOMAIN}/)?{_LABEL})?$"
+LOCAL_NAME_PATTERN = f"^{_DOMAIN}$"
+HOSTNAME_PATTERN = rf"^(\*\.)?{_DOMAIN}$"
+DATA_KEY_PATTERN = r"^\.?[-_A-Za-z0-9][-._A-Za-z0-9]*$"
+MOUNT_PATTERN = r"^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$"
+CLASS_PATTERN = f"^({_DOMAIN})?$"
+OPTIONAL_URI_PATTERN = f"^$|{uris.PATTERN}"
+
+OBJECT_NAME = Sentence(
+    "not a name for this object and what belongs to it",
+    f"use lower-case letters, digits and -, a letter first, at most {OBJECT_NAME_LENGTH}",
+)
+_URI = Sentence("not a URI that can be read here", f"write {uris.FORMS}")
+PATTERNS = {
+    uris.PATTERN: _URI,
+    OPTIONAL_URI_PATTERN: _URI,
+    uris.CLAIM_FOLDER: Sentence("not a folder in a claim", "write pvc://claim/folder"),
+    NAME_PATTERN: Sentence("not a valid name", "use lower-case letters, digits and -, at most 63"),
+    REWARD_PATTERN: Sentence("not a valid reward", "write a registered name or module:function"),
+    MODULE_PATTERN: Sentence("not the name of a layer", "use letters, digits, _ and ., e.g. attn.to_q"),
+    DIGEST_PATTERN: Sentence("not a digest", "write sha256: and 64 hexadecimal digits, or leave it empty"),
+    VARIABLE_PATTERN: Sentence("not the name of a variable", "use letters, digits and _, no digit first"),
+    LABEL_VALUE_PATTERN: Sentence("not the value of a label", "use letters, digits, -, _ and ., at most 63"),
+    LABEL_KEY_PATTERN: Sentence(
+        "not the key of a label or resource", "write a name or domain/name, e.g. nvidia.com/gpu"
+    ),
+    TAINT_KEY_PATTERN: Sentence("not the key of a taint", "write a name or domain/name, e.g. nvidia.com/gpu"),
+    LOCAL_NAME_PATTERN: Sentence("not the name of an object here", "use lower-case letters, digits, - and ."),
+    HOSTNAME_PATTERN: Sentence("not a host name", "write e.g. images.example.com or *.example.com"),
+    DATA_KEY_PATTERN: Sentence("not the key of a Secret", "use letters, digits, -, _ and ."),
+    MOUNT_PATTERN: Sentence("not a path for a volume", "write e.g. /models/cache"),
+    CLASS_PATTERN: Sentence("not the name of a class", "use lower-case letters, digits, - and ."),
+    QUANTITY_PATTERN: Sentence("not a quantity", "write a number and its unit, e.g. 500m, 2 or 16Gi"),
+}
+
+LONG_KEY = Sentence("a key has too many characters", "write at most 253")
+
+# ------------------------------------------------------------------------------------------------- several fields
+
+TAKEN = Sentence("this name is taken", "give every teacher its own name")
+NO_WEIGHT = Sentence("the weights sum to zero", "give at least one teacher a weight above 0")
+REWARD_TWICE = Sentence("a reward is named twice", "name each reward once")
+NOT_DIVISIBLE = Sentence("not divisible by {multiple}", "write {below} or {above}")
+ODE_NOISE = Sentence("an ODE has no noise", "write 0, or type: SDE")
+SDE_NO_NOISE = Sentence("an SDE needs noise", "write 0.7 (the paper's), or type: ODE")
+DPM1_SDE = Sentence("DPM1 is deterministic", "write Flow, Dance or CPS, or type: ODE")
+CPS_NOISE = Sentence("CPS cannot add more noise than there is", "write at most 1")
+KL_ODE = Sentence(
+    "the KL has no finite value on a deterministic sampler",
+    "write objective.type: MeanMatching, or sampler.type: SDE with noiseLevel: 0.7",
+)
+KL_CPS = Sentence(
+    "CPS takes its last step without noise, where the KL is infinite",
+    "leave step {last} out of trainedSteps, or write objective.type: MeanMatching",
+)
+NO_STEP = Sentence("no such step", "write 0 to {last}")
+RANKS = Sentence("not divisible by the {ranks} ranks (nodes x processesPerNode)", "write a multiple of {ranks}")
+MICRO_BATCH = Sentence(
+    "does not divide the {images} images per task of a rank", "write a divisor of {images}, or leave it out"
+)
+WARMUP = Sentence("the warm-up leaves no round for the cosine", "write less than {rounds}")
+NO_TASK = Sentence("no such task", "write one of {tasks}")
+NO_REWARD = Sentence("task {task} has no such reward", "write one of {rewards}")
+ONE_LIMIT = Sentence("needs one of atLeast and ofTeacher", "write exactly one of the two")
+REPLICA_RANGE = Sentence("more than maxReplicas {most}", "write at most maxReplicas")
+RISING = Sentence("canary shares must grow", "write them in rising order, e.g. [10, 50]")
+NO_SURGE_SCALED = Sentence("a rollout of the only replica would lose requests", "write 2 or more, or maxSurge: 1")
+NO_SURGE = Sentence("replacing the only replica would lose requests", "write 1, or replicas: 2 or more")
+
+# ------------------------------------------------------------------------------------------------- pods
+
+VARIABLE_TWICE = Sentence("this variable is set above", "name each variable once")
+TWO_VALUES = Sentence("the variable has a value and a secretKeyRef", "write one of the two")
+ONE_SOURCE = Sentence("needs one of claim, secret and configMap", "write exactly one of the three")
+RESERVED_PATH = Sentence("this path is in use", "write another path, e.g. /models/cache")
+PATH_TWICE = Sentence("this path is taken above", "give every volume its own path")
+NO_VALUES = Sentence("{operator} compares no values", "leave them out, or write operator: In")
+SOME_VALUES = Sentence("{operator} needs values", "write some, or operator: Exists")
+ONE_NUMBER = Sentence("{operator} compares with one whole number", 'write one, e.g. ["40"]')
+EXISTS_VALUE = Sentence("Exists compares no value", "leave it out, or write operator: Equal")
+NO_KEY = Sentence("without a key only Exists matches", "write a key, or operator: Exists")
+NO_WAIT = Sentence("only the effect NoExecute waits", "leave it out, or write effect: NoExecute")
+NO_RESOURCE = Sentence("not a resource of containers", "write {known} or domain/name, e.g. nvidia.com/gpu")
+ABOVE_LIMIT = Sentence("more than the limit", "write at most what limits says")
+DEVICE = Sentence("devices are asked for by their limit", "write the same number as limit, or no request")
+
+# ------------------------------------------------------------------------------------------------- changes
+
+SAME_BASE = Sentence(
+    "a run has begun, and students of this object are adapters of {old}", "write {old}, or make another object"
+)
+SAME_FOLDER = Sentence("a run has begun, and its students are in {old}", "write {old}, or make another object")
+SAME_MANAGER = Sentence("who manages an object never changes", "write {old}, or make another object")

@@ -1,0 +1,421 @@
+"""The fields of an `OPDDistillation` (opd.dev/v1alpha1): the one source for YAML, CLI and CRD.
+
+Defaults are the paper's (DiffusionOPD, arXiv 2605.15055, and its published configuration). Rules over several fields
+are in `rules`.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from opd_core import uris
+from opd_core.api import sentences
+from opd_core.api.base import LocalName, Model, ShortText
+from opd_core.api.pod import Pod
+
+API_VERSION = "opd.dev/v1alpha1"
+KIND = "OPDDistillation"
+
+Uri = Annotated[str, Field(max_length=uris.MAX_LENGTH, pattern=uris.PATTERN)]
+OptionalUri = Annotated[str, Field(max_length=uris.MAX_LENGTH, pattern=sentences.OPTIONAL_URI_PATTERN)]
+ClaimFolder = Annotated[str, Field(max_length=uris.MAX_LENGTH, pattern=uris.CLAIM_FOLDER)]
+Digest = Annotated[str, Field(max_length=71, pattern=sentences.DIGEST_PATTERN)]
+# A task's name becomes part of object names and label values.
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=sentences.NAME_PATTERN)]
+ObjectName = Annotated[str, Field(max_length=sentences.OBJECT_NAME_LENGTH, pattern=sentences.OBJECT_NAME_PATTERN)]
+RewardName = Annotated[str, Field(min_length=1, max_length=128, pattern=sentences.REWARD_PATTERN)]
+Guidance = Annotated[float, Field(ge=0, le=50)]
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+class Placement(StrEnum):
+    SHARED = "Shared"
+    DEDICATED = "Dedicated"
+    IN_PROCESS = "InProcess"
+
+
+class SamplerType(StrEnum):
+    ODE = "ODE"
+    SDE = "SDE"
+
+
+class Solver(StrEnum):
+    FLOW = "Flow"
+    DANCE = "Dance"
+    CPS = "CPS"
+    DPM1 = "DPM1"
+
+
+class ObjectiveType(StrEnum):
+    KL = "KL"
+    MEAN_MATCHING = "MeanMatching"
+    VELOCITY = "Velocity"
+
+
+class Passes(StrEnum):
+    ONE = "One"
+    TWO = "Two"
+
+
+class Precision(StrEnum):
+    BF16 = "BF16"
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+
+class LearningRateSchedule(StrEnum):
+    CONSTANT = "Constant"
+    COSINE = "Cosine"
+
+
+class RolloutStrategy(StrEnum):
+    CANARY = "Canary"
+    REPLACE = "Replace"
+
+
+class CleanPodPolicy(StrEnum):
+    RUNNING = "Running"
+    ALL = "All"
+
+
+# ---------------------------------------------------------------------------------------------------- model and student
+
+
+class BaseModelRef(Model):
+    uri: Uri = Field(description=f"The frozen base in diffusers' folder format: {uris.FORMS}.")
+    max_sequence_length: int = Field(
+        default=128,
+        ge=1,
+        le=512,
+        description="T5 tokens per prompt, in tokens; must be what the teachers were trained with.",
+    )
+
+
+class LoRA(Model):
+    type: Literal["LoRA"] = Field(default="LoRA", description="Kind of adapter.")
+    rank: int = Field(default=32, ge=1, le=512, description="Rank of the update.")
+    alpha: int = Field(default=64, ge=1, le=2048, description="Scale: the update is multiplied by alpha / rank.")
+    target_modules: list[Annotated[str, Field(min_length=1, max_length=128, pattern=sentences.MODULE_PATTERN)]] = Field(
+        default=[
+            "attn.add_k_proj",
+            "attn.add_q_proj",
+            "attn.add_v_proj",
+            "attn.to_add_out",
+            "attn.to_k",
+            "attn.to_out.0",
+            "attn.to_q",
+            "attn.to_v",
+        ],
+        min_length=1,
+        max_length=64,
+        description="Linear layers that get an update, by the end of their name.",
+    )
+
+
+class Output(Model):
+    uri: ClaimFolder = Field(
+        description="Folder in a claim, pvc://claim/folder: the student that passes its gate. Checkpoints and scores "
+        "are beside it, in folder.runs."
+    )
+
+
+class Student(Model):
+    adapter: LoRA = Field(default_factory=LoRA, description="The student's adapter on the base.")
+    init_from: OptionalUri = Field(default="", description="A LoRA to start from; empty: start as the base.")
+    output: Output = Field(description="Where the trained student goes.")
+
+
+# ---------------------------------------------------------------------------------------------------- teachers
+
+
+class AdapterRef(Model):
+    uri: Uri = Field(description="LoRA of the teacher: a safetensors file or its folder, with adapter metadata.")
+
+
+class Prompts(Model):
+    uri: Uri = Field(description="Prompt file: JSON lines with a `prompt` key, or one prompt per line (.txt).")
+    held_out_uri: OptionalUri = Field(
+        default="", description="Prompts for evaluation; empty: some of `uri` are held out of training."
+    )
+
+
+class Teacher(Model):
+    """One task: a frozen teacher with its prompts and rewards."""
+
+    name: Name = Field(description="Name of the teacher and of its task; unique.")
+    adapter: AdapterRef = Field(description="The teacher's LoRA on the base.")
+    guidance_scale: Guidance = Field(
+        default=4.5, description="Classifier-free guidance of this teacher; 1 turns it off."
+    )
+    weight: float = Field(
+        default=1.0, ge=0, le=1000, description="Share of this task in the loss, relative to the others."
+    )
+    prompts: Prompts = Field(description="The task's prompts.")
+    rewards: list[RewardName] = Field(
+        min_length=1, max_length=16, description="Rewards of this task: registered names or module:function."
+    )
+
+
+class TeacherServing(Model):
+    placement: Placement = Field(
+        default=Placement.SHARED,
+        description="Shared: one copy of the base serves all teachers. Dedicated: one copy per teacher. "
+        "InProcess: inside the trainer, for comparisons.",
+    )
+    replicas: int = Field(default=1, ge=1, le=64, description="Teacher servers.")
+    precision: Precision = Field(default=Precision.BF16, description="Arithmetic of the teachers' transformer.")
+    pod: Pod = Field(default_factory=Pod, description="Pods of the teacher servers.")
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+class Resolution(Model):
+    width: int = Field(default=512, ge=16, le=4096, description="Image width in pixels.")
+    height: int = Field(default=512, ge=16, le=4096, description="Image height in pixels.")
+
+
+class Sampler(Model):
+    type: SamplerType = Field(default=SamplerType.ODE, description="ODE: deterministic. SDE: with noise at every step.")
+    solver: Solver = Field(default=Solver.FLOW, description="Flow is Flow-GRPO's SDE, and Euler without noise.")
+    steps: int = Field(default=10, ge=1, le=1000, description="Solver steps from noise to image.")
+    noise_level: float = Field(default=0.0, ge=0, le=10, description="The paper's a: 0 with ODE, more with SDE.")
+
+
+class EvaluationSampler(Sampler):
+    steps: int = Field(default=40, ge=1, le=1000, description="Solver steps from noise to image.")
+
+
+class Objective(Model):
+    type: ObjectiveType = Field(
+        default=ObjectiveType.MEAN_MATCHING,
+        description="MeanMatching: paper Eq. 12. KL: closed form on an SDE, Eq. 11. Velocity: equal step weights.",
+    )
+    trained_steps: Annotated[list[Annotated[int, Field(ge=0, le=999)]], Field(min_length=1, max_length=1000)] | None = (
+        Field(default=None, description="Indices of the solver steps in the loss; absent: all of them.")
+    )
+
+
+class Optimizer(Model):
+    """AdamW."""
+
+    learning_rate: float = Field(default=3e-4, gt=0, le=1, description="Peak learning rate.")
+    schedule: LearningRateSchedule = Field(
+        default=LearningRateSchedule.CONSTANT, description="How it falls after warm-up."
+    )
+    warmup_rounds: int = Field(default=0, ge=0, le=1_000_000, description="Rounds of linear warm-up.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
+    epsilon: float = Field(default=1e-8, gt=0, le=1, description="Added to the root of the second moment.")
+    weight_decay: float = Field(default=1e-4, ge=0, le=10, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1e6, description="Gradients are clipped to this norm.")
+
+
+class Ema(Model):
+    decay: float = Field(
+        default=0.9, ge=0, lt=1, description="Decay per round of the averaged weights; 0 turns it off."
+    )
+
+
+class DeepSpeed(Model):
+    zero_stage: int = Field(
+        default=1, ge=0, le=2, description="ZeRO stage; a LoRA leaves nothing for stage 3 to shard."
+    )
+
+
+class Checkpoint(Model):
+    every_rounds: int = Field(default=30, ge=1, le=1_000_000, description="Rounds between two checkpoints.")
+    keep: int = Field(default=3, ge=1, le=100, description="Newest checkpoints that are kept.")
+
+
+class Training(Model):
+    rounds: int = Field(ge=1, le=10_000_000, description="Optimiser steps; each sees every task.")
+    images_per_task: int = Field(default=24, ge=1, le=65536, description="Images per task and round, over all ranks.")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, le=65536, description="Images that one rank computes at once; absent: all of its images."
+    )
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of prompts, noise and adapter.")
+    resolution: Resolution = Field(default_factory=Resolution, description="Size of the training images.")
+    guidance_scale: Guidance = Field(
+        default=4.5, description="Classifier-free guidance of the student; 1 turns it off."
+    )
+    sampler: Sampler = Field(default_factory=Sampler, description="How the student rolls out its trajectory.")
+    objective: Objective = Field(default_factory=Objective, description="What is minimised along the trajectory.")
+    passes: Passes = Field(
+        default=Passes.ONE,
+        description="One: the rollout's own graph is trained. Two: roll out first, then train. Equal gradients.",
+    )
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW.")
+    ema: Ema = Field(default_factory=Ema, description="Averaged weights: what is evaluated and served.")
+    precision: Precision = Field(default=Precision.BF16, description="Arithmetic of the student's transformer.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
+    nodes: int = Field(default=1, ge=1, le=1024, description="Training pods.")
+    processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks per pod; one per GPU.")
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed engine.")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="When to save, how much to keep.")
+    pod: Pod = Field(default_factory=Pod, description="Training pods.")
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes_per_node
+
+
+# ---------------------------------------------------------------------------------------------------- evaluation
+
+
+class GateRule(Model):
+    """The student must reach `atLeast`, or the share `ofTeacher` of the teacher's gain over the base."""
+
+    task: Name = Field(description="A task of this object.")
+    reward: RewardName = Field(description="One of this task's rewards.")
+    at_least: float | None = Field(default=None, description="Smallest mean reward that passes.")
+    of_teacher: float | None = Field(
+        default=None, ge=-10, le=10, description="Smallest share of the teacher's gain over the base that passes."
+    )
+
+
+class Evaluation(Model):
+    every_rounds: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Rounds between two looks at the averaged student on a few held-out prompts; absent: none.",
+    )
+    prompts_per_task: int = Field(default=128, ge=1, le=100_000, description="Held-out prompts per task.")
+    seed: int = Field(
+        default=2026, ge=0, le=2**31 - 1, description="Seed of prompts and noise, the same for all models."
+    )
+    batch_size: int = Field(default=16, ge=1, le=4096, description="Images computed at once.")
+    guidance_scale: Guidance | None = Field(
+        default=None, description="Guidance of base and student; absent: training's."
+    )
+    sampler: EvaluationSampler = Field(
+        default_factory=EvaluationSampler, description="How evaluation images are sampled."
+    )
+    gate: list[GateRule] = Field(
+        default_factory=list, max_length=64, description="What a student must reach to be served."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- endpoint
+
+
+class Rollout(Model):
+    strategy: RolloutStrategy = Field(
+        default=RolloutStrategy.CANARY, description="How a new student replaces the old one."
+    )
+    steps: list[Percent] = Field(
+        default=[10, 50], max_length=16, description="Canary shares of the traffic, in percent."
+    )
+    interval_seconds: int = Field(default=60, ge=1, le=86_400, description="Seconds between two canary steps.")
+    max_surge: int = Field(
+        default=1, ge=0, le=1, description="Pods beyond `replicas` during a rollout; 0 where no GPU is to spare."
+    )
+    max_error_rate: float = Field(default=0.02, ge=0, le=1, description="Share of failed requests that rolls back.")
+
+
+class Autoscaling(Model):
+    min_replicas: int = Field(default=1, ge=1, le=1000, description="Fewest replicas.")
+    max_replicas: int = Field(default=4, ge=1, le=1000, description="Most replicas.")
+    target_queued_images: int = Field(
+        default=4, ge=1, le=10_000, description="Queued images per replica to aim at; needs a metrics adapter."
+    )
+
+
+class Route(Model):
+    """An HTTPRoute (Gateway API) before the endpoint: the shares of a rollout are then its weights, to the percent."""
+
+    gateway: LocalName = Field(description="The Gateway that the route attaches to.")
+    gateway_namespace: Name | None = Field(
+        default=None, description="Its namespace, whose owner decides who may attach; absent: the object's own."
+    )
+    section_name: LocalName | None = Field(default=None, description="One listener of the Gateway; absent: all.")
+    hostnames: list[Annotated[str, Field(max_length=253, pattern=sentences.HOSTNAME_PATTERN)]] = Field(
+        min_length=1, max_length=16, description="Host names under which the image API answers."
+    )
+
+
+class Endpoint(Model):
+    enabled: bool = Field(default=True, description="Whether the student is served.")
+    student_digest: Digest = Field(
+        default="",
+        description="Serve this student, gate or not: promotes one that missed it, rolls back to an older one. "
+        "Empty: the newest that passed.",
+    )
+    replicas: int = Field(default=1, ge=0, le=1000, description="Endpoint pods.")
+    max_queued_images: int = Field(default=64, ge=1, le=100_000, description="Images waiting per replica before 429.")
+    max_batch_size: int = Field(default=16, ge=1, le=1024, description="Images that one tick advances at once.")
+    precision: Precision = Field(default=Precision.BF16, description="Arithmetic of the endpoint's transformer.")
+    rollout: Rollout = Field(default_factory=Rollout, description="How students replace one another.")
+    autoscaling: Autoscaling | None = Field(default=None, description="Scaling by queue length; absent: off.")
+    route: Route | None = Field(default=None, description="Who reaches it from outside the cluster; absent: nobody.")
+    pod: Pod = Field(default_factory=Pod, description="Endpoint pods.")
+
+
+# ---------------------------------------------------------------------------------------------------- run policy
+
+
+class StageDeadlines(Model):
+    teachers_ready: int = Field(default=1800, ge=1, le=604_800, description="Seconds until the teachers answer.")
+    trainer_ready: int = Field(
+        default=1800, ge=1, le=604_800, description="Seconds until all training pods run; teachers wait no longer."
+    )
+    trained: int | None = Field(
+        default=None, ge=1, le=31_536_000, description="Seconds for training; absent: no limit."
+    )
+    evaluated: int = Field(default=14_400, ge=1, le=604_800, description="Seconds for the evaluation.")
+    deployed: int = Field(default=1800, ge=1, le=604_800, description="Seconds until the endpoint answers.")
+
+
+class RunPolicy(Model):
+    backoff_limit: int = Field(
+        default=3, ge=0, le=100, description="Restarts of a failed trainer; disruptions do not count."
+    )
+    active_deadline_seconds: int | None = Field(
+        default=None, ge=1, le=31_536_000, description="Limit of the whole run."
+    )
+    stage_deadlines: StageDeadlines = Field(default_factory=StageDeadlines, description="Limits of the stages.")
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=31_536_000,
+        description="Seconds after which a finished object is deleted; absent: never.",
+    )
+    clean_pod_policy: CleanPodPolicy = Field(
+        default=CleanPodPolicy.RUNNING,
+        description="Running: the last finished trainer and evaluator stay for their logs. All: nothing stays.",
+    )
+
+
+class Spec(Model):
+    model: BaseModelRef = Field(description="The frozen base model.")
+    student: Student = Field(description="What is trained.")
+    teachers: list[Teacher] = Field(min_length=1, max_length=16, description="The frozen teachers, one per task.")
+    teacher_serving: TeacherServing = Field(default_factory=TeacherServing, description="How the teachers are served.")
+    training: Training = Field(description="The distillation.")
+    evaluation: Evaluation = Field(
+        default_factory=Evaluation, description="How base, teachers and student are compared."
+    )
+    endpoint: Endpoint = Field(default_factory=Endpoint, description="How the student is served.")
+    suspend: bool = Field(default=False, description="Free everything; false again continues at the last checkpoint.")
+    run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Retries, deadlines and cleaning up.")
+    managed_by: Literal["opd.dev/operator", "kueue.x-k8s.io/multikueue"] = Field(
+        default="opd.dev/operator", description="Who runs this object; with multikueue another cluster does."
+    )
+
+
+class Metadata(BaseModel):
+    """Kubernetes metadata; only what is read here is typed, the rest passes through."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: ObjectName
+    namespace: ShortText = ""
+
+
+class OPDDistillation(Model):
+    api_version: Literal["opd.dev/v1alpha1"]
+    kind: Literal["OPDDistillation"]
+    metadata: Metadata
+    spec: Spec

@@ -1,0 +1,1 @@
+"""Loading a text-to-image model, its adapters and its identity."""

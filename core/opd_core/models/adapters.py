@@ -1,0 +1,130 @@
+"""LoRA adapters: read and checked before they touch a model, switched without touching what is trainable."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.loaders.peft import PeftAdapterMixin
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from opd_core.artifacts import WEIGHTS
+from opd_core.errors import InvalidError
+from opd_core.models.adapter_file import AdapterFile, check_fit, read_adapter_file, unknown_targets
+from opd_core.models.headers import sort_metadata
+
+
+def load_adapter(transformer: nn.Module, path: Path, name: str) -> LoraConfig:
+    """Add the frozen LoRA at `path` (file or folder, diffusers' or PEFT's format) to `transformer` as adapter `name`.
+
+    Raises:
+        InvalidError: no weights, no metadata, or a rank, target or shape that does not fit the transformer. The
+            transformer is unchanged then.
+    """
+    adapter = read_adapter_file(path)
+    check_fit(adapter, _linear_layers(transformer))
+    state = read_adapter(adapter)
+    config = LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, target_modules=adapter.targets, use_rslora=adapter.rslora
+    )
+    _add(transformer, config, name)
+    set_peft_model_state_dict(transformer, state, adapter_name=name)
+    for parameter in adapter_parameters(transformer, name):
+        parameter.requires_grad_(False)
+    return config
+
+
+def add_student_adapter(
+    transformer: nn.Module, *, rank: int, alpha: int, target_modules: Sequence[str], seed: int, name: str = "student"
+) -> None:
+    """Add a fresh trainable adapter: A Gaussian by `seed`, B zero, so that the student starts as the base."""
+    if unknown := unknown_targets(target_modules, _linear_layers(transformer)):
+        raise InvalidError(
+            f"student.adapter.targetModules names {unknown[0]!r}, and this model has no such linear layer"
+        )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules), init_lora_weights="gaussian")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _add(transformer, config, name)
+
+
+def use_adapter(transformer: nn.Module, name: str | None) -> None:
+    """Compute with adapter `name`, or with none. Unlike PEFT's own switch it leaves `requires_grad` alone."""
+    trainable = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    for layer in _tuner_layers(transformer):
+        if name is None:
+            layer.enable_adapters(False)
+        else:
+            layer.enable_adapters(True)
+            layer.set_adapter(name, inference_mode=True)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(transformer: nn.Module, name: str = "student") -> list[nn.Parameter]:
+    """The adapter's parameters in a fixed order."""
+    return [parameter for key, parameter in transformer.named_parameters() if f".{name}." in key]
+
+
+def adapter_state(transformer: nn.Module, name: str = "student") -> dict[str, Tensor]:
+    """Tensors of adapter `name` by PEFT's key, without the adapter's name in it."""
+    return dict(get_peft_model_state_dict(transformer, adapter_name=name))
+
+
+def save_adapter(
+    transformer: nn.Module, directory: Path, name: str = "student", state: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Write adapter `name` with its metadata in diffusers' LoRA format, loadable by `pipeline.load_lora_weights`.
+
+    Args:
+        state: tensors to write instead of the adapter's own (its moving average, say), keyed like `adapter_state`.
+    """
+    tensors = dict(state) if state is not None else adapter_state(transformer, name)
+    fields = transformer.peft_config[name].to_dict()  # type: ignore[union-attr, index]
+    StableDiffusion3Pipeline.save_lora_weights(
+        str(directory),
+        transformer_lora_layers={key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+        # PEFT keeps names in sets, whose order changes from process to process and with it the file's digest.
+        transformer_lora_adapter_metadata={k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()},
+    )
+    sort_metadata(directory / WEIGHTS)
+    return directory / WEIGHTS
+
+
+def read_adapter(adapter: AdapterFile) -> dict[str, Tensor]:
+    """The tensors of a LoRA; keys are relative to the transformer.
+
+    Raises:
+        InvalidError: NaN or infinity among them.
+    """
+    with safe_open(adapter.file, framework="pt") as opened:
+        state = {key: opened.get_tensor(f"{adapter.prefix}{key}") for key in adapter.shapes}
+    bad = next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise InvalidError(f"{adapter.file} holds NaN or infinite numbers in {bad}; train or copy the adapter again")
+    return state
+
+
+def _linear_layers(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every linear layer of the model itself by name, whether or not adapters are on it."""
+    found = {}
+    for name, module in transformer.named_modules():
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if isinstance(layer, nn.Linear) and not name.endswith(".base_layer") and ".lora_" not in name:
+            found[name] = (layer.out_features, layer.in_features)
+    return found
+
+
+def _add(transformer: nn.Module, config: LoraConfig, name: str) -> None:
+    assert isinstance(transformer, PeftAdapterMixin)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
+        transformer.add_adapter(config, adapter_name=name)
+
+
+def _tuner_layers(transformer: nn.Module) -> Iterator[BaseTunerLayer]:
+    return (module for module in transformer.modules() if isinstance(module, BaseTunerLayer))

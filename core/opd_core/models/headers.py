@@ -1,0 +1,83 @@
+"""Names and shapes of the tensors in safetensors files: milliseconds for any size, and no PyTorch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from opd_core.errors import InvalidError
+
+_STEMS = ("diffusion_pytorch_model", "model")  # of a component's weights: diffusers' and transformers'
+
+
+@dataclass(frozen=True)
+class Header:
+    """Shapes by tensor, and what the writer noted beside them."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+
+def read_header(file: Path) -> Header:
+    """The header of one file.
+
+    Raises:
+        InvalidError: not a safetensors file, or one that was cut short.
+    """
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118  (no dict)
+            return Header(shapes, opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InvalidError(f"{file} is not a readable safetensors file: {error}; copy it again") from error
+
+
+def component_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of one component of a model, whether its weights are one file or several.
+
+    Raises:
+        InvalidError: no weights, or a part of them is missing or damaged.
+    """
+    for stem in _STEMS:
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            parts = sorted(set(read_json(index)["weight_map"].values()))
+            return {name: shape for part in parts for name, shape in read_header(folder / part).shapes.items()}
+        if (folder / f"{stem}.safetensors").is_file():
+            return dict(read_header(folder / f"{stem}.safetensors").shapes)
+    raise InvalidError(
+        f"{folder} holds no {' or '.join(f'{stem}.safetensors' for stem in _STEMS)}; copy the model again"
+    )
+
+
+def sort_metadata(file: Path) -> None:
+    """Put a file's metadata in order: safetensors writes them in a random one, and with it changes the file's digest
+    (https://github.com/huggingface/safetensors/issues/584)."""
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the same words in another order"
+        opened.seek(8)
+        opened.write(text.ljust(length))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A configuration file of a model.
+
+    Raises:
+        InvalidError: missing or not JSON.
+    """
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except OSError as error:
+        raise InvalidError(
+            f"{file.parent} is not a model in diffusers' folder format: {file.name} is missing; copy it again"
+        ) from error
+    except ValueError as error:  # neither JSON nor UTF-8
+        raise InvalidError(f"{file} is not valid JSON: {error}; copy it again") from error
+    return content

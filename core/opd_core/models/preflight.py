@@ -1,0 +1,92 @@
+"""What is wrong with a spec's models, as far as their files tell without being loaded: seconds before hours.
+
+Whoever sees the files asks: `opd run` before it starts anything, and a teacher server before it becomes one.
+A problem is a line: the field's path, its value, what is wrong and what to do.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from opd_core.api.types import LoRA, Spec
+from opd_core.errors import InvalidError
+from opd_core.models.adapter_file import AdapterFile, check_fit, read_adapter_file, unknown_targets
+from opd_core.models.outline import Outline, linear_layers, read_outline
+
+_T = TypeVar("_T")
+# The local path of a URI, or None for one that shall not be fetched now. Raises InvalidError: nothing is there.
+Find = Callable[[str], Path | None]
+Linear = Mapping[str, tuple[int, int]]
+
+
+def teacher_problems(spec: Spec, find: Find, names: Collection[str]) -> list[str]:
+    """Of the base, the images that it shall make, and the adapters of the teachers `names`."""
+    found: list[str] = []
+    outline, linear = _base(spec, find, found)
+    if outline is not None:
+        found += _resolution(spec, outline)
+    for i, teacher in enumerate(spec.teachers):
+        if teacher.name in names:
+            path, uri = f"spec.teachers[{i}].adapter.uri", teacher.adapter.uri
+            attempt(path, uri, find, lambda place: _fitting(place, linear), found)
+    return found
+
+
+def student_problems(spec: Spec, find: Find) -> list[str]:
+    """Of the adapter that the student starts from, or of the layers that a fresh one is put on."""
+    found: list[str] = []
+    _, linear = _base(spec, find, [])  # a base that cannot be read is told with the teachers
+    adapter = spec.student.adapter
+    if spec.student.init_from:
+        path = "spec.student.initFrom"
+        start = attempt(path, spec.student.init_from, find, lambda place: _fitting(place, linear), found)
+        return found + list(_scale(adapter, start) if start else ())
+    unknown = unknown_targets(adapter.target_modules, linear) if linear is not None else []
+    return [
+        f"spec.student.adapter.targetModules names {target}: no linear layer of the model ends so; "
+        "leave it out, or write e.g. attn.to_q"
+        for target in unknown
+    ]
+
+
+def attempt(path: str, uri: str, find: Find, check: Callable[[Path], _T], found: list[str]) -> _T | None:
+    """What `check` makes of the file behind `uri`, the value at `path`. A refusal goes to `found`; None then, and where
+    the file shall not be fetched."""
+    try:
+        place = find(uri)
+        return None if place is None else check(place)
+    except InvalidError as error:
+        found.append(f"{path} is {uri}: {error}")
+        return None
+
+
+def refuse(problems: Collection[str], source: object) -> None:
+    """Raises InvalidError with all of them, if there are any."""
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InvalidError("\n  ".join([f"{source}: {count}", *problems]))
+
+
+def _base(spec: Spec, find: Find, found: list[str]) -> tuple[Outline | None, Linear | None]:
+    path, uri = "spec.model.uri", spec.model.uri
+    outline = attempt(path, uri, find, read_outline, found)
+    return outline, attempt(path, uri, find, linear_layers, found) if outline else None
+
+
+def _resolution(spec: Spec, outline: Outline) -> Iterator[str]:
+    for name, side in spec.training.resolution:
+        if not outline.takes(side):
+            yield f"spec.training.resolution.{name} is {side}: this model needs {outline.sides}"
+
+
+def _fitting(place: Path, linear: Linear | None) -> AdapterFile:
+    adapter = read_adapter_file(place)
+    if linear is not None:
+        check_fit(adapter, linear)
+    return adapter
+
+
+def _scale(adapter: LoRA, start: AdapterFile) -> Iterator[str]:
+    for name, ours, theirs in (("rank", adapter.rank, start.rank), ("alpha", adapter.alpha, start.alpha)):
+        if ours != theirs:
+            yield f"spec.student.adapter.{name} is {ours}: the adapter of initFrom has {theirs}; make them equal"

@@ -1,0 +1,163 @@
+"""How each role is started, said once: the operator wraps a recipe into a Pod, `opd run` into a process."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from opd_core.api.types import OPDDistillation, Placement, Spec
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A command that ends with 0, or an HTTP path that answers 200 on `port`, when the role is able to work.
+
+    Asked every `period` seconds; no answer within `timeout` seconds is a no, and `failures` of them in a row count.
+    """
+
+    argv: tuple[str, ...] = ()
+    http_path: str = ""
+    port: str = ""
+    timeout: int = 5
+    period: int = 5
+    failures: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One process of a role: what to run, its environment and named ports, how to see that it works, and that it still
+    does: a role without `liveness` is judged by its exit alone."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)
+    readiness: Probe | None = None
+    liveness: Probe | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the roles of one run find things; the same names in a pod and on one machine.
+
+    Args:
+        python: interpreter; spec: as JSON; claims: folder with one entry per claim; work: the run's folder.
+        host: address to listen on; device: auto, cpu or cuda; threads: CPU threads of each process, 0 leaves it open.
+    """
+
+    python: str
+    spec: PurePath
+    claims: PurePath
+    work: PurePath
+    host: str = "127.0.0.1"
+    device: str = "auto"
+    threads: int = 0
+
+    @property
+    def env(self) -> dict[str, str]:
+        # Threads that spin while they wait take the cores from whoever they wait for.
+        # The libraries' remarks about optional packages would fill the last lines that a failure is explained with.
+        common = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        return {**common, "OMP_NUM_THREADS": str(self.threads)} if self.threads else common
+
+    @property
+    def probe_host(self) -> str:
+        """Where a role is reached from its own machine or pod."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104  (compared, not opened)
+
+    @property
+    def student(self) -> PurePath:
+        return self.work / "student"
+
+    @property
+    def evaluation(self) -> PurePath:
+        return self.work / "evaluation"
+
+
+def teacher_servers(spec: Spec) -> tuple[tuple[str, ...], ...]:
+    """Which teachers each server holds; () is all of them. No server where teachers live inside the trainer."""
+    serving = spec.teacher_serving
+    if serving.placement == Placement.IN_PROCESS:
+        return ()
+    groups: Sequence[tuple[str, ...]] = [()]
+    if serving.placement == Placement.DEDICATED:
+        groups = [(teacher.name,) for teacher in spec.teachers]
+    return tuple(group for group in groups for _ in range(serving.replicas))
+
+
+def teacher_server(place: Place, name: str, teachers: Sequence[str], ports: Mapping[str, int]) -> Recipe:
+    """A Triton server of `teachers` (empty: all). `ports`: grpc, http, metrics."""
+    argv = (
+        place.python,
+        "-m",
+        "opd_serving.teacher",
+        *_common(place),
+        f"--repository={place.work / name}",
+        f"--host={place.host}",
+        *(f"--{port}-port={ports[port]}" for port in ("grpc", "http", "metrics")),
+        f"--device={place.device}",
+        *(f"--teacher={teacher}" for teacher in teachers),
+    )
+    probe = (place.python, "-m", "opd_serving.teacher.probe", f"--address={place.probe_host}:{ports['http']}")
+    ready = Probe(argv=(*probe, "--timeout=5"), timeout=10)
+    # One row waits behind whole batches: slow is not dead.
+    alive = Probe(argv=(*probe, "--timeout=60"), timeout=65, period=15, failures=3)
+    return Recipe(name, argv, place.env, ports, ready, alive)
+
+
+def trainer(place: Place, teachers: Sequence[str], metrics_port: int, *, tensorboard: bool = False) -> Recipe:
+    """The ranks of one node under torchrun. `teachers`: gRPC addresses; none where they live inside the trainer."""
+    argv = (
+        place.python,
+        "-m",
+        "opd_trainer.launch",
+        *_common(place),
+        f"--work={place.work}",
+        *([f"--teachers={','.join(teachers)}"] if teachers else []),
+        f"--metrics-port={metrics_port}",
+        f"--metrics-host={place.host}",
+        f"--device={place.device}",
+        *(["--tensorboard"] if tensorboard else []),
+    )
+    env = {**place.env, "DS_ACCELERATOR": "cpu"} if place.device == "cpu" else place.env
+    return Recipe("trainer", argv, env, {"metrics": metrics_port}, Probe(http_path="/healthz", port="metrics"))
+
+
+def evaluator(place: Place) -> Recipe:
+    """Scores base, teachers and the student of this run."""
+    argv = (
+        place.python,
+        "-m",
+        "opd_trainer.evaluate",
+        *_common(place),
+        f"--student={place.student}",
+        f"--output={place.evaluation}",
+        f"--device={place.device}",
+    )
+    return Recipe("evaluator", argv, place.env)
+
+
+def endpoint(place: Place, distillation: OPDDistillation, port: int, leave_seconds: int = 0) -> Recipe:
+    """The image API on the student of this run. `leave_seconds`: until load balancers have noticed that it ends."""
+    settings = distillation.spec.endpoint
+    argv = (
+        place.python,
+        "-m",
+        "opd_serving.endpoint",
+        f"--student={place.student}",
+        f"--claims={place.claims}",
+        f"--host={place.host}",
+        f"--port={port}",
+        f"--served-name={distillation.metadata.name}",
+        f"--max-queued-images={settings.max_queued_images}",
+        f"--max-batch-size={settings.max_batch_size}",
+        f"--leave-seconds={leave_seconds}",
+        f"--precision={settings.precision.value}",
+        f"--device={place.device}",
+    )
+    ready = Probe(http_path="/readyz", port="http")
+    alive = Probe(http_path="/livez", port="http", timeout=10, period=15, failures=3)
+    return Recipe("endpoint", argv, place.env, {"http": port}, ready, alive)
+
+
+def _common(place: Place) -> tuple[str, str]:
+    return f"--spec={place.spec}", f"--claims={place.claims}"

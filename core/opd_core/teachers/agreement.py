@@ -1,0 +1,84 @@
+"""What trainer and teachers check before the first round: the same models, and answers that hold."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+
+from opd_core.conditioning import Conditioning
+from opd_core.diffusion.noise import draw
+from opd_core.errors import RefusedError
+from opd_core.models.fingerprint import fingerprint
+from opd_core.teachers.client import TeacherClient
+
+_BATCHES = (1, 8, 32)
+_CONCURRENT = 8
+
+
+def check_identity(
+    client: TeacherClient, *, base: Path, teachers: Mapping[str, Path], max_sequence_length: int
+) -> None:
+    """The servers hold this base and these adapters, and prompts have the length that both sides compute with.
+
+    The base's fingerprint covers its scheduler's configuration, so both sides would make the same schedule; the servers
+    make none, since every query brings its noise level.
+
+    Raises:
+        RefusedError: with every difference.
+    """
+    info = client.describe()
+    wrong = []
+    if info.base != (ours := fingerprint(base)):
+        wrong.append(f"base: the server has {info.base}, spec.model.uri has {ours}")
+    if info.max_sequence_length != max_sequence_length:
+        wrong.append(f"maxSequenceLength: the server has {info.max_sequence_length}, the spec {max_sequence_length}")
+    for name, path in teachers.items():
+        theirs, ours = info.teachers.get(name, "none"), fingerprint(path)
+        if theirs != ours:
+            wrong.append(f"teacher {name}: the server has {theirs}, the spec's adapter is {ours}")
+    if wrong:
+        raise RefusedError(
+            "the teacher service does not match the spec; start it from this spec:\n  " + "\n  ".join(wrong)
+        )
+
+
+def self_test(
+    client: TeacherClient,
+    teacher: str,
+    shape: Sequence[int],
+    guidance: float,
+    conditioning: Conditioning,
+    negative: Conditioning,
+    tolerance: float,
+) -> float:
+    """Ask one row alone, then eight times at once and in batches of 1, 8 and 32; all answers must agree.
+
+    Args:
+        shape: (C, H, W) of a latent.
+        tolerance: largest accepted difference, relative to the answer's largest value.
+
+    Returns:
+        The largest relative difference seen.
+
+    Raises:
+        RefusedError: the answers differ by more: replicas are not equal, or a batch changes its rows.
+    """
+    row = draw(shape, "teacher self-test").unsqueeze(0)
+    other = draw((max(_BATCHES), *shape), "teacher self-test, others")
+
+    def ask(size: int) -> "Future[torch.Tensor]":
+        latents = torch.cat([row, other[1:size]])
+        sigmas = torch.linspace(0.7, 0.1, size)
+        return client.submit(teacher, latents, sigmas, torch.full((size,), guidance), [conditioning] * size, negative)
+
+    alone = ask(1).result()[0]
+    futures = [ask(1) for _ in range(_CONCURRENT)] + [ask(size) for size in _BATCHES]
+    scale = max(float(alone.abs().max()), 1e-6)
+    worst = max(float((future.result()[0] - alone).abs().max()) for future in futures) / scale
+    if worst > tolerance:
+        raise RefusedError(
+            f"teacher {teacher} answers one state differently by {worst:.2g} of its size (accepted: {tolerance:.2g}) "
+            "alone, concurrently and in batches; its replicas differ, or its arithmetic depends on the batch"
+        )
+    return worst

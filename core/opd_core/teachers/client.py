@@ -1,0 +1,55 @@
+"""The interface through which the trainer asks its teachers, whoever answers."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from opd_core.conditioning import Conditioning
+from opd_core.teachers.contract import ServiceInfo
+
+
+@dataclass
+class ClientStats:
+    """Counted since the client was made."""
+
+    requests: int = 0
+    retries: int = 0
+    registrations: int = 0
+
+
+class TeacherClient(Protocol):
+    stats: ClientStats
+
+    def describe(self) -> ServiceInfo:
+        """Who answers. Several servers must agree in all but the teachers they hold.
+
+        Raises:
+            UnavailableError: nobody answers. RefusedError: the servers disagree.
+        """
+        ...
+
+    def submit(
+        self,
+        teacher: str,
+        latents: Tensor,
+        sigmas: Tensor,
+        guidance: Tensor,
+        conditioning: Sequence[Conditioning],
+        negative: Conditioning,
+    ) -> "Future[Tensor]":
+        """Ask `teacher` for velocities at B states; returns at once.
+
+        Args:
+            latents: [B, C, H, W], any float dtype and device; sigmas, guidance: [B].
+            conditioning: B encoded prompts; negative: of the unconditional branch.
+
+        Returns:
+            A future of velocities [B, C, H, W], float32 on the CPU, all finite. A missing, misshapen or non-finite
+            answer makes it raise, never count as zero.
+        """
+        ...
+
+    def close(self) -> None: ...

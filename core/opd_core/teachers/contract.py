@@ -1,0 +1,51 @@
+"""What client and server of the teacher service must agree on: names, dtypes, limits and the description of a server.
+
+The Triton model `MODEL` takes two kinds of requests, told apart by their inputs:
+
+    query     LATENTS [B, C, H, W], SIGMA [B, 1], GUIDANCE [B, 1], TEACHER [B, 1], KEY [B, 16], NEGATIVE_KEY [B, 16]
+              and, for means, A [B, 1], B [B, 1]
+              -> VELOCITY [B, C, H, W] FP16; MEAN [B, C, H, W] FP32 = a x + b v, on request
+    register  KEY [B, 16], EMBEDS [B, bytes of L x D], POOLED [B, bytes of P] -> REGISTERED [B, 1]
+
+A prompt embedding is twenty times the size of a latent, so it travels once, as bytes of the server's
+precision, and is named by its 16-byte key afterwards.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MODEL = "teacher"
+DESCRIPTION = "opd.dev/description"  # key in the model configuration's parameters; holds a ServiceInfo as JSON
+
+LATENTS, SIGMA, GUIDANCE, TEACHER, KEY, NEGATIVE_KEY = "latents", "sigma", "guidance", "teacher", "key", "negative_key"
+MEAN_A, MEAN_B = "a", "b"
+EMBEDS, POOLED = "embeds", "pooled"
+VELOCITY, MEAN, REGISTERED = "velocity", "mean", "registered"
+
+KEY_BYTES = 16
+MAX_ROWS = 64  # rows of one request; the server's batcher never merges beyond it
+UNKNOWN_KEY = "unknown conditioning"  # begins the NOT_FOUND message that makes a client register again
+NOT_FINITE = "answered NaN or infinity"  # in the message about a teacher that nobody may learn from
+
+# How latents travel, by precision. bfloat16 goes as its 16 bits: what numpy and tritonclient make of BF16 differs
+# between their versions.
+WIRE_TYPES = {"BF16": "INT16", "FP16": "FP16", "FP32": "FP32"}
+ITEM_BYTES = {"BF16": 2, "FP16": 2, "FP32": 4}
+
+
+class ServiceInfo(BaseModel):
+    """Who answers at an address; the trainer compares it with what the spec asks for before it starts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Annotated[str, Field(description="Fingerprint of the base model.")]
+    teachers: Annotated[
+        dict[str, str], Field(description="Fingerprint of every teacher, in the order of their numbers.")
+    ]
+    precision: Annotated[str, Field(description="BF16, FP16 or FP32: arithmetic and wire format of latents.")]
+    max_sequence_length: int
+    latent_channels: int
+    embeds_size: int
+    pooled_size: int
+    versions: dict[str, str]

@@ -1,0 +1,242 @@
+"""Teachers behind Triton: many requests in flight over several replicas, retried, never answered by a guess."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import tritonclient.grpc.aio as triton
+from torch import Tensor
+from tritonclient.utils import InferenceServerException
+
+from opd_core.conditioning import Conditioning
+from opd_core.errors import OPDError, RefusedError, UnavailableError
+from opd_core.teachers import contract
+from opd_core.teachers.client import ClientStats
+from opd_core.teachers.contract import ServiceInfo
+from opd_core.teachers.wire import Rows, checked_velocity, query_inputs, register_inputs
+
+_T = TypeVar("_T")
+
+# gRPC waits up to two minutes between connection attempts by itself; a restarted teacher should be found sooner.
+_CHANNEL = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
+_RETRYABLE = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
+_DEAD_STUB = "Stub process"  # is INTERNAL; https://github.com/triton-inference-server/server/issues/7230
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a client tries. Queries are pure, so asking again is safe."""
+
+    attempt_seconds: float = 60.0
+    total_seconds: float = 600.0
+    first_pause: float = 0.1
+    longest_pause: float = 5.0
+
+
+@dataclass(eq=False)
+class _Replica:
+    address: str
+    client: Any
+    info: ServiceInfo | None = None
+    verified: bool = False  # that who answers is still who answered first
+    outstanding: int = 0
+    registered: set[bytes] = field(default_factory=set)
+
+
+class GrpcTeachers:
+    """`TeacherClient` over gRPC. Every server says which teachers it holds; rows go to the least busy one that fits."""
+
+    def __init__(self, addresses: Sequence[str], patience: Patience = Patience()) -> None:
+        self.stats = ClientStats()
+        self._patience = patience
+        self._jitter = random.Random()  # noqa: S311  (spreads retries; nothing secret)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-client", daemon=True)
+        self._thread.start()
+        self._replicas = [_Replica(address, self._run(self._open(address))) for address in addresses]
+
+    # ------------------------------------------------------------------------------------------ interface
+
+    def describe(self) -> ServiceInfo:
+        infos = [
+            self._run(self._with_retries([replica], self._describe, "teacher server")) for replica in self._replicas
+        ]
+        first = infos[0]
+        merged: dict[str, str] = {}
+        for replica, info in zip(self._replicas, infos, strict=True):
+            replica.info, replica.verified = info, True
+            for name in ("base", "precision", "max_sequence_length", "latent_channels", "embeds_size", "pooled_size"):
+                if getattr(info, name) != getattr(first, name):
+                    raise RefusedError(
+                        f"teacher servers disagree about {name}: {replica.address} says {getattr(info, name)}, "
+                        f"{self._replicas[0].address} says {getattr(first, name)}; start them from one spec"
+                    )
+            for teacher, digest in info.teachers.items():
+                if merged.setdefault(teacher, digest) != digest:
+                    raise RefusedError(
+                        f"teacher servers hold different adapters named {teacher}; start them from one spec"
+                    )
+        return first.model_copy(update={"teachers": merged})
+
+    def submit(
+        self,
+        teacher: str,
+        latents: Tensor,
+        sigmas: Tensor,
+        guidance: Tensor,
+        conditioning: Sequence[Conditioning],
+        negative: Conditioning,
+    ) -> "Future[Tensor]":
+        rows = Rows(
+            teacher=teacher,
+            latents=latents.detach().cpu(),
+            sigmas=sigmas.detach().cpu().float(),
+            guidance=guidance.detach().cpu().float(),
+            conditioning=list(conditioning),
+            negative=negative,
+        )
+        return asyncio.run_coroutine_threadsafe(self._query(rows), self._loop)
+
+    def close(self) -> None:
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+        self._loop.close()
+
+    # ------------------------------------------------------------------------------------------ one query
+
+    async def _query(self, rows: Rows) -> Tensor:
+        holders = [replica for replica in self._replicas if replica.info and rows.teacher in replica.info.teachers]
+        if not holders:
+            addresses = ", ".join(replica.address for replica in self._replicas)
+            raise RefusedError(f"no server at {addresses} holds a teacher {rows.teacher}")
+        return torch.cat(await asyncio.gather(*(self._ask(holders, part) for part in rows.split(contract.MAX_ROWS))))
+
+    async def _ask(self, holders: Sequence[_Replica], rows: Rows) -> Tensor:
+        async def attempt(replica: _Replica) -> Tensor:
+            info = await self._verified(replica)
+            await self._register(replica, info, [*rows.conditioning, rows.negative])
+            answer = await self._infer(replica, query_inputs(info, rows), contract.VELOCITY)
+            return checked_velocity(answer, rows, replica.address)
+
+        return await self._with_retries(holders, attempt, f"teacher {rows.teacher}")
+
+    async def _verified(self, replica: _Replica) -> ServiceInfo:
+        """After a failure another program may answer at the address; it must be the same service."""
+        assert replica.info is not None
+        if not replica.verified:
+            now = await self._describe(replica)
+            if now != replica.info:
+                raise RefusedError(
+                    f"the teacher server at {replica.address} came back as another one; start it from this spec"
+                )
+            replica.verified = True
+        return replica.info
+
+    async def _register(self, replica: _Replica, info: ServiceInfo, conditioning: Iterable[Conditioning]) -> None:
+        new = {c.key: c for c in conditioning if c.key not in replica.registered}
+        if not new:
+            return
+        batch = list(new.values())
+        for start in range(0, len(batch), contract.MAX_ROWS):
+            rows = batch[start : start + contract.MAX_ROWS]
+            await self._infer(replica, register_inputs(info, rows), contract.REGISTERED)
+            self.stats.registrations += len(rows)
+        replica.registered.update(new)
+
+    async def _with_retries(
+        self, candidates: Sequence[_Replica], attempt: Callable[[_Replica], Awaitable[_T]], what: str
+    ) -> _T:
+        deadline = self._loop.time() + self._patience.total_seconds
+        failed: set[str] = set()
+        tries = 0
+        while True:
+            # Another replica first: the one that just failed may be starting again.
+            replica = min(candidates, key=lambda r: (r.address in failed, r.outstanding))
+            replica.outstanding += 1
+            try:
+                return await attempt(replica)
+            except InferenceServerException as error:
+                status, message = str(error.status()), str(error.message())
+                if "NOT_FOUND" in status and contract.UNKNOWN_KEY in message:
+                    # Evicted, or a restarted server, which gRPC reconnects to without a word: look who it is.
+                    replica.registered.clear()
+                    replica.verified = False
+                elif status in _RETRYABLE or _DEAD_STUB in message:
+                    failed.add(replica.address)
+                    replica.verified = False
+                else:
+                    raise RefusedError(f"{what} at {replica.address} refused: {message}") from error
+                tries += 1
+                pause = min(self._patience.longest_pause, self._patience.first_pause * 2 ** min(tries, 10))
+                pause *= self._jitter.uniform(0.5, 1.0)
+                if self._loop.time() + pause > deadline:
+                    raise UnavailableError(
+                        f"{what}: no answer from {', '.join(r.address for r in candidates)} within "
+                        f"{self._patience.total_seconds:.0f} s and {tries} tries; the last error was: {message}"
+                    ) from error
+                self.stats.retries += 1
+                await asyncio.sleep(pause)
+            finally:
+                replica.outstanding -= 1
+
+    # ------------------------------------------------------------------------------------------ gRPC
+
+    async def _open(self, address: str) -> Any:
+        return triton.InferenceServerClient(address, channel_args=_CHANNEL)
+
+    async def _infer(self, replica: _Replica, inputs: list[Any], output: str) -> np.ndarray[Any, Any]:
+        self.stats.requests += 1
+        result = await replica.client.infer(
+            contract.MODEL,
+            inputs,
+            outputs=[triton.InferRequestedOutput(output)],
+            client_timeout=self._patience.attempt_seconds,
+        )
+        answer = result.as_numpy(output)
+        if answer is None:
+            raise RefusedError(f"the teacher server at {replica.address} answered without {output}")
+        return np.asarray(answer)
+
+    async def _describe(self, replica: _Replica) -> ServiceInfo:
+        config = await replica.client.get_model_config(contract.MODEL, client_timeout=self._patience.attempt_seconds)
+        parameters = config.config.parameters
+        if contract.DESCRIPTION not in parameters:
+            raise RefusedError(f"the model {contract.MODEL} at {replica.address} is not a teacher of Diffusion OPD")
+        return ServiceInfo.model_validate_json(parameters[contract.DESCRIPTION].string_value)
+
+    async def _close(self) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        for replica in self._replicas:
+            await replica.client.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def connect(addresses: Sequence[str], patience: Patience = Patience()) -> GrpcTeachers:
+    """A client of the teacher servers at `addresses` (host:port).
+
+    Raises:
+        UnavailableError: one of them does not answer. RefusedError: they disagree.
+    """
+    client = GrpcTeachers(addresses, patience)
+    try:
+        client.describe()
+    except OPDError:
+        client.close()
+        raise
+    return client

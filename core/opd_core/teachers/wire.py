@@ -1,0 +1,92 @@
+"""Tensors as they travel: requests of the contract as tritonclient wants them, answers checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import tritonclient.grpc.aio as triton
+from torch import Tensor
+
+from opd_core.conditioning import Conditioning
+from opd_core.errors import RefusedError
+from opd_core.precision import TORCH_DTYPES
+from opd_core.teachers import contract
+from opd_core.teachers.contract import ServiceInfo
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """B states of one teacher's task, on the CPU: `latents` [B, C, H, W]; `sigmas`, `guidance` [B] float32."""
+
+    teacher: str
+    latents: Tensor
+    sigmas: Tensor
+    guidance: Tensor
+    conditioning: Sequence[Conditioning]
+    negative: Conditioning
+
+    def split(self, size: int) -> "list[Rows]":
+        spans = [slice(i, i + size) for i in range(0, len(self.latents), size)]
+        return [
+            Rows(self.teacher, self.latents[s], self.sigmas[s], self.guidance[s], self.conditioning[s], self.negative)
+            for s in spans
+        ]
+
+
+def query_inputs(info: ServiceInfo, rows: Rows) -> list[Any]:
+    """Asks a server that holds the teacher."""
+    count = len(rows.latents)
+    number = list(info.teachers).index(rows.teacher)
+    states = rows.latents.to(TORCH_DTYPES[info.precision]).contiguous()
+    if info.precision == "BF16":
+        states = states.view(torch.int16)
+    return [
+        _input(contract.LATENTS, contract.WIRE_TYPES[info.precision], states.numpy()),
+        _input(contract.SIGMA, "FP32", rows.sigmas.view(count, 1).numpy()),
+        _input(contract.GUIDANCE, "FP32", rows.guidance.view(count, 1).numpy()),
+        _input(contract.TEACHER, "INT32", np.full((count, 1), number, np.int32)),
+        _input(contract.KEY, "UINT8", _keys([c.key for c in rows.conditioning])),
+        _input(contract.NEGATIVE_KEY, "UINT8", _keys([rows.negative.key] * count)),
+    ]
+
+
+def register_inputs(info: ServiceInfo, conditioning: Sequence[Conditioning]) -> list[Any]:
+    """Registers prompts under their keys."""
+    return [
+        _input(contract.KEY, "UINT8", _keys([c.key for c in conditioning])),
+        _bytes_input(contract.EMBEDS, [c.embeds for c in conditioning], info.precision),
+        _bytes_input(contract.POOLED, [c.pooled for c in conditioning], info.precision),
+    ]
+
+
+def checked_velocity(answer: np.ndarray[Any, Any], rows: Rows, address: str) -> Tensor:
+    """Velocities [B, C, H, W], float32.
+
+    Raises:
+        RefusedError: another shape, or a number that is not finite.
+    """
+    if answer.shape != tuple(rows.latents.shape):
+        raise RefusedError(
+            f"teacher {rows.teacher} at {address} answered shape {answer.shape} to states {tuple(rows.latents.shape)}"
+        )
+    velocity = torch.from_numpy(answer.astype(np.float32))
+    if not torch.isfinite(velocity).all():
+        raise RefusedError(f"teacher {rows.teacher} at {address} {contract.NOT_FINITE}")
+    return velocity
+
+
+def _keys(keys: Sequence[bytes]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), contract.KEY_BYTES)
+
+
+def _bytes_input(name: str, tensors: Sequence[Tensor], precision: str) -> Any:
+    stacked = torch.stack(list(tensors)).to(TORCH_DTYPES[precision])
+    return _input(name, "UINT8", stacked.flatten(1).view(torch.uint8).numpy())
+
+
+def _input(name: str, datatype: str, array: np.ndarray[Any, Any]) -> Any:
+    tensor = triton.InferInput(name, list(array.shape), datatype)
+    tensor.set_data_from_numpy(np.ascontiguousarray(array))
+    return tensor

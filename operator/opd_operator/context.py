@@ -1,0 +1,95 @@
+"""What the builders of one distillation share. Pure."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from opd_core.api.digests import digest, said
+from opd_core.api.types import API_VERSION, KIND, OPDDistillation
+from opd_core.roles import Place
+from opd_core.uris import parse
+
+from opd_operator import names
+from opd_operator.pods import CLAIMS, SPEC_FILE, place
+from opd_operator.settings import Settings
+
+Manifest = dict[str, Any]
+
+# What a role does not read; changing it leaves the role's pods alone.
+_NOT_READ: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    names.TEACHERS: {
+        "training": ("rounds", "imagesPerTask", "microBatchSize", "seed", "sampler", "objective", "passes", "optimizer",
+                     "ema", "gradientCheckpointing", "nodes", "processesPerNode", "deepspeed", "checkpoint", "pod"),
+        "evaluation": ("everyRounds", "promptsPerTask", "seed", "batchSize", "guidanceScale", "sampler", "gate"),
+        "teacherServing": ("replicas", "pod"),
+    },
+    names.TRAINER: {
+        "training": ("pod",),
+        "evaluation": ("gate",),
+        "teacherServing": ("pod",),
+    },
+    names.EVALUATOR: {"training": ("pod",), "teacherServing": ("pod",)},
+}  # fmt: skip
+
+
+class Context:
+    """Nothing in it changes but the ConfigMaps found to be needed."""
+
+    def __init__(
+        self, obj: Mapping[str, Any], distillation: OPDDistillation, run: Mapping[str, Any], settings: Settings
+    ) -> None:
+        self.obj, self.distillation, self.run, self.settings = obj, distillation, run, settings
+        self.name, self.spec = distillation.metadata.name, distillation.spec
+        self.namespace: str = obj["metadata"]["namespace"]
+        self.content = said(distillation.spec)
+        self.remote = any(scheme in str(self.content) for scheme in ("hf://", "s3://"))
+        output = parse(self.spec.student.output.uri)
+        self.output_claim = output.place
+        self.runs = CLAIMS / output.place / f"{output.path}.runs"
+        self.config_maps: dict[str, Manifest] = {}
+
+    def place(self, work: PurePosixPath) -> Place:
+        return place(self.settings.python, self.settings.device, work)
+
+    @property
+    def run_folder(self) -> PurePosixPath:
+        return self.runs / str(self.run["key"])
+
+    @property
+    def account(self) -> str:
+        return f"{self.name}-workload"
+
+    def service_account(self) -> Manifest:
+        secrets = [{"name": name} for name in self.settings.pull_secrets]
+        more = {"imagePullSecrets": secrets} if secrets else {}
+        return self.child("v1", "ServiceAccount", self.account, "workload", automountServiceAccountToken=False, **more)
+
+    def config_map(self, role: str) -> str:
+        """Name of the ConfigMap that holds the spec as this role reads it, beyond the defaults."""
+        spec = {key: value for key, value in self.content.items() if key not in ("endpoint", "runPolicy", "suspend")}
+        for part, fields in _NOT_READ[role].items():
+            if part in spec:
+                spec[part] = {key: value for key, value in spec[part].items() if key not in fields}
+        spec["training"].setdefault("rounds", 1)  # required, whoever reads it
+        content = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": self.name}, "spec": spec}
+        name = f"{self.name}-{role}-{digest(content)[:8]}"
+        text = json.dumps(content, indent=1, sort_keys=True)
+        self.config_maps[name] = self.child("v1", "ConfigMap", name, role, immutable=True, data={SPEC_FILE: text})
+        return name
+
+    def pod_labels(self, role: str) -> dict[str, str]:
+        return {**names.labels(self.name, role), names.OWNER: self.obj["metadata"]["uid"]}
+
+    @property
+    def queue_labels(self) -> dict[str, str]:
+        labels = self.obj["metadata"].get("labels") or {}
+        return {key: labels[key] for key in names.QUEUE_LABELS if key in labels}
+
+    def child(self, api_version: str, kind: str, name: str, role: str, **content: Any) -> Manifest:
+        metadata = {"name": name, "namespace": self.namespace, "labels": names.labels(self.name, role)}
+        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+
+def service_ports(ports: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [{"name": name, "port": port, "targetPort": port, "protocol": "TCP"} for name, port in ports.items()]

@@ -1,0 +1,93 @@
+"""The stage Evaluated: a Job that scores base, teachers and student, and what its gate says. Pure."""
+
+from opd_core.api.digests import evaluation_digest
+from opd_core.stages import Reason, Stage
+
+from opd_operator import names
+from opd_operator.draft import Draft, timestamp
+from opd_operator.jobs import ask_again, ended, start
+from opd_operator.outcome import deadline
+from opd_operator.words import Words
+
+KEY_LENGTH = 12
+_HISTORY = 10  # students that are remembered
+
+
+def evaluate(d: Draft) -> bool:
+    """Whether the student is compared and passed its gate."""
+    student = d.status["student"]
+    key = evaluation_key(d, student["digest"])
+    if student.get("evaluation") == key:
+        return _judge(d)
+    d.begin(Stage.EVALUATED)
+
+    def name(number: int) -> str:
+        return names.evaluator(d.name, key, number)
+
+    this = start(d, names.EVALUATOR, Stage.EVALUATED, d.spec.training.pod, name, begun=_runs(d))
+    if this.number is not None:
+        d.wanted.evaluator = (key, this.number)
+        if this.job and ended(d, this.job):
+            words = next((pod.ended for pod in d.observed.pods if pod.job == this.job.name and pod.ended), None)
+            if words is None or words.facts.gate_passed is None:
+                ask_again(d, names.EVALUATOR)
+                return evaluate(d)
+            _record(d, words, key)
+            d.wanted.evaluator = None
+            return _judge(d)
+        reason, message = d.observed.trouble(names.EVALUATOR) or (Reason.RUNNING, "base, teachers and student")
+        d.mark(Stage.EVALUATED, False, reason, message)
+    if "stopping" not in d.status and d.late(
+        d.times[Stage.EVALUATED]["startTime"], d.spec.run_policy.stage_deadlines.evaluated
+    ):
+        deadline(d, Stage.EVALUATED, "stageDeadlines.evaluated", names.EVALUATOR)
+    return False
+
+
+def evaluation_key(d: Draft, student: str) -> str:
+    """Names what the scores of a student (a digest) depend on."""
+    return evaluation_digest(d.distillation, student)[:KEY_LENGTH]
+
+
+def _runs(d: Draft) -> bool:
+    return any(pod.phase == "Running" for pod in d.observed.pods_of(names.EVALUATOR))
+
+
+def _record(d: Draft, words: Words, key: str) -> None:
+    student = d.status["student"]
+    kept = [f"{row.task} {row.kept:.2f}" for row in words.facts.scores if row.kept is not None]
+    student.update(
+        scores=[row.model_dump(mode="json", by_alias=True, exclude_none=True) for row in words.facts.scores],
+        gatePassed=words.facts.gate_passed,
+        verdict=words.message[:1024],
+        evaluation=key,
+        summary=", ".join(kept)[:1024],
+    )
+    d.complete(Stage.EVALUATED)
+    d.starts(names.EVALUATOR)["failures"] = 0
+    entry = {
+        **{name: student[name] for name in ("digest", "key", "uri", "gatePassed")},
+        "time": timestamp(d.now),
+        "image": d.run["images"][names.ENDPOINT],
+    }
+    others = [known for known in d.status.get("students", []) if known["digest"] != student["digest"]]
+    d.status["students"] = _recent(d, [*others, entry])
+
+
+def _recent(d: Draft, students: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The newest ones, and whoever serves or is asked for by name."""
+    endpoint = d.status.get("endpoint", {})
+    held = {endpoint[kind]["digest"] for kind in ("stable", "canary") if kind in endpoint}
+    held.add(d.spec.endpoint.student_digest)
+    oldest = [student for student in students if student["digest"] not in held]
+    gone = {id(student) for student in oldest[: max(0, len(students) - _HISTORY)]}
+    return [student for student in students if id(student) not in gone]
+
+
+def _judge(d: Draft) -> bool:
+    student = d.status["student"]
+    if student["gatePassed"]:
+        d.mark(Stage.EVALUATED, True, Reason.COMPLETED, student.get("summary", ""))
+        return True
+    d.stop(Reason.GATE_MISSED, student.get("verdict", ""), Stage.EVALUATED, evaluation=student["evaluation"])
+    return False

@@ -1,0 +1,215 @@
+"""The few requests that the operator makes, through the official client's asyncio side, as plain data."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from importlib import metadata
+from typing import Any
+
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+from opd_core.api.types import KIND
+
+from opd_operator import names
+from opd_operator.metrics import ApiMetrics
+
+_TIMEOUT = 30.0  # seconds of one request
+_PAGE = 500
+
+APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Where a kind lives in the API."""
+
+    kind: str
+    api_version: str
+    plural: str
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        root = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
+        parts = [root, *(["namespaces", namespace] if namespace else []), self.plural, name, subresource]
+        return "/".join(part for part in parts if part)
+
+
+DISTILLATION = Resource(KIND, f"{names.GROUP}/{names.VERSION}", names.PLURAL)
+POD = Resource("Pod", "v1", "pods")
+OWNED = (
+    Resource("ServiceAccount", "v1", "serviceaccounts"),
+    Resource("ConfigMap", "v1", "configmaps"),
+    Resource("Service", "v1", "services"),
+    Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
+    Resource("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets"),
+    Resource("HorizontalPodAutoscaler", "autoscaling/v2", "horizontalpodautoscalers"),
+    Resource("Deployment", "apps/v1", "deployments"),
+    Resource("Job", "batch/v1", "jobs"),
+)
+ROUTE = Resource("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")  # where the Gateway API is installed
+EVENT = Resource("Event", "v1", "events")
+BY_KIND = {resource.kind: resource for resource in (DISTILLATION, POD, *OWNED, ROUTE)}
+
+
+class ApiError(Exception):
+    """What the API server answered instead of doing it."""
+
+    def __init__(
+        self, status: int, reason: str, message: str, causes: tuple[str, ...] = (), retry_after: float = 0.0
+    ) -> None:
+        self.status, self.reason, self.message, self.causes = status, reason, message, causes
+        self.retry_after = retry_after  # seconds, as the server asks
+        super().__init__(f"{status} {reason}: {message}")
+
+    @property
+    def not_found(self) -> bool:
+        return self.status == 404
+
+    @property
+    def conflict(self) -> bool:
+        return self.status == 409
+
+    @property
+    def refused(self) -> bool:
+        """A rule of the cluster says no: quota, admission, permission, schema, a webhook that does not answer."""
+        webhook = self.status == 500 and "failed calling webhook" in self.message
+        return self.status in (400, 403, 422) or webhook
+
+    @property
+    def namespace_terminating(self) -> bool:
+        return "NamespaceTerminating" in self.causes
+
+
+@dataclass
+class Kube:
+    client: ApiClient
+    metrics: ApiMetrics = field(default_factory=ApiMetrics)
+    _ahead: float = 0.0  # seconds by which the API server's clock is ahead of ours
+
+    def now(self) -> float:
+        """Seconds since 1970 on the API server's clock: the one that two operators on two nodes have in common."""
+        return time.time() + self._ahead
+
+    async def has(self, resource: Resource) -> bool:
+        """Whether the cluster knows this kind."""
+        try:
+            group = await self._request("GET", resource, f"/apis/{resource.api_version}", {})
+        except ApiError as error:
+            if error.not_found:
+                return False
+            raise
+        return any(each["name"] == resource.plural for each in group["resources"])
+
+    async def list(self, resource: Resource, namespace: str = "", selector: str = "") -> "Listed":
+        """All objects, page by page, with the resource version of the list."""
+        items: list[dict[str, Any]] = []
+        following, version = "", ""
+        while True:
+            query = {"limit": str(_PAGE), "labelSelector": selector, "continue": following}
+            page = await self._request("GET", resource, resource.path(namespace), query)
+            for item in page["items"]:
+                items.append({"apiVersion": resource.api_version, "kind": resource.kind, **item})
+            version = version or page["metadata"]["resourceVersion"]
+            following = page["metadata"].get("continue", "")
+            if not following:
+                return Listed(items, int(version))
+
+    async def apply(self, manifest: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
+        """Server-side apply: what the manifest says becomes so, whoever set it before."""
+        resource, target = BY_KIND[manifest["kind"]], manifest["metadata"]
+        path = resource.path(target["namespace"], target["name"], subresource)
+        query = {"fieldManager": names.MANAGER, "force": "true"}
+        return await self._request("PATCH", resource, path, query, manifest, content_type=APPLY)
+
+    async def delete(self, obj: Mapping[str, Any]) -> None:
+        """Delete exactly this object with all that it owns; one that is gone already is fine."""
+        resource, target = BY_KIND[obj["kind"]], obj["metadata"]
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": target["uid"]}}
+        try:
+            path = resource.path(target["namespace"], target["name"])
+            await self._request("DELETE", resource, path, {}, options)
+        except ApiError as error:
+            if not (error.not_found or error.conflict):  # conflict: another one by now
+                raise
+
+    async def record(self, event: Mapping[str, Any]) -> None:
+        """Make an event, or bring one of this name up to date."""
+        metadata, fresh = event["metadata"], {key: event[key] for key in ("count", "message", "lastTimestamp")}
+        try:
+            await self._request("POST", EVENT, EVENT.path(metadata["namespace"]), {}, event)
+        except ApiError as error:
+            if not error.conflict:
+                raise
+            path = EVENT.path(metadata["namespace"], metadata["name"])
+            await self._request("PATCH", EVENT, path, {}, fresh, content_type=MERGE)
+
+    async def _request(
+        self,
+        method: str,
+        resource: Resource,
+        path: str,
+        query: Mapping[str, str],
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> dict[str, Any]:
+        request = await self.client.param_serialize(
+            method,
+            path,
+            query_params=[(name, value) for name, value in query.items() if value],
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        began, code = time.monotonic(), "error"
+        try:
+            response = await self.client.rest_client.request(
+                request[0], request[1], headers=request[2], body=request[3], _request_timeout=_TIMEOUT
+            )
+            code, body_ = str(response.status), await response.read()
+        finally:
+            self.metrics.called(method, resource.plural, code, time.monotonic() - began)
+        if date := response.headers.get("Date"):
+            self._ahead = _difference(date)
+        if response.status >= 300:
+            raise _error(response.status, response.headers.get("Retry-After", ""), body_)
+        content: dict[str, Any] = json.loads(body_)
+        return content
+
+
+def _error(status: int, retry_after: str, body: bytes) -> ApiError:
+    """Also of an answer that is no Status object: a proxy's page, the plain text of an overloaded server."""
+    pause = float(retry_after) if retry_after.isdecimal() else 0.0
+    try:
+        content = json.loads(body)
+        causes = (content.get("details") or {}).get("causes") or []
+        reasons = tuple(cause.get("reason", "") for cause in causes)
+        return ApiError(status, content.get("reason", ""), content.get("message", ""), reasons, pause)
+    except (ValueError, AttributeError):
+        return ApiError(status, "", body[:200].decode(errors="replace").strip(), (), pause)
+
+
+def _difference(date: str) -> float:
+    """Seconds by which a Date header is ahead of our clock; a header has whole seconds, so a few count as none."""
+    ahead = parsedate_to_datetime(date).timestamp() - time.time()
+    return ahead if abs(ahead) > 5 else 0.0
+
+
+@dataclass(frozen=True)
+class Listed:
+    items: list[dict[str, Any]]
+    version: int
+
+
+async def connect(connections: int) -> AsyncIterator[ApiClient]:
+    """A client from the pod's service account, else from the kubeconfig."""
+    configuration = Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)
+    configuration.connection_pool_maxsize = connections
+    configuration.retries = 0  # the queue repeats, with its own pauses
+    async with ApiClient(configuration) as client:
+        client.user_agent = f"{names.MANAGER}/{metadata.version('diffusion-opd')}"
+        yield client

@@ -1,0 +1,276 @@
+"""What the cluster shows: child objects as the API server has them, reduced to what decisions need. No I/O."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from opd_core.exit_codes import ExitCode
+from opd_core.stages import Reason
+
+from opd_operator.names import COMPLETION_INDEX, REVISION, ROLE
+from opd_operator.words import Progress, Words, words
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PodView:
+    name: str
+    role: str
+    index: int
+    phase: str
+    message: str
+    ready: bool
+    ip: str
+    disrupted: bool
+    ended: Words | None
+    before: Words | None  # of the container before its last restart
+    trouble: tuple[Reason, str] | None  # why it does not run
+    restarts: int
+    job: str
+    revision: str
+
+    @property
+    def active(self) -> bool:
+        """Whether it holds what it asked for, leaving or not."""
+        return self.phase in ("Pending", "Running")
+
+
+@dataclass(frozen=True)
+class JobView:
+    name: str
+    role: str
+    created: str
+    active: int
+    ready: int
+    succeeded: int
+    failed: int
+    complete: bool
+    over: bool  # failed, and its pods have ended
+    suspended: bool  # by a queue such as Kueue
+    message: str
+
+    @property
+    def finished(self) -> bool:
+        return self.complete or self.over
+
+
+@dataclass(frozen=True)
+class DeploymentView:
+    name: str
+    role: str
+    replicas: int
+    ready: int
+    available: bool
+    revision: str
+    trouble: tuple[Reason, str] | None  # why it makes no pods
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Of a canary's pods since they started."""
+
+    failed: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The children of one object, and what was asked of its pods."""
+
+    jobs: Mapping[str, JobView] = field(default_factory=dict)
+    deployments: Mapping[str, DeploymentView] = field(default_factory=dict)
+    pods: tuple[PodView, ...] = ()
+    progress: Progress | None = None  # of the trainer's port
+    requests: Requests | None = None  # to the canary
+    rejected: str = ""  # why the API server refused an object last time
+
+    def pods_of(self, role: str) -> list[PodView]:
+        return [pod for pod in self.pods if pod.role == role]
+
+    def active(self, *roles: str) -> list[PodView]:
+        return [pod for pod in self.pods if pod.role in roles and pod.active]
+
+    def trouble(self, role: str) -> tuple[Reason, str] | None:
+        """Why a role does not come up: what was refused, else its first pod, by name, that has something to say."""
+        if self.rejected:
+            return Reason.REJECTED, self.rejected
+        pods = sorted(self.pods_of(role), key=lambda pod: pod.name)
+        said = [pod.trouble for pod in pods] + [each.trouble for each in self.deployments.values() if each.role == role]
+        return next((trouble for trouble in said if trouble), None)
+
+
+def observe(
+    children: Iterable[Object],
+    progress: Progress | None = None,
+    requests: Requests | None = None,
+    rejected: str = "",
+) -> Observed:
+    """Views of `children`, whatever their kind."""
+    jobs, deployments, pods = {}, {}, []
+    for child in children:
+        if child["kind"] == "Job":
+            view = _job(child)
+            jobs[view.name] = view
+        elif child["kind"] == "Deployment":
+            deployment = _deployment(child)
+            deployments[deployment.name] = deployment
+        elif child["kind"] == "Pod":
+            pods.append(_pod(child))
+    return Observed(jobs, deployments, tuple(pods), progress, requests, rejected)
+
+
+def _job(job: Object) -> JobView:
+    metadata, status = job["metadata"], job.get("status") or {}
+    true = {c["type"]: c for c in status.get("conditions") or [] if c.get("status") == "True"}
+    return JobView(
+        name=metadata["name"],
+        role=metadata["labels"].get(ROLE, ""),
+        created=metadata.get("creationTimestamp", ""),
+        active=status.get("active") or 0,
+        ready=status.get("ready") or 0,
+        succeeded=status.get("succeeded") or 0,
+        failed=status.get("failed") or 0,
+        complete="Complete" in true,
+        over="Failed" in true,
+        suspended="Suspended" in true,
+        message=true.get("Failed", {}).get("message", ""),
+    )
+
+
+def _deployment(deployment: Object) -> DeploymentView:
+    metadata, status = deployment["metadata"], deployment.get("status") or {}
+    replicas = deployment["spec"].get("replicas", 1)
+    current = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
+    ready = (status.get("readyReplicas") or 0) if current else 0
+    updated = status.get("updatedReplicas") or 0
+    # Quota, or an admission rule that no pod of this template passes.
+    refused = [c for c in status.get("conditions") or [] if c["type"] == "ReplicaFailure" and c["status"] == "True"]
+    return DeploymentView(
+        name=metadata["name"],
+        role=metadata["labels"].get(ROLE, ""),
+        replicas=replicas,
+        ready=status.get("readyReplicas") or 0,
+        available=current and updated >= replicas and ready >= replicas,
+        revision=metadata["labels"].get(REVISION, ""),
+        trouble=(Reason.REJECTED, refused[0].get("message", "")) if refused else None,
+    )
+
+
+def _pod(pod: Object) -> PodView:
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    labels, conditions = metadata.get("labels") or {}, status.get("conditions") or []
+    true = {c["type"] for c in conditions if c.get("status") == "True"}
+    index = (metadata.get("annotations") or {}).get(COMPLETION_INDEX, "0")
+    containers = status.get("containerStatuses") or []
+    return PodView(
+        name=metadata["name"],
+        role=labels.get(ROLE, ""),
+        index=int(index) if index.isdecimal() else 0,
+        phase=status.get("phase", ""),
+        message=status.get("message", ""),
+        ready="Ready" in true,
+        ip=status.get("podIP", ""),
+        disrupted=_disrupted(status, true),
+        ended=words(containers),
+        before=words(containers, "lastState"),
+        trouble=_trouble(conditions, containers),
+        restarts=sum(container.get("restartCount", 0) for container in containers),
+        job=labels.get("job-name", labels.get("batch.kubernetes.io/job-name", "")),
+        revision=labels.get(REVISION, ""),
+    )
+
+
+_OWN_LIMIT = re.compile(r"exceed(s the|ed its local)")  # kubelet, pkg/kubelet/eviction/helpers.go
+
+
+def _disrupted(status: Object, true: set[str]) -> bool:
+    """Evicted, preempted or lost with its node; a pod that used more than its own limit has itself to blame."""
+    if status.get("reason") == "Evicted" and _OWN_LIMIT.search(status.get("message", "")):
+        return False
+    return "DisruptionTarget" in true or status.get("reason") in ("Evicted", "NodeLost", "Shutdown")
+
+
+_PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ErrImageInspect"}
+
+
+def _trouble(conditions: Iterable[Object], containers: Iterable[Object]) -> tuple[Reason, str] | None:
+    for condition in conditions:
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return Reason.UNSCHEDULABLE, condition.get("message", "")
+    for container in containers:
+        waiting = container.get("state", {}).get("waiting") or {}
+        reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in _PULL:
+            return Reason.IMAGE_PULL_FAILED, f"{container.get('image', '')}: {message or reason}"
+        if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
+            return Reason.CRASHING, f"{container['name']}: {reason}: {message}"
+        if reason == "CrashLoopBackOff":
+            last = container.get("lastState", {}).get("terminated") or {}
+            return Reason.CRASHING, (
+                f"{container['name']} ended with exit code {last.get('exitCode', '?')}: "
+                f"{(last.get('message') or message).strip()[-500:]}"
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a Job failed. `counts`: towards backoffLimit; `final`: starting it again cannot help."""
+
+    reason: Reason
+    message: str
+    pod: str
+    container: str
+    exit_code: int
+    counts: bool
+    final: bool
+
+
+def failure_of(job: JobView, pods: Iterable[PodView]) -> Failure:
+    """The cause of a failed Job: the pod that ended first on its own, not those that ended because of it."""
+    failed = [pod for pod in pods if pod.job == job.name and (pod.phase == "Failed" or pod.disrupted)]
+    if disrupted := next((pod for pod in failed if pod.disrupted), None):
+        text = f"pod {disrupted.name} was evicted or lost"
+        return Failure(Reason.DISRUPTED, text, disrupted.name, "", 0, counts=False, final=False)
+    spoke = [pod for pod in failed if pod.ended is not None and pod.ended.exit_code != 0]
+    # A pod that Kubernetes stopped because another failed says 143; it is the cause only where nobody else is.
+    spoke.sort(key=lambda pod: (_told_to_stop(pod), pod.ended.finished if pod.ended else "", pod.index))
+    if not spoke and failed:
+        text = failed[0].message or job.message
+        return Failure(Reason.FAILED, text, failed[0].name, "", 0, counts=True, final=False)
+    if not spoke:
+        # A program that fails leaves its pod; without one, somebody deleted it.
+        text = f"its pods were deleted: {job.message}"
+        return Failure(Reason.DISRUPTED, text, "", "", 0, counts=False, final=False)
+    pod = spoke[0]
+    assert pod.ended is not None
+    said = pod.ended
+    # The launcher may be gone before it could speak for its rank: the code the program wrote is the closer one.
+    code = said.exit_code if said.facts.exit_code is None else said.facts.exit_code
+    reason, counts, final = _classify(code, said.reason)
+    return Failure(reason, said.message or said.reason, pod.name, said.container, code, counts, final)
+
+
+def _told_to_stop(pod: PodView) -> bool:
+    return pod.ended is not None and pod.ended.exit_code == ExitCode.TERMINATED
+
+
+def _classify(code: int, reason: str) -> tuple[Reason, bool, bool]:
+    """(reason, counts, final) of an exit code: docs/cli.md has the table."""
+    if reason == "OOMKilled":
+        return Reason.OUT_OF_MEMORY, True, False
+    if code == ExitCode.TERMINATED:
+        return Reason.DISRUPTED, False, False
+    if code in (ExitCode.INVALID, ExitCode.REFUSED):
+        return Reason.USER_ERROR, True, True
+    if code in (ExitCode.DIVERGED, ExitCode.STORAGE):
+        return Reason.FAILED, True, True
+    return Reason.FAILED, True, False
+
+
+def parse_time(text: str) -> float:
+    """Seconds since 1970 of an RFC 3339 time."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

@@ -1,0 +1,134 @@
+"""How a run ends: stopping, the verdict, the aggregated conditions, the events. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opd_core.api.types import CleanPodPolicy
+from opd_core.stages import Condition, Reason, Stage
+
+from opd_operator import names
+from opd_operator.draft import TRAINER_READY, Draft, timestamp
+
+_TRAINING = (names.TEACHERS, names.TRAINER, names.EVALUATOR)
+
+
+@dataclass(frozen=True)
+class Event:
+    type: str
+    reason: str
+    condition: str
+    message: str
+
+
+def deadline(d: Draft, stage: Stage, field: str, role: str) -> None:
+    """End the run because of a limit; `role`: whose trouble explains it."""
+    limits = d.spec.run_policy.model_dump(by_alias=True)
+    limit = limits["stageDeadlines"][field.split(".")[1]] if "." in field else limits[field]
+    why = d.observed.trouble(role)
+    message = f"took longer than spec.runPolicy.{field} = {limit} s" + (f"; {why[0].value}: {why[1]}" if why else "")
+    d.stop(Reason.DEADLINE_EXCEEDED, message, stage)
+
+
+def stop(d: Draft) -> None:
+    """Pods first, the verdict after: what is called failed holds nothing (kubeflow/trainer#3994)."""
+    d.wanted.teachers, d.wanted.trainer, d.wanted.evaluator = False, None, None
+    running = [pod.name for pod in d.observed.active(*_TRAINING)]
+    servers = [view.name for view in d.observed.deployments.values() if view.role == names.TEACHERS]
+    jobs = [job.name for job in d.observed.jobs.values() if not job.finished]
+    if "stopping" in d.status and not (running or servers or jobs):
+        d.run["failed"] = d.status.pop("stopping")
+    verdict = d.run.get("failed") or d.status["stopping"]
+    stage, reason = Stage(verdict["stage"]), Reason(verdict["reason"])
+    before = True
+    for each in Stage:
+        if each == stage:
+            before = False
+            d.mark(each, False, reason, verdict["message"])
+        elif each != Stage.DEPLOYED:
+            d.mark(each, before, Reason.COMPLETED if before else Reason.WAITING)
+    if "failed" in d.run:
+        d.mark(Condition.FAILED, True, reason, verdict["message"])
+    else:
+        d.mark(Condition.FAILED, False, Reason.STOPPING, f"{verdict['message']}; {len(running)} pods are still ending")
+
+
+def keep_finished(d: Draft) -> None:
+    """Of trainer and evaluator the last Job that has ended stays for its log; it holds nothing."""
+    if d.spec.run_policy.clean_pod_policy == CleanPodPolicy.ALL:
+        return
+    for role in (names.TRAINER, names.EVALUATOR):
+        finished = [job for job in d.observed.jobs.values() if job.role == role and job.finished]
+        if finished:
+            d.wanted.keep.add(max(finished, key=lambda job: (job.created, job.name)).name)
+
+
+def conclude(d: Draft) -> None:
+    """Failed and Ready from what the stages said, and the word for people."""
+    for kind in Condition:
+        if kind not in d.marks and kind not in (Condition.FAILED, Condition.READY):
+            d.mark(kind, False, Reason.WAITING)
+    d.marks.setdefault(Condition.FAILED, ("False", Reason.NOT_FAILED, ""))
+    # `kubectl wait --for=condition=Ready` ends when all is done; each stage says what is missing until then.
+    wanted = [Stage.EVALUATED] + ([Stage.DEPLOYED] if d.spec.endpoint.enabled else [])
+    pinned = d.spec.endpoint.enabled and d.spec.endpoint.student_digest
+    if pinned and _true(d, Condition.DEPLOYED) and "stopping" not in d.status:
+        wanted = [Stage.DEPLOYED]  # asked for by name: served whatever became of the run
+        if d.run.get("failed", {}).get("reason") == Reason.GATE_MISSED.value:
+            d.mark(Condition.FAILED, False, Reason.NOT_FAILED, "promoted by spec.endpoint.studentDigest")
+    missing = [stage for stage in wanted if not _true(d, stage)]
+    failed = d.marks[Condition.FAILED]
+    if failed[0] == "True":
+        d.mark(Condition.READY, False, failed[1], failed[2])
+    elif d.spec.suspend:
+        d.mark(Condition.READY, False, Reason.SUSPENDED)
+    elif missing:
+        first = next(stage for stage in Stage if not _true(d, stage))
+        _, reason, message = d.marks[Condition(first.value)]
+        d.mark(Condition.READY, False, reason, f"{first.value}: {message}")
+    else:
+        d.mark(Condition.READY, True, Reason.COMPLETED)
+    d.status["phase"] = _phase(d)
+    if _true(d, Condition.FAILED) or _true(d, Condition.READY):
+        d.status.setdefault("completionTime", timestamp(d.now))
+    else:
+        d.status.pop("completionTime", None)
+
+
+def _true(d: Draft, condition: Condition | Stage) -> bool:
+    return d.marks[Condition(condition.value)][0] == "True"
+
+
+def _phase(d: Draft) -> str:
+    """For people only; nothing reads it back."""
+    if _true(d, Condition.FAILED):
+        return "Failed"
+    if d.spec.suspend:
+        return "Suspended" if _true(d, Condition.SUSPENDED) else "Suspending"
+    if "stopping" in d.status:
+        return "Stopping"
+    if _true(d, Condition.READY):
+        return "Ready"
+    if not _true(d, Stage.TRAINED):
+        return "Training" if d.completed(TRAINER_READY) else "Starting"
+    return "Deploying" if _true(d, Stage.EVALUATED) else "Evaluating"
+
+
+_WARNINGS = {
+    Reason.FAILED, Reason.DEADLINE_EXCEEDED, Reason.GATE_MISSED, Reason.INVALID, Reason.UNSCHEDULABLE, Reason.CRASHING,
+    Reason.IMAGE_PULL_FAILED, Reason.OUT_OF_MEMORY, Reason.DISRUPTED, Reason.BACKOFF_LIMIT_EXCEEDED, Reason.USER_ERROR,
+    Reason.REJECTED, Reason.ROLLED_BACK, Reason.RESTARTING, Reason.UNAVAILABLE, Reason.UNKNOWN_STUDENT,
+}  # fmt: skip
+_SILENT = {Reason.WAITING, Reason.ACCEPTED, Reason.ACTIVE, Reason.NOT_FAILED}
+
+
+def events(old: Mapping[str, Any], conditions: list[dict[str, Any]]) -> tuple[Event, ...]:
+    """One event per condition that turned to another reason; Ready only repeats what a stage says."""
+    before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions", [])}
+    return tuple(
+        Event("Warning" if c["reason"] in _WARNINGS else "Normal", c["reason"], c["type"], c["message"])
+        for c in conditions
+        if before.get(c["type"]) != (c["status"], c["reason"])
+        and c["reason"] not in _SILENT
+        and (c["type"] != Condition.READY.value or c["status"] == "True")
+    )

@@ -1,0 +1,229 @@
+"""How students replace one another behind the endpoint: canary steps, promotion, rollback. Pure.
+
+With a route, traffic goes to revisions by its weights; without one, by their share of the ready pods of one Service.
+The old revision shrinks only as fast as the new one becomes ready, and gives no weight away before (kserve#5983); one
+pod of it stays until the new one has all the traffic. A promotion restarts nothing.
+"""
+
+import math
+from typing import Any
+
+from opd_core.api.digests import digest, said
+from opd_core.api.types import RolloutStrategy
+from opd_core.stages import Condition, Reason, Stage
+
+from opd_operator import names
+from opd_operator.draft import Draft, Served, timestamp
+from opd_operator.observe import DeploymentView, Requests
+
+_REVISION_LENGTH = 8
+_CRASHES = 3  # of a canary's container, before its deadline
+_SURELY = 0.01  # chance at which so many failures are no accident of a good student
+_NOT_IN_TEMPLATE = ("enabled", "replicas", "rollout", "autoscaling", "route", "studentDigest")
+
+
+def serve(d: Draft) -> None:
+    """Deployed and Serving, and the revisions that shall exist."""
+    if not d.spec.endpoint.enabled:
+        d.status.pop("endpoint", None)
+        d.mark(Condition.SERVING, False, Reason.DISABLED)
+        d.mark(Stage.DEPLOYED, False, Reason.DISABLED, "spec.endpoint.enabled is false")
+        return
+    endpoint = d.status.setdefault("endpoint", {})
+    target = _target(d, endpoint)
+    if target and endpoint.get("rejected", {}).get("revision") != target["revision"]:
+        endpoint.pop("rejected", None)
+    _choose(d, endpoint, target)
+    if "canary" in endpoint:
+        _canary(d, endpoint)
+    if "stable" in endpoint and "canary" not in endpoint:
+        _stable(d, endpoint, told=target is None)
+    _report(d, endpoint, target)
+
+
+def _target(d: Draft, endpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The revision that the spec asks for: the student named in it, else this run's if it passed its gate, else the one
+    that serves; where none serves, the newest that has passed."""
+    current, stable, known = d.status.get("student"), endpoint.get("stable"), d.status.get("students", [])
+    if pinned := d.spec.endpoint.student_digest:
+        found = [student for student in [*known, *([current] if current else [])] if student["digest"] == pinned]
+        if not found:
+            text = f"spec.endpoint.studentDigest {pinned[:19]} is no student of this object"
+            d.mark(Stage.DEPLOYED, False, Reason.UNKNOWN_STUDENT, text)
+    elif current and current.get("gatePassed") and d.marks[Condition.EVALUATED][0] == "True":
+        found = [current]
+    elif stable:
+        found = [stable]
+    else:
+        found = [student for student in known if student.get("gatePassed") and student != current]
+    if not found:
+        return None
+    student = found[-1]
+    image = next((each.get("image") for each in known if each["digest"] == student["digest"]), None)
+    template = {key: value for key, value in said(d.spec.endpoint).items() if key not in _NOT_IN_TEMPLATE}
+    return {
+        "revision": digest(student["digest"], student["key"], template)[:_REVISION_LENGTH],
+        "digest": student["digest"],
+        "key": student["key"],
+        "image": d.spec.endpoint.pod.image or image or d.images[names.ENDPOINT],
+    }
+
+
+def _choose(d: Draft, endpoint: dict[str, Any], target: dict[str, Any] | None) -> None:
+    """Begin, go on with or give up a rollout."""
+    stable, canary = endpoint.get("stable"), endpoint.get("canary")
+    if target is None or "rejected" in endpoint or (stable and stable["revision"] == target["revision"]):
+        endpoint.pop("canary", None)
+    elif stable is None or "deployed" not in stable:
+        endpoint["stable"] = {**target, "started": timestamp(d.now)}  # nobody's traffic depends on it yet
+        endpoint.pop("canary", None)
+    elif canary is None or canary["revision"] != target["revision"]:
+        now = timestamp(d.now)
+        endpoint["canary"] = {**target, "step": 0, "trafficPercent": 0, "started": now, "stepStarted": now}
+
+
+def _stable(d: Draft, endpoint: dict[str, Any], *, told: bool) -> None:
+    """`told`: why nothing is deployed is said already."""
+    stable, view = endpoint["stable"], _view(d, endpoint["stable"])
+    d.wanted.served.append(_served(stable, d.spec.endpoint.replicas, 100))
+    if view and view.available and "deployed" not in stable:
+        _in_service(d, stable)
+    if "deployed" in stable or "rejected" in endpoint:
+        return
+    d.begin(Stage.DEPLOYED)
+    reason, message = d.observed.trouble(names.ENDPOINT) or (Reason.STARTING, "the endpoint starts")
+    if not told:
+        d.mark(Stage.DEPLOYED, False, reason, message)
+    limit = d.spec.run_policy.stage_deadlines.deployed
+    if d.late(stable["started"], limit):
+        text = f"did not answer within spec.runPolicy.stageDeadlines.deployed = {limit} s; {message}"
+        _reject(endpoint, stable, Reason.DEADLINE_EXCEEDED, text)
+        d.wanted.served.clear()
+        del endpoint["stable"]
+
+
+def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
+    """One look at a rollout: shares, progress, rollback, promotion."""
+    stable, canary, rollout = endpoint["stable"], endpoint["canary"], d.spec.endpoint.rollout
+    old, new = _view(d, stable), _view(d, canary)
+    steps = rollout.steps if rollout.strategy == RolloutStrategy.CANARY else []
+    percent = steps[canary["step"]] if canary["step"] < len(steps) else 100
+    replicas, surge = d.spec.endpoint.replicas, rollout.max_surge
+    share = math.ceil(replicas * percent / 100)
+    ready, old_ready = new.ready if new else 0, old.ready if old else 0
+    # Without surge the last pod finds its place only when the old one has left: by then it has all the traffic.
+    enough = new is not None and ready >= min(share, replicas - (1 - surge)) and (percent == 100 or new.available)
+
+    if problem := _problem(d, canary):
+        _reject(endpoint, canary, *problem)
+        return
+    if enough:
+        canary.setdefault("since", timestamp(d.now))
+        if percent == 100:
+            endpoint["stable"] = {name: canary[name] for name in ("revision", "digest", "key", "image", "started")}
+            _in_service(d, endpoint["stable"])
+            del endpoint["canary"]
+            return
+        if d.late(canary["since"], rollout.interval_seconds):
+            canary.update(step=canary["step"] + 1, stepStarted=timestamp(d.now))
+            del canary["since"]
+            _canary(d, endpoint)
+            return
+    elif canary.pop("since", None):
+        canary["stepStarted"] = timestamp(d.now)
+    kept = max(replicas - (1 - surge) - ready, replicas - share, min(1, replicas))
+    holding = sum(pod.revision == stable["revision"] and pod.active for pod in d.observed.pods)
+    grown = max(min(share, replicas + surge - holding), min(share, new.replicas if new else 0), 0)
+    reached = percent if enough else (steps[canary["step"] - 1] if canary["step"] else 0)
+    weight = reached if ready else 0
+    d.wanted.served += [_served(stable, kept, 100 - weight), _served(canary, grown, weight)]
+    if d.spec.endpoint.route:
+        canary["trafficPercent"] = weight
+    else:
+        canary["trafficPercent"] = round(100 * ready / (ready + old_ready)) if ready + old_ready else 0
+    message = f"{canary['digest'][:19]} gets {canary['trafficPercent']} % of the traffic, aims at {percent} %"
+    d.begin(Stage.DEPLOYED)
+    d.mark(Stage.DEPLOYED, False, Reason.CANARY, message)
+
+
+def _in_service(d: Draft, stable: dict[str, Any]) -> None:
+    """It has all the traffic: from now on there is something to roll back to."""
+    stable["deployed"] = True
+    for student in d.status.get("students", []):
+        if student["digest"] == stable["digest"]:
+            student["served"] = True
+    d.complete(Stage.DEPLOYED)
+
+
+def _problem(d: Draft, canary: dict[str, Any]) -> tuple[Reason, str] | None:
+    """Why this canary must go, if it must."""
+    limit, rollout = d.spec.run_policy.stage_deadlines.deployed, d.spec.endpoint.rollout
+    requests = d.observed.requests
+    if requests and too_many_failed(requests, rollout.max_error_rate):
+        text = f"{requests.failed} of its {requests.total} requests failed"
+        return Reason.ROLLED_BACK, f"{text}, spec.endpoint.rollout.maxErrorRate is {rollout.max_error_rate:.1%}"
+    for pod in d.observed.pods:
+        if pod.revision == canary["revision"] and pod.trouble and pod.restarts >= _CRASHES:
+            return Reason.ROLLED_BACK, f"{pod.name}: {pod.trouble[1]}"
+    if "since" not in canary and d.late(canary["stepStarted"], limit):
+        why = d.observed.trouble(names.ENDPOINT)
+        text = f"was not ready within spec.runPolicy.stageDeadlines.deployed = {limit} s"
+        return Reason.ROLLED_BACK, f"{text}; {why[1]}" if why else text
+    return None
+
+
+def too_many_failed(requests: Requests, allowed: float) -> bool:
+    """Whether so many failures are too unlikely for a student that fails at the allowed rate (binomial tail)."""
+    failed, total = requests.failed, requests.total
+    if failed <= allowed * total:
+        return False
+    if allowed == 0:
+        return True
+    below = sum(
+        math.exp(
+            math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
+            + k * math.log(allowed) + (total - k) * math.log1p(-allowed)
+        )
+        for k in range(failed)
+    )  # fmt: skip
+    return 1 - below < _SURELY
+
+
+def _reject(endpoint: dict[str, Any], served: dict[str, Any], reason: Reason, message: str) -> None:
+    endpoint["rejected"] = {"revision": served["revision"], "reason": reason.value, "message": message[:1024]}
+    endpoint.pop("canary", None)
+
+
+def _report(d: Draft, endpoint: dict[str, Any], target: dict[str, Any] | None) -> None:
+    stable, rejected = endpoint.get("stable"), endpoint.get("rejected")
+    views = [view for view in d.observed.deployments.values() if view.role == names.ENDPOINT]
+    ready = sum(view.ready for view in views)
+    if rejected:
+        d.mark(Stage.DEPLOYED, False, Reason(rejected["reason"]), rejected["message"])
+        if d.marks[Condition.EVALUATED][0] == "True" and Condition.FAILED not in d.marks:
+            d.mark(Condition.FAILED, True, Reason(rejected["reason"]), rejected["message"])
+    elif stable and target and "canary" not in endpoint and "deployed" in stable:
+        up = ready > 0 or d.spec.endpoint.replicas == 0
+        reason, message = d.observed.trouble(names.ENDPOINT) or (Reason.UNAVAILABLE, "no endpoint pod is ready")
+        d.mark(Stage.DEPLOYED, up, Reason.COMPLETED if up else reason, stable["digest"][:19] if up else message)
+    if not stable and not d.wanted.served:
+        d.mark(Condition.SERVING, False, Reason.WAITING, "no student has passed its gate yet")
+        if not rejected:
+            d.status.pop("endpoint", None)
+        return
+    d.mark(Condition.SERVING, ready > 0, Reason.AVAILABLE if ready else Reason.UNAVAILABLE)
+    route = d.spec.endpoint.route
+    endpoint.update(
+        url=f"http://{route.hostnames[0] if route else names.host(d.name, d.namespace)}",
+        replicas=sum(view.replicas for view in views),
+        readyReplicas=ready,
+        selector=",".join(f"{key}={value}" for key, value in sorted(names.selector(d.name, names.ENDPOINT).items())),
+    )
+
+
+def _view(d: Draft, served: dict[str, Any]) -> DeploymentView | None:
+    return d.observed.deployments.get(names.endpoint(d.name, served["revision"]))
+
+
+def _served(entry: dict[str, Any], replicas: int, weight: int) -> Served:
+    return Served(entry["revision"], entry["digest"], entry["key"], entry["image"], replicas, weight)

@@ -1,0 +1,102 @@
+"""The operator's process: the lease, the listing before the first decision, then watches, workers and questions."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+import kopf
+from prometheus_client import start_http_server
+
+from opd_operator.cache import Cache, Key
+from opd_operator.kube import Kube, connect
+from opd_operator.leader import lead
+from opd_operator.metrics import Metrics
+from opd_operator.peers import Peers
+from opd_operator.probes import serve_probes
+from opd_operator.queue import WorkQueue, work
+from opd_operator.reconcile import Reconciler
+from opd_operator.settings import Settings
+from opd_operator.watch import Watches, fill, registry, resync, watched
+
+log = logging.getLogger("opd_operator")
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Until `stop`.
+
+    Raises:
+        LeaseLostError: another one is at work. DeadWatchError: what is known may be old. Both: start anew.
+    """
+    cache, queue, listed = Cache(), WorkQueue[Key](), asyncio.Event()
+    metrics = Metrics(cache, queue)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(asynccontextmanager(connect)(2 * settings.workers))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        server, _ = start_http_server(settings.metrics_port, registry=metrics.registry)
+        stack.callback(server.shutdown)
+        leading = False
+
+        def ready() -> bool:
+            return listed.is_set() or not leading
+
+        probes = await serve_probes(settings.probe_port, ready=ready, oldest=lambda: queue.oldest_seconds)
+        stack.push_async_callback(probes.cleanup)
+        kube, peers = Kube(client, metrics.api), Peers(session)
+        reconciler = Reconciler(kube, cache, queue, metrics, settings, peers)
+
+        async def play() -> None:
+            nonlocal leading
+            leading = True
+            metrics.leader.set(1)
+            watches = await _first_listing(kube, cache, settings)
+            listed.set()
+            for key in cache.distillations:
+                queue.add(key)
+            log.info("%d objects; watching %s", len(cache.distillations), settings.namespaces or "all namespaces")
+            eyes = kopf.operator(
+                registry=registry(cache, queue, watches),
+                standalone=True,
+                clusterwide=not settings.namespaces,
+                namespaces=settings.namespaces,
+                stop_flag=stop,
+            )
+            net = resync(kube, cache, queue, watches, settings.namespaces, metrics, settings.resync_seconds)
+            workers = [work(queue, reconciler.handle) for _ in range(settings.workers)]
+            tasks = [asyncio.create_task(each) for each in (eyes, net, peers.keep_asking(cache, queue.add), *workers)]
+            try:
+                # None of them ends by itself: the first that does takes the process with it, which starts anew.
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+        campaign = (
+            lead(client, settings.lease_name, settings.lease_namespace, play) if settings.leader_election else play()
+        )
+        leader, stopping = asyncio.create_task(campaign), asyncio.create_task(stop.wait())
+        await asyncio.wait([leader, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not leader.done():
+            leader.cancel()
+        stopping.cancel()
+        result = await asyncio.gather(leader, return_exceptions=True)
+        if isinstance(result[0], Exception):
+            raise result[0]
+
+
+async def _first_listing(kube: Kube, cache: Cache, settings: Settings) -> Watches:
+    """List everything once before the first decision: a child that is only not known yet must not be made again."""
+    pause = 1.0
+    while True:
+        try:
+            watches = Watches(await watched(kube))
+            await fill(kube, cache, watches.resources, settings.namespaces)
+            return watches
+        except Exception as error:
+            log.warning("cannot list yet, again in %.0f s: %s", pause, error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 30.0)

@@ -1,0 +1,22 @@
+"""What the person who installs the operator decides, once for all objects."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`images`: default image by role (teachers, trainer, endpoint); the evaluator runs in the trainer's."""
+
+    images: Mapping[str, str]
+    device: str = "auto"
+    python: str = "/opt/opd/bin/python"
+    namespaces: tuple[str, ...] = ()  # none: all of them
+    metrics_port: int = 8080
+    probe_port: int = 8081
+    leader_election: bool = True
+    lease_name: str = "diffusion-opd-operator"
+    lease_namespace: str = "default"
+    workers: int = 8
+    pull_secrets: tuple[str, ...] = ()  # Secrets with which the pods of distillations pull their images
+    resync_seconds: float = 300.0  # between two full listings

@@ -1,0 +1,128 @@
+"""kopf as the eyes: what happens to objects and children goes into the cache, and the object into the queue."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import kopf
+
+from opd_operator import names
+from opd_operator.cache import Cache, Key
+from opd_operator.kube import DISTILLATION, OWNED, POD, ROUTE, Kube, Resource
+from opd_operator.metrics import Metrics
+from opd_operator.queue import WorkQueue
+
+log = logging.getLogger("opd_operator")
+
+_OURS = f"app.kubernetes.io/managed-by={names.MANAGER}"
+_LATE = 10.0  # seconds after which an event that a list has seen should have come by its watch, too
+
+
+class DeadWatchError(Exception):
+    """A watch that is open and says nothing."""
+
+
+@dataclass
+class Watches:
+    """What is watched, and the newest resource version that each watch has brought."""
+
+    resources: Sequence[Resource]
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def saw(self, kind: str, version: str) -> None:
+        self.seen[kind] = max(self.seen.get(kind, 0), int(version))
+
+
+async def watched(kube: Kube) -> Sequence[Resource]:
+    """Children before distillations: whoever is known has its children known."""
+    routes = (ROUTE,) if await kube.has(ROUTE) else ()
+    return (*OWNED, *routes, POD, DISTILLATION)
+
+
+def registry(cache: Cache, queue: WorkQueue[Key], watches: Watches) -> kopf.OperatorRegistry:
+    """Handlers for kopf. They are level-triggered: an event says only that something is worth a look, since edges are
+    lost when a process restarts (kopf's own docs/reconciliation.rst)."""
+    found = kopf.OperatorRegistry()
+
+    def seen(resource: Resource) -> Any:
+        async def handler(event: Any, **_: Any) -> None:
+            obj = {"apiVersion": resource.api_version, "kind": resource.kind, **event["object"]}
+            watches.saw(resource.kind, obj["metadata"]["resourceVersion"])
+            key = cache.remove(obj) if event["type"] == "DELETED" else cache.put(obj)
+            if key is not None:
+                queue.add(key)
+
+        return handler
+
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.posting.enabled = False  # our own events, on our own terms
+        settings.scanning.disabled = True
+        settings.networking.request_timeout = 30
+        settings.networking.connect_timeout = 10
+        settings.watching.connect_timeout = 10
+        settings.watching.server_timeout = 290
+        settings.watching.client_timeout = 300
+        settings.watching.chunk_size = 500
+        for resource in watches.resources:
+            if resource is not DISTILLATION:
+                settings.watching.label_selectors[resource.plural] = _OURS
+
+    def login(**kwargs: Any) -> Any:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    kopf.on.startup(registry=found)(configure)
+    kopf.on.login(registry=found)(login)
+    for resource in watches.resources:
+        group, _, version = resource.api_version.rpartition("/")
+        kopf.on.event(group, version, resource.plural, registry=found)(seen(resource))
+    return found
+
+
+async def fill(
+    kube: Kube, cache: Cache, resources: Iterable[Resource], namespaces: Iterable[str]
+) -> tuple[set[Key], dict[str, int]]:
+    """List everything into the cache. Returns the keys that this was news for, and the newest version by kind of what
+    was news."""
+    news: set[Key] = set()
+    newest: dict[str, int] = {}
+    for resource in resources:
+        selector = "" if resource is DISTILLATION else _OURS
+        lists = [await kube.list(resource, namespace, selector) for namespace in tuple(namespaces) or ("",)]
+        items = [item for listed in lists for item in listed.items]
+        found, version = cache.replace(resource.kind, items, min(listed.version for listed in lists))
+        news |= found
+        if version:
+            newest[resource.kind] = version
+    return news, newest
+
+
+async def resync(
+    kube: Kube,
+    cache: Cache,
+    queue: WorkQueue[Key],
+    watches: Watches,
+    namespaces: Iterable[str],
+    metrics: Metrics,
+    seconds: float,
+) -> None:
+    """A net under the watches: what they missed is found by listing, counted, and looked at.
+
+    Raises:
+        DeadWatchError: a watch does not bring what a list has found; the process starts anew.
+    """
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            news, newest = await fill(kube, cache, watches.resources, namespaces)
+        except Exception as error:
+            log.warning("the full listing failed and is repeated: %r", error)
+            continue
+        metrics.resync_news.inc(len(news))
+        for key in news:
+            queue.add(key)
+        if newest:
+            await asyncio.sleep(_LATE)
+        if dead := [kind for kind, version in newest.items() if watches.seen.get(kind, 0) < version]:
+            raise DeadWatchError(f"the watch of {', '.join(dead)} is open and brings nothing")

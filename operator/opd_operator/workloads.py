@@ -1,0 +1,130 @@
+"""Teacher servers, trainer and evaluator as child objects. Pure."""
+
+from pathlib import PurePosixPath
+from typing import Any
+
+from opd_core import roles
+from opd_core.api.digests import claims_of
+
+from opd_operator import names
+from opd_operator.context import Context, Manifest, service_ports
+from opd_operator.pods import pod_template
+
+_TRAINER_GRACE = 600  # a round of a large model, and its checkpoint
+_SERVER_GRACE = 30
+
+
+def teachers(context: Context) -> list[Manifest]:
+    """A Deployment and a Service per server."""
+    manifests = []
+    spec, here = context.spec, context.place(PurePosixPath("/tmp/opd"))  # noqa: S108
+    ports = {"grpc": names.GRPC, "http": names.HTTP, "metrics": names.TRITON_METRICS}
+    config_map = context.config_map(names.TEACHERS)
+    claims = claims_of([context.content["model"], context.content["teachers"]])
+    for index, group in enumerate(roles.teacher_servers(spec)):
+        name = names.teachers(context.name, index)
+        own = {"opd.dev/server": str(index)}
+        selector = {**names.selector(context.name, names.TEACHERS), **own}
+        template = pod_template(
+            roles.teacher_server(here, "teacher", group, ports),
+            spec.teacher_serving.pod,
+            image=context.run["images"][names.TEACHERS],
+            labels={**context.pod_labels(names.TEACHERS), **own},
+            service_account=context.account,
+            config_map=config_map,
+            claims=dict.fromkeys(claims, False),
+            grace_seconds=_SERVER_GRACE,
+        )
+        deployment = {
+            "replicas": 1,
+            "paused": False,
+            "strategy": {"type": "Recreate"},  # a second copy would need a second GPU
+            "revisionHistoryLimit": 0,
+            "selector": {"matchLabels": selector},
+            "template": template,
+        }
+        service = {"selector": selector, "ports": service_ports({"grpc": names.GRPC, "http": names.HTTP})}
+        manifests.append(context.child("v1", "Service", name, names.TEACHERS, spec=service))
+        manifest = context.child("apps/v1", "Deployment", name, names.TEACHERS, spec=deployment)
+        manifest["metadata"]["labels"].update(context.queue_labels)
+        manifests.append(manifest)
+    return manifests
+
+
+def trainer(context: Context, number: int) -> list[Manifest]:
+    """An Indexed Job with a pod per node, and the headless Service by which the nodes find the first one."""
+    job, service = names.trainer(context.name, context.run["attempt"], number), f"{context.name}-trainer"
+    training = context.spec.training
+    servers = range(len(roles.teacher_servers(context.spec)))
+    addresses = [f"{names.teachers(context.name, i)}.{context.namespace}.svc:{names.GRPC}" for i in servers]
+    # torchrun's own names; the address is that of the first pod through the headless Service.
+    wiring: list[dict[str, Any]] = [
+        {"name": "PET_NNODES", "value": str(training.nodes)},
+        {"name": "PET_MASTER_ADDR", "value": f"{job}-0.{service}.{context.namespace}.svc"},
+        {"name": "PET_MASTER_PORT", "value": str(names.RENDEZVOUS)},
+        {
+            "name": "PET_NODE_RANK",
+            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{names.COMPLETION_INDEX}']"}},
+        },
+    ]
+    template = pod_template(
+        roles.trainer(context.place(context.run_folder), addresses, names.TRAINER_METRICS),
+        training.pod,
+        image=context.run["images"][names.TRAINER],
+        labels=context.pod_labels(names.TRAINER),
+        service_account=context.account,
+        config_map=context.config_map(names.TRAINER),
+        claims=_claims(context),
+        grace_seconds=_TRAINER_GRACE,
+        restart="Never",
+        env=wiring if training.nodes > 1 else (),
+        more={"subdomain": service},
+    )
+    headless = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,  # the ranks look for each other before they are ready
+        "selector": names.selector(context.name, names.TRAINER),
+        "ports": service_ports({"rendezvous": names.RENDEZVOUS, "metrics": names.TRAINER_METRICS}),
+    }
+    return [
+        context.child("v1", "Service", service, names.TRAINER, spec=headless),
+        _job(context, job, names.TRAINER, template, pods=training.nodes),
+    ]
+
+
+def evaluator(context: Context, key: str, number: int) -> list[Manifest]:
+    """A Job with one pod, in the trainer's image and with its settings."""
+    template = pod_template(
+        roles.evaluator(context.place(context.run_folder)),
+        context.spec.training.pod,
+        image=context.run["images"][names.TRAINER],
+        labels=context.pod_labels(names.EVALUATOR),
+        service_account=context.account,
+        config_map=context.config_map(names.EVALUATOR),
+        claims=_claims(context),
+        grace_seconds=_SERVER_GRACE,
+        restart="Never",
+    )
+    return [_job(context, names.evaluator(context.name, key, number), names.EVALUATOR, template, pods=1)]
+
+
+def _job(context: Context, name: str, role: str, template: Manifest, *, pods: int) -> Manifest:
+    # One failed rank ends all of them, and the operator starts a new Job at the last checkpoint: ranks that are
+    # restarted one by one wait for peers that have gone (kubeflow/trainer#2269). Why it failed is read from the pods
+    # rather than left to a podFailurePolicy, which sees exit codes but not what the program said.
+    spec = {
+        "completionMode": "Indexed",
+        "completions": pods,
+        "parallelism": pods,
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "template": template,
+    }
+    manifest = context.child("batch/v1", "Job", name, role, spec=spec)
+    manifest["metadata"]["labels"].update(context.queue_labels)
+    return manifest
+
+
+def _claims(context: Context) -> dict[str, bool]:
+    inputs = [context.content["model"], context.content["teachers"], context.spec.student.init_from]
+    return {**dict.fromkeys(claims_of(inputs), False), context.output_claim: True}

@@ -1,0 +1,1 @@
+"""What answers requests: the teacher service and the image endpoint."""

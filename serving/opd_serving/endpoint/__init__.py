@@ -1,0 +1,1 @@
+"""The image endpoint: OpenAI's Images API over a step-batching engine."""

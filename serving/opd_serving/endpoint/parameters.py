@@ -1,0 +1,157 @@
+"""The body of POST /v1/images/generations: from JSON to an ImageRequest, or to a ApiError that names the parameter."""
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from opd_core.artifacts import SamplingDefaults
+from opd_core.errors import InvalidError
+from opd_core.models.pipeline import Model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opd_serving.endpoint.engine import ImageRequest
+from opd_serving.endpoint.errors import ApiError, invalid
+from opd_serving.endpoint.images import Format
+
+MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly in every client
+_OTHER_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+_SHOWN = 100
+
+
+class GenerationBody(BaseModel):
+    """What a client may send. `null` is the same as absent; `extra_body` may be nested or merged."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, title="ImageGenerationRequest")
+
+    prompt: str = Field(min_length=1, max_length=32_000, description="What the image shows.")
+    model: str | None = Field(None, description="Name of the served model; absent: the one there is.")
+    n: int = Field(1, ge=1, le=10, description="Number of images.")
+    size: str = Field("auto", pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT in pixels, or auto.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i. Absent: random; the answer says which."
+    )
+    steps: int | None = Field(None, ge=1, le=100, description="Solver steps; also num_inference_steps.")
+    guidance: float | None = Field(
+        None, ge=0, le=50, description="Classifier-free guidance, 1 turns it off; also guidance_scale."
+    )
+    negative_prompt: str | None = Field(None, max_length=32_000, description="What the image does not show.")
+    response_format: Literal["b64_json"] = Field("b64_json", description="Images come in the answer.")
+    output_format: Format = Field("png", description="File format.")
+    output_compression: int | None = Field(None, ge=0, le=100, description="Quality of jpeg and webp; 100 is best.")
+    # Parameters of OpenAI's that every client may send; other values would change nothing and are refused.
+    quality: Literal["auto"] = Field("auto", description="Quality is chosen with steps.")
+    background: Literal["auto", "opaque"] = Field("auto", description="Images are opaque.")
+    stream: Literal[False] = Field(False, description="Answers come as a whole.")
+    user: str | None = Field(None, max_length=512, description="Accepted, without any effect.")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A checked request: what to draw, and into which kind of file."""
+
+    request: ImageRequest
+    format: Format
+    compression: int
+
+
+def parse_json(content: bytes) -> Mapping[str, Any]:
+    """The JSON object in a body without its nulls, `extra_body` merged into it."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        body = json.loads(content, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise invalid(None, f"the body is not valid JSON: {error}", "invalid_json") from error
+    if not isinstance(body, dict):
+        raise invalid(None, 'the body is not a JSON object; send {"prompt": "..."}', "invalid_json")
+    nested = body.pop("extra_body", None) or {}
+    if not isinstance(nested, dict):
+        raise invalid("extra_body", "extra_body is not an object; put its parameters beside prompt")
+    given, more = ({name: value for name, value in part.items() if value is not None} for part in (body, nested))
+    for name, value in more.items():
+        if given.setdefault(name, value) != value:
+            raise invalid(name, f"{name} stands in the body and in extra_body with different values; send one")
+    return given
+
+
+def parse(
+    body: Mapping[str, Any], *, served_name: str, defaults: SamplingDefaults, model: Model, max_pixels: int
+) -> Order:
+    """Check a request against the model in service and fill in its defaults.
+
+    Raises:
+        ApiError: 400 with the parameter's name as the client wrote it, or 404 for another model.
+    """
+    fields = _validate(body)
+    if fields.model is not None and fields.model != served_name:
+        raise ApiError(
+            404,
+            f"model {fields.model[:_SHOWN]!r} is not served here; use {served_name!r}",
+            param="model",
+            code="model_not_found",
+        )
+    width, height = _size(fields.size, defaults, model, max_pixels)
+    guidance = defaults.guidance_scale if fields.guidance is None else fields.guidance
+    if fields.negative_prompt and guidance == 1:
+        raise invalid("negative_prompt", "negative_prompt has no effect at guidance 1; use guidance above 1")
+    if fields.output_compression is not None and fields.output_format == "png":
+        raise invalid("output_compression", "png is lossless; use output_format jpeg or webp with output_compression")
+    seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed
+    request = ImageRequest(
+        prompt=fields.prompt,
+        negative_prompt=fields.negative_prompt or "",
+        seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(fields.n)),
+        width=width,
+        height=height,
+        steps=fields.steps or defaults.steps,
+        guidance=guidance,
+    )
+    return Order(request, fields.output_format, 100 if fields.output_compression is None else fields.output_compression)
+
+
+def _validate(body: Mapping[str, Any]) -> GenerationBody:
+    given = {name: value for name, value in body.items() if value is not None}
+    names = {_OTHER_NAMES.get(name, name): name for name in given}  # ours -> the client's
+    if len(names) < len(given):
+        twice = next(name for name in given if _OTHER_NAMES.get(name) in given)
+        raise invalid(twice, f"{twice} and {_OTHER_NAMES[twice]} are the same parameter; send one")
+    try:
+        return GenerationBody.model_validate({ours: given[name] for ours, name in names.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    param = names.get(str(first["loc"][0]), str(first["loc"][0]))
+    if first["type"] == "missing":
+        raise invalid(param, f"{param} is missing; say what the image shows", "missing_required_parameter")
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(GenerationBody.model_fields)
+        raise invalid(
+            param, f"{param[:_SHOWN]} is not a parameter of this server; known are {known}", "unknown_parameter"
+        )
+    if param == "response_format":
+        raise invalid(param, f"response_format is {_show(first['input'])}; no image is stored here, use b64_json")
+    raise invalid(param, f"{param} is {_show(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def _size(size: str, defaults: SamplingDefaults, model: Model, max_pixels: int) -> tuple[int, int]:
+    if size == "auto":
+        return defaults.width, defaults.height
+    match = re.fullmatch("([0-9]+)x([0-9]+)", size)
+    assert match is not None
+    width, height = int(match[1]), int(match[2])
+    try:
+        model.latent_shape(width, height)
+    except InvalidError as error:
+        raise invalid("size", f"size is {size}: {error}") from error
+    if width * height > max_pixels:
+        raise invalid("size", f"size is {size}, {width * height} pixels; this server makes at most {max_pixels}")
+    return width, height
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

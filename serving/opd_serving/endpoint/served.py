@@ -1,0 +1,94 @@
+"""What an endpoint serves: a student on its base, or a bare model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from opd_core.artifacts import SamplingDefaults, read_student
+from opd_core.errors import InvalidError, RefusedError
+from opd_core.models.adapters import load_adapter, use_adapter
+from opd_core.models.fingerprint import fingerprint
+from opd_core.models.pipeline import Model, load_model
+from opd_core.uris import resolve
+
+_ADAPTER = "student"
+# Stable Diffusion 3's own, and the spec's text length, for a model that comes without a student's manifest.
+_STEPS, _GUIDANCE, _MAX_SEQUENCE_LENGTH = 28, 4.5, 128
+
+
+@dataclass(frozen=True)
+class Served:
+    """`digest` names the weights in service; `fingerprint` is what the base must have, empty if nobody said."""
+
+    name: str
+    digest: str
+    created: int
+    base: Path
+    adapter: Path | None
+    fingerprint: str
+    defaults: SamplingDefaults
+
+
+def open_student(directory: Path, claims: Path) -> Served:
+    """A student directory and the base that its manifest names.
+
+    Raises:
+        InvalidError: not a student directory, or its base is not there. RefusedError: altered weights.
+    """
+    manifest, weights = read_student(directory)
+    return Served(
+        name=manifest.name,
+        digest=manifest.digest,
+        created=int(weights.stat().st_mtime),
+        base=resolve(manifest.base.uri, claims),
+        adapter=weights,
+        fingerprint=manifest.base.fingerprint,
+        defaults=manifest.sampling,
+    )
+
+
+def open_model(uri: str, claims: Path) -> Served:
+    """A model without a student: its own native size."""
+    path = resolve(uri, claims) if "://" in uri else Path(uri)
+    try:
+        transformer = json.loads((path / "transformer" / "config.json").read_text())
+        vae = json.loads((path / "vae" / "config.json").read_text())
+        side = transformer["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidError(f"{uri} is not a model in diffusers' folder format: {error}") from error
+    return Served(
+        name=path.resolve().name,
+        digest=fingerprint(path),
+        created=int(path.stat().st_mtime),
+        base=path,
+        adapter=None,
+        fingerprint="",
+        defaults=SamplingDefaults(
+            width=side,
+            height=side,
+            steps=_STEPS,
+            guidance_scale=_GUIDANCE,
+            max_sequence_length=_MAX_SEQUENCE_LENGTH,
+        ),
+    )
+
+
+def load(served: Served, device: str, dtype: torch.dtype) -> Model:
+    """The model, ready to sample.
+
+    Raises:
+        RefusedError: the base is not the one that the student was trained on.
+    """
+    if served.fingerprint:
+        found = fingerprint(served.base)
+        if found != served.fingerprint:
+            raise RefusedError(
+                f"{served.base} has fingerprint {found}, but {served.name} was trained on {served.fingerprint}; "
+                "serve it with the base it was trained on"
+            )
+    model = load_model(served.base, device=device, dtype=dtype)
+    if served.adapter is not None:
+        load_adapter(model.transformer, served.adapter, _ADAPTER)
+        use_adapter(model.transformer, _ADAPTER)
+    return model

@@ -1,0 +1,171 @@
+"""From settings to a running server, and down again without losing an image."""
+
+import asyncio
+import logging
+import socket
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from opd_core.artifacts import SamplingDefaults
+from opd_core.device import choose_device
+from opd_core.errors import InvalidError, UnavailableError
+from opd_core.exit_codes import ExitCode
+from opd_core.precision import TORCH_DTYPES
+from opd_core.uris import resolve
+
+from opd_serving.endpoint.app import create_app
+from opd_serving.endpoint.engine import Engine, Limits, Status
+from opd_serving.endpoint.keys import read_keys
+from opd_serving.endpoint.served import Served, load, open_model, open_student
+from opd_serving.endpoint.service import Service
+
+_POLL_SECONDS = 0.05
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One of `student` (directory or URI) and `model` (URI or path); None leaves a sampling default to them."""
+
+    claims: Path
+    student: str | None = None
+    model: str | None = None
+    served_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_keys: Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    max_sequence_length: int | None = None
+    max_pixels: int | None = None
+    max_request_seconds: float = 600.0
+    leave_seconds: float = 0.0
+    drain_seconds: float = 120.0
+
+
+def open_served(settings: Settings) -> Served:
+    """What is to be served, with the settings' name and sampling defaults."""
+    if settings.student is not None:
+        student = settings.student
+        folder = resolve(student, settings.claims) if "://" in student else Path(student)
+        served = open_student(folder, settings.claims)
+    elif settings.model is not None:
+        served = open_model(settings.model, settings.claims)
+    else:
+        raise InvalidError("nothing to serve; name a student directory or a model")
+    fields = SamplingDefaults.model_fields
+    changes: dict[str, Any] = {name: getattr(settings, name) for name in fields if getattr(settings, name) is not None}
+    defaults = SamplingDefaults(**{**served.defaults.model_dump(), **changes})
+    return replace(served, name=settings.served_name or served.name, defaults=defaults)
+
+
+def make_service(settings: Settings) -> Service:
+    """A service whose engine loads the model once it is started."""
+    served = open_served(settings)
+    device = choose_device(settings.device)
+    precision = settings.precision
+    if precision == "auto":
+        precision = "BF16" if device.startswith("cuda") else "FP32"
+    if precision not in TORCH_DTYPES:
+        raise InvalidError(f"--precision {precision} is unknown; write auto, {', '.join(TORCH_DTYPES)}")
+    d = served.defaults
+    return Service(
+        served=served,
+        engine=Engine(partial(load, served, device, TORCH_DTYPES[precision]), d, settings.limits),
+        max_pixels=settings.max_pixels or 4 * d.width * d.height,
+        max_request_seconds=settings.max_request_seconds,
+        keys=read_keys(settings.api_keys) if settings.api_keys else (),
+    )
+
+
+def run(settings: Settings) -> ExitCode:
+    """Serve until SIGTERM or Ctrl-C, then finish what is in flight.
+
+    Raises:
+        OPDError: nothing to serve, the port is taken, or the model cannot be loaded.
+    """
+    service = make_service(settings)
+    engine = service.engine
+    listener = listen(settings.host, settings.port)
+    engine.start()
+    asyncio.run(_serve(service, listener, settings))
+    if engine.status == Status.FAILED:
+        engine.wait_loaded()  # raises why
+    code = ExitCode.OK if engine.alive else ExitCode.INTERNAL
+    engine.stop()
+    return code
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UnavailableError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """The first signal asks for a drain, during which health and metrics still answer; a second one ends at once."""
+
+    drain_asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.drain_asked:
+            self.should_exit = self.force_exit = True
+        self.drain_asked = True
+
+
+async def _serve(service: Service, listener: socket.socket, settings: Settings) -> None:
+    seconds = int(settings.drain_seconds) or 1
+    config = uvicorn.Config(
+        create_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=seconds
+    )
+    server = _Server(config)
+    watcher = asyncio.create_task(_watch(server, service, settings))
+    host, port = listener.getsockname()[:2]
+    _log.info("%s loads; http://%s:%d/readyz says when it is there", service.served.name, host, port)
+    await server.serve(sockets=[listener])
+    await watcher
+
+
+async def _watch(server: _Server, service: Service, settings: Settings) -> None:
+    """Follows the engine: says when it is ready, ends the server when loading failed or the drain is done.
+
+    A load balancer takes its time to hear that this server leaves, and keeps connections for as long as both sides do.
+    So first everything is answered, with a wish to close the connection; only then nothing is admitted any more.
+    """
+    engine, announced = service.engine, False
+    while not server.drain_asked and engine.status != Status.FAILED:
+        if engine.status == Status.READY and not announced:
+            announced = True
+            _log.info("%s (%s) takes requests", service.served.name, service.served.digest)
+        await asyncio.sleep(_POLL_SECONDS)
+    engine.leave()
+    until = time.monotonic() + settings.leave_seconds
+    while engine.alive and time.monotonic() < until and not server.force_exit:
+        await asyncio.sleep(_POLL_SECONDS)
+    engine.drain()
+    _log.info("draining")
+    deadline = time.monotonic() + settings.drain_seconds
+    while not engine.idle and engine.alive and time.monotonic() < deadline and not server.force_exit:
+        await asyncio.sleep(_POLL_SECONDS)
+    server.should_exit = True
+
+
+def log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)

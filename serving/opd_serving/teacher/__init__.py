@@ -1,0 +1,1 @@
+"""The teacher service: a Triton model repository, the server that runs it, and its probe."""

@@ -1,0 +1,83 @@
+"""`python -m opd_serving.teacher`: serves the teachers of a spec from tritonserver until it is told to end."""
+
+import argparse
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from opd_core.errors import OPDError
+from opd_core.ports import require_free
+from opd_core.process import die_with_parent
+from opd_core.termination import last_words
+
+from opd_serving.teacher import arguments, server
+from opd_serving.teacher.server_binary import find_server
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code of the server: 0 after SIGTERM."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = arguments.parse(argv)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the first process of a pod has no default
+    try:
+        found = find_server()
+        for port in (options.grpc_port, options.http_port, options.metrics_port):
+            require_free(options.host, port)
+        program = [sys.executable, "-m", "opd_serving.teacher.prepare", *argv]
+        prepared = subprocess.run(program, check=False, preexec_fn=die_with_parent).returncode
+        if prepared != 0:
+            return prepared if prepared > 0 else 128 - prepared  # it has said why
+        with _shared_memory(options.grpc_port) as prefix:
+            command = [str(found.binary), *found.options, *server_options(options, prefix, secrets.token_hex(16))]
+            return server.run(command, found.env)
+    except OPDError as error:
+        print(f"teacher server: {error}", file=sys.stderr, flush=True)
+        last_words(error.exit_code, str(error))
+        return int(error.exit_code)
+
+
+def server_options(options: argparse.Namespace, shared_memory_prefix: str, token: str) -> list[str]:
+    """Options of tritonserver. Loading models over the network is closed: it runs code
+    (https://github.com/triton-inference-server/server/blob/main/docs/customization_guide/deploy.md)."""
+    return [
+        f"--model-repository={options.repository}",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        f"--grpc-address={options.host}",
+        f"--grpc-port={options.grpc_port}",
+        f"--http-address={options.host}",
+        f"--http-port={options.http_port}",
+        f"--metrics-port={options.metrics_port}",
+        f"--metrics-address={options.host}",
+        "--allow-gpu-metrics=false",
+        f"--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:admin={token}",
+        f"--http-restricted-api=model-repository,shared-memory,trace,logging:admin={token}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+        "--exit-timeout-secs=10",
+    ]
+
+
+@contextmanager
+def _shared_memory(port: int) -> Iterator[str]:
+    """A prefix for the names of the server's regions in shared memory, which a killed server leaves behind."""
+    prefix = f"opd_teacher_{port}_"  # nobody else uses the names of this port
+
+    def remove() -> None:
+        for region in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108  (where the kernel keeps them)
+            region.unlink(missing_ok=True)
+
+    remove()
+    try:
+        yield prefix
+    finally:
+        remove()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The Triton Python model: tensors in, checks, the shared engine, tensors out.
+
+Written against what Triton 2.51 (the wheel) and today's containers have in common: DLPack in both directions, since
+numpy 2 in the stub of 2.51 corrupts arrays silently, and no parameters in responses.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton_python_backend_utils as pb_utils
+from opd_core.conditioning import Conditioning
+from opd_core.errors import InvalidError, OPDError
+from opd_core.models.adapters import load_adapter
+from opd_core.models.pipeline import load_model
+from opd_core.precision import TORCH_DTYPES
+from opd_core.teachers import contract
+from opd_core.teachers.contract import ServiceInfo
+from opd_core.teachers.engine import ConditioningCache, Query, UnknownKeyError, answer
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
+
+_QUERY = (contract.LATENTS, contract.SIGMA, contract.GUIDANCE, contract.TEACHER, contract.KEY, contract.NEGATIVE_KEY)
+_REGISTER = (contract.KEY, contract.EMBEDS, contract.POOLED)
+
+
+class TeacherBackend:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self._info = ServiceInfo.model_validate_json(config["parameters"][contract.DESCRIPTION]["string_value"])
+        setup = json.loads(Path(args["model_repository"], args["model_version"], "setup.json").read_text())
+        self._dtype = TORCH_DTYPES[self._info.precision]
+        self._model = load_model(Path(setup["base"]), device=setup["device"], dtype=self._dtype, parts={"transformer"})
+        for name, path in setup["teachers"].items():
+            load_adapter(self._model.transformer, Path(path), name)
+        self._names = tuple(setup["teachers"])
+        self._cache = ConditioningCache(setup["cache_bytes"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response per request. Requests that fit together are computed in one batch, each is checked alone.
+
+        On a CPU every request is a batch of its own: the last bits of a row depend on the batch it is computed in, so
+        what happens to wait together would decide them, and a run could not be repeated bit by bit. A larger batch is
+        no faster there.
+        """
+        responses: list[Any] = [None] * len(requests)
+        queries: dict[int, Query] = {}
+        for i, request in enumerate(requests):
+            try:
+                inputs = _inputs(request)
+                if contract.EMBEDS in inputs:
+                    responses[i] = self._register(inputs)
+                else:
+                    queries[i] = self._query(inputs)
+            except OPDError as error:
+                responses[i] = _refuse(error)
+        groups: dict[Any, dict[int, Query]] = {}
+        for i, query in queries.items():
+            alone = i if self._model.device.type == "cpu" else None
+            groups.setdefault((query.latents.shape[1:], query.conditioning[0].embeds.shape, alone), {})[i] = query
+        for group in groups.values():
+            for i, result in self._answer(group).items():
+                responses[i] = (
+                    _refuse(result) if isinstance(result, OPDError) else _respond(requests[i], queries[i], result)
+                )
+        return responses
+
+    # ------------------------------------------------------------------------------------------ registering
+
+    def _register(self, inputs: dict[str, Tensor]) -> Any:
+        _need(inputs, _REGISTER)
+        item = self._dtype.itemsize
+        pooled_bytes, embed_bytes = self._info.pooled_size * item, self._info.embeds_size * item
+        if inputs[contract.POOLED].shape[1] != pooled_bytes or inputs[contract.EMBEDS].shape[1] % embed_bytes:
+            info = self._info
+            raise InvalidError(
+                f"embeddings of {inputs[contract.EMBEDS].shape[1]} and {inputs[contract.POOLED].shape[1]} bytes are no "
+                f"{info.precision} tokens of {info.embeds_size} numbers and a pooled one of {info.pooled_size}"
+            )
+        for key, embeds, pooled in zip(
+            _keys(inputs[contract.KEY]), inputs[contract.EMBEDS], inputs[contract.POOLED], strict=True
+        ):
+            # Copies: the incoming tensors are the server's shared memory.
+            tokens = embeds.clone().view(self._dtype).view(-1, self._info.embeds_size)
+            self._cache.put(key, Conditioning(tokens, pooled.clone().view(self._dtype)))
+        done = torch.ones(len(inputs[contract.KEY]), 1, dtype=torch.uint8)
+        return pb_utils.InferenceResponse([_to_triton(contract.REGISTERED, done)])
+
+    # ------------------------------------------------------------------------------------------ answering
+
+    def _query(self, inputs: dict[str, Tensor]) -> Query:
+        _need(inputs, _QUERY)
+        query = Query(
+            teachers=inputs[contract.TEACHER].flatten().long(),
+            latents=inputs[contract.LATENTS].view(self._dtype),
+            sigmas=inputs[contract.SIGMA].flatten(),
+            guidance=inputs[contract.GUIDANCE].flatten(),
+            conditioning=self._cache.get(_keys(inputs[contract.KEY])),
+            negative=self._cache.get(_keys(inputs[contract.NEGATIVE_KEY])),
+        )
+        query.check(self._names)
+        return query
+
+    def _answer(self, queries: dict[int, Query]) -> dict[int, Tensor | OPDError]:
+        """Velocities by request; where one of them spoils the batch, each is computed alone and answers for itself."""
+        try:
+            velocities = answer(self._model, self._names, _merge(list(queries.values())))
+        except OPDError as error:
+            if len(queries) == 1:
+                return dict.fromkeys(queries, error)
+            return {i: result for i, query in queries.items() for result in self._answer({i: query}).values()}
+        return dict(zip(queries, torch.split(velocities, [len(q.latents) for q in queries.values()]), strict=True))
+
+
+def _respond(request: Any, query: Query, velocity: Tensor) -> Any:
+    wanted = request.requested_output_names()
+    outputs = []
+    if contract.VELOCITY in wanted:
+        outputs.append(_to_triton(contract.VELOCITY, velocity.half()))
+    if contract.MEAN in wanted:
+        inputs = _inputs(request)
+        try:
+            _need(inputs, (contract.MEAN_A, contract.MEAN_B))
+        except InvalidError as error:
+            return _refuse(error)
+        a, b = (inputs[name].view(-1, 1, 1, 1).to(velocity) for name in (contract.MEAN_A, contract.MEAN_B))
+        outputs.append(_to_triton(contract.MEAN, a * query.latents.to(velocity) + b * velocity))
+    return pb_utils.InferenceResponse(outputs)
+
+
+def _merge(queries: list[Query]) -> Query:
+    if len(queries) == 1:
+        return queries[0]
+    return Query(
+        teachers=torch.cat([q.teachers for q in queries]),
+        latents=torch.cat([q.latents for q in queries]),
+        sigmas=torch.cat([q.sigmas for q in queries]),
+        guidance=torch.cat([q.guidance for q in queries]),
+        conditioning=[c for q in queries for c in q.conditioning],
+        negative=[c for q in queries for c in q.negative],
+    )
+
+
+def _need(inputs: dict[str, Tensor], names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in inputs]
+    if missing:
+        raise InvalidError(f"the request has no {', '.join(missing)}; it needs {', '.join(names)}")
+
+
+def _refuse(error: OPDError) -> Any:
+    code = pb_utils.TritonError.NOT_FOUND if isinstance(error, UnknownKeyError) else pb_utils.TritonError.INVALID_ARG
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+
+
+def _keys(tensor: Tensor) -> list[bytes]:
+    return [bytes(row.tolist()) for row in tensor]
+
+
+def _inputs(request: Any) -> dict[str, Tensor]:
+    return {tensor.name(): from_dlpack(tensor.to_dlpack()) for tensor in request.inputs()}
+
+
+def _to_triton(name: str, tensor: Tensor) -> Any:
+    return pb_utils.Tensor.from_dlpack(name, to_dlpack(tensor.contiguous().cpu()))

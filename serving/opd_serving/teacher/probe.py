@@ -1,0 +1,111 @@
+"""`python -m opd_serving.teacher.probe`: can the teacher service answer? Asks each of its teachers for one row.
+
+Triton's own readiness stays 200 when the Python stub behind a model is dead
+(https://github.com/triton-inference-server/server/issues/7230); an inference does not. Plain HTTP and no torch: it
+runs every few seconds.
+"""
+
+import argparse
+import json
+import struct
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+from opd_core.errors import OPDError, RefusedError, UnavailableError
+from opd_core.teachers import contract
+from opd_core.teachers.contract import ServiceInfo
+
+_SIDE, _TOKENS = 8, 2
+_KEY = b"readiness probe."
+
+
+def probe(address: str, seconds: float) -> None:
+    """One row through every teacher at `address`, the HTTP port of a server.
+
+    Raises:
+        UnavailableError: no velocity in time. RefusedError: one that is not finite, or another service; waiting does
+            not help.
+    """
+    url = f"http://{address}/v2/models/{contract.MODEL}"
+    info = _describe(url, seconds)
+    item = contract.ITEM_BYTES[info.precision]
+    embeds, pooled = bytes(_TOKENS * info.embeds_size * item), bytes(info.pooled_size * item)
+    _infer(
+        url,
+        [
+            (contract.KEY, "UINT8", [1, len(_KEY)], _KEY),
+            (contract.EMBEDS, "UINT8", [1, len(embeds)], embeds),
+            (contract.POOLED, "UINT8", [1, len(pooled)], pooled),
+        ],
+        contract.REGISTERED,
+        seconds,
+    )
+    shape = [1, info.latent_channels, _SIDE, _SIDE]
+    state = bytes(info.latent_channels * _SIDE * _SIDE * item)
+    one = struct.pack("<f", 1.0)
+    for number in range(len(info.teachers)):
+        inputs = [
+            (contract.LATENTS, contract.WIRE_TYPES[info.precision], shape, state),
+            (contract.SIGMA, "FP32", [1, 1], one),
+            (contract.GUIDANCE, "FP32", [1, 1], one),
+            (contract.TEACHER, "INT32", [1, 1], struct.pack("<i", number)),
+            (contract.KEY, "UINT8", [1, len(_KEY)], _KEY),
+            (contract.NEGATIVE_KEY, "UINT8", [1, len(_KEY)], _KEY),
+        ]
+        _infer(url, inputs, contract.VELOCITY, seconds)
+
+
+def _describe(url: str, seconds: float) -> ServiceInfo:
+    try:
+        config = json.loads(_call(f"{url}/config", None, {}, seconds))
+        return ServiceInfo.model_validate_json(config["parameters"][contract.DESCRIPTION]["string_value"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RefusedError(f"{url}/config answers, but not as a teacher server does; who listens there?") from error
+
+
+def _infer(url: str, inputs: list[tuple[str, str, list[int], bytes]], output: str, seconds: float) -> None:
+    """Tensors as bytes behind the JSON: Triton's binary extension of the inference protocol."""
+    header = {
+        "inputs": [
+            {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(data)}}
+            for name, kind, shape, data in inputs
+        ],
+        "outputs": [{"name": output, "parameters": {"binary_data": True}}],
+    }
+    text = json.dumps(header).encode()
+    body = text + b"".join(data for *_, data in inputs)
+    _call(f"{url}/infer", body, {"Inference-Header-Content-Length": str(len(text))}, seconds)
+
+
+def _call(url: str, body: bytes | None, headers: dict[str, str], seconds: float) -> Any:
+    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310  (http:// is written above)
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        reason = error.read().decode(errors="replace")
+        if contract.NOT_FINITE in reason:
+            raise RefusedError(json.loads(reason)["error"]) from error
+        raise UnavailableError(f"{url} answered {error.code}: {reason[:500]}") from error
+    except OSError as error:
+        raise UnavailableError(f"{url} does not answer: {error}") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: it can. REFUSED: it answers what must not be used. UNAVAILABLE: it does not answer now."""
+    options = argparse.ArgumentParser(prog="python -m opd_serving.teacher.probe", description=__doc__)
+    options.add_argument("--address", required=True, help="host:port of the server's HTTP service")
+    options.add_argument("--timeout", type=float, default=5.0, help="seconds")
+    arguments = options.parse_args(argv)
+    try:
+        probe(arguments.address, arguments.timeout)
+    except OPDError as error:
+        print(error, file=sys.stderr)
+        return int(error.exit_code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The model repository: the same files for the wheel's tritonserver and for the NGC container."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from opd_core.artifacts import installed_versions
+from opd_core.models.fingerprint import fingerprint
+from opd_core.models.headers import read_json
+from opd_core.teachers import contract
+from opd_core.teachers.contract import ServiceInfo
+
+CACHE_BYTES = 4 << 30  # 1,500 prompts of SD3.5 at 333 tokens; a round reuses each of its prompts at every step
+_QUEUE_MICROSECONDS = 1000
+
+_MODEL_PY = '''"""Triton's entry point; the work is in opd_serving.teacher.backend."""
+
+from opd_serving.teacher.backend import TeacherBackend as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+def write_repository(
+    folder: Path, *, base: Path, teachers: Mapping[str, Path], precision: str, max_sequence_length: int, device: str
+) -> ServiceInfo:
+    """Write a repository with the one model `contract.MODEL` into `folder`, replacing what is there."""
+    transformer = read_json(base / "transformer" / "config.json")
+    info = ServiceInfo(
+        base=fingerprint(base),
+        teachers={name: fingerprint(path) for name, path in teachers.items()},
+        precision=precision,
+        max_sequence_length=max_sequence_length,
+        latent_channels=transformer["in_channels"],
+        embeds_size=transformer["joint_attention_dim"],
+        pooled_size=transformer["pooled_projection_dim"],
+        versions=installed_versions(),
+    )
+    setup = {
+        "base": str(base.resolve()),
+        "teachers": {name: str(path.resolve()) for name, path in teachers.items()},
+        "device": device,
+        "cache_bytes": CACHE_BYTES,
+    }
+    shutil.rmtree(folder, ignore_errors=True)
+    version = folder / contract.MODEL / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(_MODEL_PY)
+    (version / "setup.json").write_text(json.dumps(setup, indent=2))
+    (folder / contract.MODEL / "config.pbtxt").write_text(config_pbtxt(info, device))
+    return info
+
+
+def config_pbtxt(info: ServiceInfo, device: str) -> str:
+    """The model configuration. One instance: the prompt cache lives in its process."""
+    latents = contract.WIRE_TYPES[info.precision]
+    channels = info.latent_channels
+    key = f"[ {contract.KEY_BYTES} ]"
+    inputs = [
+        (contract.LATENTS, latents, f"[ {channels}, -1, -1 ]"),
+        (contract.SIGMA, "FP32", "[ 1 ]"),
+        (contract.GUIDANCE, "FP32", "[ 1 ]"),
+        (contract.TEACHER, "INT32", "[ 1 ]"),
+        (contract.KEY, "UINT8", key),
+        (contract.NEGATIVE_KEY, "UINT8", key),
+        (contract.MEAN_A, "FP32", "[ 1 ]"),
+        (contract.MEAN_B, "FP32", "[ 1 ]"),
+        (contract.EMBEDS, "UINT8", "[ -1 ]"),
+        (contract.POOLED, "UINT8", "[ -1 ]"),
+    ]
+    outputs = [
+        (contract.VELOCITY, "FP16", f"[ {channels}, -1, -1 ]"),
+        (contract.MEAN, "FP32", f"[ {channels}, -1, -1 ]"),
+        (contract.REGISTERED, "UINT8", "[ 1 ]"),
+    ]
+    lines = [f'name: "{contract.MODEL}"', 'backend: "python"', f"max_batch_size: {contract.MAX_ROWS}"]
+    lines += [
+        f'input {{ name: "{name}" data_type: TYPE_{dtype} dims: {dims} optional: true }}'
+        for name, dtype, dims in inputs
+    ]
+    lines += [f'output {{ name: "{name}" data_type: TYPE_{dtype} dims: {dims} }}' for name, dtype, dims in outputs]
+    # No preferred sizes: they serve TensorRT profiles, and a client that has rows sends them all at once anyway.
+    lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}")
+    kind, _, number = device.partition(":")
+    # Without a number there would be an instance per GPU, each with a prompt cache that the client knows nothing of.
+    where = f"kind: KIND_GPU gpus: [ {number or 0} ]" if kind == "cuda" else "kind: KIND_CPU"
+    lines.append(f"instance_group {{ count: 1 {where} }}")
+    description = json.dumps(info.model_dump_json())  # a JSON string is a valid pbtxt string
+    lines.append(f'parameters {{ key: "{contract.DESCRIPTION}" value: {{ string_value: {description} }} }}')
+    return "\n".join(lines) + "\n"

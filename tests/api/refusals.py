@@ -1,0 +1,138 @@
+"""Specs that must be refused: by `opd validate` and by the API server, in the same words where a rule is ours."""
+
+import copy
+
+
+def changed(content, path, value):
+    """A copy with the field at `path` set, or removed where `value` is REMOVE."""
+    content = copy.deepcopy(content)
+    *parents, last = path
+    place = content
+    for part in parents:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
+    if value is REMOVE:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+REMOVE = object()
+S, T, E = ("spec",), ("spec", "training"), ("spec", "evaluation")
+FIRST = ("spec", "teachers", 0)
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+SDE = {"type": "SDE", "steps": 6, "noiseLevel": 0.7}
+
+# (where it is changed, to what, path that the problem names, words of message or remedy)
+CASES = [
+    (("apiVersion",), "opd.dev/v1", "apiVersion", "write opd.dev/v1alpha1"),
+    (("apiVersion",), REMOVE, "apiVersion", "is required"),
+    (("kind",), "Distillation", "kind", "write OPDDistillation"),
+    (("metadata", "name"), "Tiny Tasks", "metadata.name", "lower-case letters, digits and -"),
+    (("metadata", "name"), "a" * 41, "metadata.name", "a letter first, at most 40"),
+    (("metadata", "name"), "2-tasks", "metadata.name", "a letter first"),
+    (("metadata", "name"), "tiny.tasks", "metadata.name", "lower-case letters, digits and -"),
+    (("spec",), REMOVE, "spec", "is required"),
+    ((*S, "teacher"), [], "spec.teacher", "did you mean teachers?"),
+    ((*T, "learningRate"), 1e-3, "spec.training.learningRate", "unknown field"),
+    ((*T, "optimizer", "learning_rat"), 1e-3, "spec.training.optimizer.learning_rat", "did you mean learningRate?"),
+    ((*S, "model", "uri"), "models/base", "spec.model.uri", "pvc://claim/path"),
+    ((*S, "model", "uri"), "hf://org/name", "spec.model.uri", "hf://organisation/name@revision"),
+    ((*S, "model", "uri"), "pvc://a/../b", "spec.model.uri", "not a URI"),
+    ((*S, "model", "uri"), "file:///x/$(reboot)", "spec.model.uri", "not a URI"),
+    ((*S, "model", "maxSequenceLength"), 0, "spec.model.maxSequenceLength", "at least 1"),
+    ((*S, "student", "output"), REMOVE, "spec.student.output", "is required"),
+    ((*S, "student", "output", "uri"), "hf://me/student@main", "spec.student.output.uri", "write pvc://claim/folder"),
+    ((*S, "student", "output", "uri"), "pvc://students", "spec.student.output.uri", "write pvc://claim/folder"),
+    ((*S, "endpoint", "rollout"), {"maxSurge": 0}, "spec.endpoint.rollout.maxSurge", "replicas: 2 or more"),
+    ((*S, "endpoint", "studentDigest"), "sha256:12", "spec.endpoint.studentDigest", "64 hexadecimal digits"),
+    ((*S, "student", "initFrom"), "student", "spec.student.initFrom", "not a URI"),
+    ((*S, "student", "adapter", "rank"), 0, "spec.student.adapter.rank", "at least 1"),
+    ((*S, "student", "adapter", "type"), "DoRA", "spec.student.adapter.type", "write 'LoRA'"),
+    ((*S, "student", "adapter", "targetModules"), [], "spec.student.adapter.targetModules", "at least 1"),
+    ((*S, "student", "adapter", "targetModules"), ["a b"], "spec.student.adapter.targetModules[0]", "e.g. attn.to_q"),
+    ((*S, "teachers"), [], "spec.teachers", "at least 1"),
+    ((*FIRST, "name"), "ocr", "spec.teachers[1].name", "this name is taken"),
+    ((*FIRST, "name"), "GenEval", "spec.teachers[0].name", "lower-case"),
+    ((*FIRST, "weight"), -1, "spec.teachers[0].weight", "at least 0"),
+    ((*FIRST, "guidanceScale"), -0.5, "spec.teachers[0].guidanceScale", "at least 0"),
+    ((*FIRST, "rewards"), [], "spec.teachers[0].rewards", "at least 1"),
+    ((*FIRST, "rewards"), ["a", "a"], "spec.teachers[0].rewards", "named twice"),
+    ((*FIRST, "rewards"), ["os; rm"], "spec.teachers[0].rewards[0]", "module:function"),
+    ((*FIRST, "adapter"), REMOVE, "spec.teachers[0].adapter", "is required"),
+    ((*FIRST, "prompts", "uri"), REMOVE, "spec.teachers[0].prompts.uri", "is required"),
+    ((*S, "teacherServing", "placement"), "Remote", "spec.teacherServing.placement", "'Shared', 'Dedicated' or 'InProcess'"),
+    ((*S, "teacherServing", "replicas"), 0, "spec.teacherServing.replicas", "at least 1"),
+    ((*T, "rounds"), 0, "spec.training.rounds", "at least 1"),
+    ((*T, "rounds"), "many", "spec.training.rounds", "whole number"),
+    ((*T, "rounds"), REMOVE, "spec.training.rounds", "is required"),
+    ((*T, "resolution", "width"), 36, "spec.training.resolution.width", "write 32 or 40"),
+    ((*T, "resolution", "height"), 8, "spec.training.resolution.height", "at least 16"),
+    ((*T, "sampler", "type"), "SDF", "spec.training.sampler.type", "'ODE' or 'SDE'"),
+    ((*T, "sampler", "solver"), "Heun", "spec.training.sampler.solver", "'Flow'"),
+    ((*T, "sampler", "steps"), 0, "spec.training.sampler.steps", "at least 1"),
+    ((*T, "sampler", "noiseLevel"), 0.7, "spec.training.sampler.noiseLevel", "type: SDE"),
+    ((*T, "sampler"), {"type": "SDE"}, "spec.training.sampler.noiseLevel", "an SDE needs noise"),
+    ((*T, "sampler"), {**SDE, "solver": "DPM1"}, "spec.training.sampler.solver", "DPM1 is deterministic"),
+    ((*T, "sampler"), {**SDE, "solver": "CPS", "noiseLevel": 2}, "spec.training.sampler.noiseLevel", "at most 1"),
+    ((*T, "objective", "type"), "KL", "spec.training.objective.type", "deterministic sampler"),
+    ((*T, "objective", "type"), "PPO", "spec.training.objective.type", "'KL', 'MeanMatching' or 'Velocity'"),
+    ((*T, "objective", "trainedSteps"), [0, 6], "spec.training.objective.trainedSteps[1]", "write 0 to 5"),
+    ((*T, "objective", "trainedSteps"), [], "spec.training.objective.trainedSteps", "at least 1"),
+    ((*T, "nodes"), 3, "spec.training.imagesPerTask", "multiple of 3"),
+    ((*T, "microBatchSize"), 3, "spec.training.microBatchSize", "divisor of 4"),
+    ((*T, "optimizer", "learningRate"), 0, "spec.training.optimizer.learningRate", "more than 0"),
+    ((*T, "optimizer", "warmupRounds"), 9999, "spec.training.optimizer.warmupRounds", "leaves no round"),
+    ((*T, "ema", "decay"), 1.0, "spec.training.ema.decay", "less than 1"),
+    ((*T, "deepspeed", "zeroStage"), 3, "spec.training.deepspeed.zeroStage", "at most 2"),
+    ((*T, "precision"), "INT8", "spec.training.precision", "'BF16', 'FP16' or 'FP32'"),
+    ((*T, "checkpoint", "keep"), 0, "spec.training.checkpoint.keep", "at least 1"),
+    ((*E, "promptsPerTask"), 0, "spec.evaluation.promptsPerTask", "at least 1"),
+    ((*E, "gate", 0, "task"), "style", "spec.evaluation.gate[0].task", "write one of [\"geneval\", \"ocr\", \"aesthetic\"]"),
+    ((*E, "gate", 0, "reward"), "tiny-ocr", "spec.evaluation.gate[0].reward", "write one of [\"tiny-geneval\"]"),
+    ((*E, "gate", 0, "atLeast"), 0.5, "spec.evaluation.gate[0]", "exactly one of the two"),
+    ((*E, "gate", 0, "ofTeacher"), REMOVE, "spec.evaluation.gate[0]", "exactly one of the two"),
+    ((*S, "endpoint", "replicas"), -1, "spec.endpoint.replicas", "at least 0"),
+    ((*S, "endpoint", "rollout", "steps"), [50, 10], "spec.endpoint.rollout.steps", "rising order"),
+    ((*S, "endpoint", "autoscaling", "minReplicas"), 9, "spec.endpoint.autoscaling.minReplicas", "at most maxReplicas"),
+    ((*S, "endpoint", "pod", "serviceAccountName"), "root", "spec.endpoint.pod.serviceAccountName", "unknown field"),
+    ((*S, "endpoint", "pod", "env"), [{"name": "A B", "value": ""}], "spec.endpoint.pod.env[0].name", "no digit first"),
+    ((*S, "runPolicy", "backoffLimit"), -1, "spec.runPolicy.backoffLimit", "at least 0"),
+    ((*S, "runPolicy", "stageDeadlines", "teachersReady"), 0, "spec.runPolicy.stageDeadlines.teachersReady", "at least 1"),
+    ((*S, "managedBy"), "me", "spec.managedBy", "'opd.dev/operator' or 'kueue.x-k8s.io/multikueue'"),
+    ((*T, "pod", "resources"), {"limits": {"cpu": "lots"}}, "spec.training.pod.resources.limits.cpu", "e.g. 500m, 2 or 16Gi"),
+    ((*T, "pod", "resources"), {"requests": {"memory": "-1Gi"}}, "spec.training.pod.resources.requests.memory", "not a quantity"),
+    ((*T, "pod", "nodeSelector"), {"k" * 254: "v"}, "spec.training.pod.nodeSelector", "at most 253"),
+    ((*T, "pod", "nodeSelector"), {"disk": "a b"}, "spec.training.pod.nodeSelector.disk", "not the value of a label"),
+    ((*T, "pod", "resources"), {"limits": {"gpu": 1}}, "spec.training.pod.resources.limits", "e.g. nvidia.com/gpu"),
+    ((*T, "pod", "resources"), {"requests": {"memory": "2Gi"}, "limits": {"memory": "1900M"}}, "spec.training.pod.resources.requests", "at most what limits"),
+    ((*T, "pod", "resources"), {"requests": {"nvidia.com/gpu": 1}}, "spec.training.pod.resources.requests", "the same number as limit"),
+    ((*T, "pod", "env"), [{"name": "A"}, {"name": "A"}], "spec.training.pod.env[1].name", "each variable once"),
+    ((*T, "pod", "tolerations"), [{"key": "a", "operator": "Exists", "value": "b"}], "spec.training.pod.tolerations[0].value", "operator: Equal"),
+    ((*T, "pod", "tolerations"), [{"value": "b"}], "spec.training.pod.tolerations[0].key", "operator: Exists"),
+    ((*T, "pod", "tolerations"), [{"key": "a", "tolerationSeconds": 5}], "spec.training.pod.tolerations[0].tolerationSeconds", "effect: NoExecute"),
+    ((*T, "pod", "tolerations"), [{"key": "a/b/c"}], "spec.training.pod.tolerations[0].key", "not the key of a taint"),
+    ((*T, "pod", "priorityClassName"), "a..b", "spec.training.pod.priorityClassName", "not the name of a class"),
+    ((*T, "pod", "nodeSelector"), {"disk type": "a"}, "spec.training.pod.nodeSelector", "not the key of a label"),
+    ((*T, "pod", "resources"), {"limits": {"a b/c": 1}}, "spec.training.pod.resources.limits", "not the key of a label or resource"),
+    ((*T, "pod", "env"), [{"name": "A", "value": "b", "secretKeyRef": {"name": "s", "key": "k"}}], "spec.training.pod.env[0].value", "one of the two"),
+    ((*T, "pod", "env"), [{"name": "A", "secretKeyRef": {"name": "other/s", "key": "k"}}], "spec.training.pod.env[0].secretKeyRef.name", "not the name of an object here"),
+    ((*T, "pod", "env"), [{"name": "A", "secretKeyRef": {"name": "s", "key": "../k"}}], "spec.training.pod.env[0].secretKeyRef.key", "not the key of a Secret"),
+    ((*T, "pod", "volumes"), [{"mountPath": "/data"}], "spec.training.pod.volumes[0]", "exactly one of the three"),
+    ((*T, "pod", "volumes"), [{"mountPath": "/data", "claim": "a", "secret": "b"}], "spec.training.pod.volumes[0]", "exactly one of the three"),
+    ((*T, "pod", "volumes"), [{"mountPath": "/tmp/x", "claim": "a"}], "spec.training.pod.volumes[0].mountPath", "this path is in use"),
+    ((*T, "pod", "volumes"), [{"mountPath": "/var", "claim": "a"}], "spec.training.pod.volumes[0].mountPath", "this path is in use"),
+    ((*T, "pod", "volumes"), [{"mountPath": "/a/../b", "claim": "a"}], "spec.training.pod.volumes[0].mountPath", "e.g. /models/cache"),
+    ((*T, "pod", "volumes"), [{"mountPath": "/a", "claim": "a"}, {"mountPath": "/a", "claim": "b"}], "spec.training.pod.volumes[1].mountPath", "its own path"),
+    ((*T, "pod", "volumes"), [{"mountPath": "/a", "hostPath": "/"}], "spec.training.pod.volumes[0].hostPath", "unknown field"),
+    ((*T, "pod", "affinity"), {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "In"}]}]}}}, f"spec.training.pod.affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms[0].matchExpressions[0].values", "In needs values"),
+    ((*T, "pod", "affinity"), {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["x"]}]}]}}}, f"spec.training.pod.affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms[0].matchExpressions[0].values", "one whole number"),
+    ((*T, "pod", "affinity"), {"podAntiAffinity": {REQUIRED: [{"topologyKey": "a", "labelSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}}]}}, f"spec.training.pod.affinity.podAntiAffinity.{REQUIRED}[0].labelSelector.matchExpressions[0].values", "Exists compares no values"),
+    ((*S, "endpoint", "route"), {"gateway": "g", "hostnames": []}, "spec.endpoint.route.hostnames", "at least 1"),
+    ((*S, "endpoint", "route"), {"gateway": "g", "hostnames": ["a_b"]}, "spec.endpoint.route.hostnames[0]", "not a host name"),
+    ((*S, "endpoint"), {"autoscaling": {"minReplicas": 1}, "replicas": 2, "rollout": {"maxSurge": 0}}, "spec.endpoint.autoscaling.minReplicas", "write 2 or more"),
+    ((*E, "everyRounds"), 0, "spec.evaluation.everyRounds", "at least 1"),
+    ((*T, "rounds"), "10", "spec.training.rounds", "whole number"),
+    ((*S, "suspend"), "yes", "spec.suspend", "true or false"),
+    ((*S, "suspend"), "perhaps", "spec.suspend", "true or false"),
+]  # fmt: skip

@@ -1,0 +1,58 @@
+"""Fixtures that every part shares."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before torch is imported anywhere: several processes compute at once in these tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from devcluster.control_plane import ControlPlane
+from devcluster.control_plane import control_plane as run_control_plane
+from opd_core.ports import free_ports
+
+REPOSITORY = Path(__file__).parents[1]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tiny_world() -> Path:
+    """The folder behind the claim `tiny-world`: base/, teachers/, prompts/."""
+    return REPOSITORY / "examples" / "tiny" / "tiny-world"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_world: Path) -> Path:
+    return tiny_world / "base"
+
+
+@pytest.fixture(scope="session")
+def tiny_claims(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A claims folder in which `pvc://tiny-world/...` resolves."""
+    claims = tmp_path_factory.mktemp("claims")
+    (claims / "tiny-world").symlink_to(tiny_world)
+    return claims
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """A function that gives a TCP port of the loopback which nobody listens on."""
+
+    return lambda: free_ports(1)[0]
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """A real etcd, API server and controller manager, shared by all tests: use a namespace of your own."""
+    with run_control_plane() as running:
+        yield running

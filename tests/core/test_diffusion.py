@@ -1,0 +1,265 @@
+"""The affine transitions and their objectives against oracles written from the formulas of the papers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opd_core.diffusion.guidance import guided_velocity
+from opd_core.diffusion.noise import draw, keyed_seed
+from opd_core.diffusion.objectives import step_weights
+from opd_core.diffusion.schedule import Schedule, schedule_from_config
+from opd_core.diffusion.transitions import SOLVERS, transitions
+from opd_core.errors import InvalidError
+
+SD35 = {"shift": 3.0}
+
+
+def schedule(steps: int = 10) -> Schedule:
+    return schedule_from_config(SD35, steps, image_tokens=1024)
+
+
+# ---------------------------------------------------------------- schedule
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 28, 40])
+def test_schedule_is_the_one_diffusers_pipelines_use(steps):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    ours = schedule(steps)
+    assert ours.steps == steps
+    np.testing.assert_allclose(ours.sigmas, scheduler.sigmas.numpy(), rtol=0, atol=0)
+    np.testing.assert_allclose(ours.sigmas[:-1] * 1000, scheduler.timesteps.numpy(), rtol=1e-6)
+
+
+def test_dynamic_shift_depends_on_the_resolution():
+    config = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    small, large = (schedule_from_config(config, 4, image_tokens=tokens) for tokens in (256, 4096))
+    assert np.all(large.sigmas[1:-1] > small.sigmas[1:-1])
+    mu = math.log(small.sigmas[2] / (1 - small.sigmas[2]) / (0.5 / (1 - 0.5)))
+    assert mu != 0
+
+
+def test_schedule_without_steps_is_refused():
+    with pytest.raises(InvalidError, match=r"sampler\.steps is 0"):
+        schedule(0)
+
+
+# ---------------------------------------------------------------- transitions
+
+
+def oracle_step(solver: str, s: float, t: float, eta: float, s1: float, x: float, v: float) -> tuple[float, float]:
+    """(mean, std) as the papers write them, with x0 and the score spelled out; float64."""
+    dt, x0 = t - s, x - s * v
+    if solver == "Flow":
+        sigma = eta * math.sqrt(s / (1 - (s1 if s == 1 else s)))
+        mean = x + (v + sigma**2 / (2 * s) * (x + (1 - s) * v)) * dt
+        return mean, sigma * math.sqrt(-dt)
+    if solver == "Dance":
+        score = -(x - (1 - s) * x0) / s**2
+        return x + dt * v - eta**2 / 2 * score * dt, eta * math.sqrt(-dt)
+    if solver == "CPS":
+        e = (x - (1 - s) * x0) / s
+        r = 0.0 if t == 0 else eta * t * math.sqrt(1 - t**2 * (1 - s) ** 2 / (s**2 * (1 - t) ** 2))
+        return (1 - t) * x0 + math.sqrt(t**2 - r**2) * e, r
+    if s == 1 or t == 0:  # lambda is infinite there; the limit of the formula
+        return (t / s) * x + (1 - t) * x0, 0.0
+    h = math.log((1 - t) / t) - math.log((1 - s) / s)
+    return (t / s) * x - (1 - t) * (math.exp(-h) - 1) * x0, 0.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    solver=st.sampled_from(sorted(SOLVERS)),
+    eta=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
+    steps=st.integers(2, 40),
+    x=st.floats(-4, 4),
+    v=st.floats(-6, 6),
+)
+def test_every_step_is_the_papers_formula(solver, eta, steps, x, v):
+    if solver == "DPM1":
+        eta = 0.0
+    path = transitions(schedule(steps), solver, eta)
+    sigma1 = path[0].sigma_next
+    for step in path:
+        mean, std = oracle_step(solver, step.sigma, step.sigma_next, eta, sigma1, x, v)
+        assert step.a * x + step.b * v == pytest.approx(mean, rel=1e-9, abs=1e-9)
+        assert step.std == pytest.approx(std, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_without_noise_every_solver_is_euler(solver):
+    for step in transitions(schedule(), solver, 0.0):
+        assert (step.a, step.b, step.std) == pytest.approx((1.0, step.sigma_next - step.sigma, 0.0), abs=1e-12)
+
+
+def gaussian_velocity(x: np.ndarray, s: float, mean: float, std: float) -> np.ndarray:
+    """E[e - x0 | x] for x0 ~ N(mean, std^2): the exact velocity of a Gaussian target."""
+    variance = (1 - s) ** 2 * std**2 + s**2
+    residual = x - (1 - s) * mean
+    return s * residual / variance - (mean + (1 - s) * std**2 * residual / variance)
+
+
+@pytest.mark.parametrize(("solver", "eta"), [("Flow", 0.0), ("Flow", 0.7), ("Dance", 0.3), ("CPS", 0.7), ("DPM1", 0.0)])
+def test_samplers_reach_an_analytic_gaussian(solver, eta):
+    """With the exact velocity, every sampler ends in the target distribution."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(60_000)
+    for step in transitions(schedule(200), solver, eta):
+        v = gaussian_velocity(x, step.sigma, mean=0.8, std=0.5)
+        x = step.a * x + step.b * v + step.std * rng.standard_normal(x.shape)
+    assert x.mean() == pytest.approx(0.8, abs=0.02)
+    assert x.std() == pytest.approx(0.5, abs=0.02)
+
+
+def test_bad_samplers_are_refused():
+    with pytest.raises(InvalidError, match=r"sampler\.solver is 'Heun'; use one of"):
+        transitions(schedule(), "Heun", 0.0)
+    with pytest.raises(InvalidError, match="DPM1 is deterministic"):
+        transitions(schedule(), "DPM1", 0.5)
+    with pytest.raises(InvalidError, match="at most 1"):
+        transitions(schedule(), "CPS", 1.5)
+    with pytest.raises(InvalidError, match="noiseLevel is -1"):
+        transitions(schedule(), "Flow", -1)
+
+
+# ---------------------------------------------------------------- objectives
+
+
+@pytest.mark.parametrize(("solver", "eta"), [("Flow", 0.7), ("Dance", 0.5), ("CPS", 0.6)])
+def test_closed_form_kl_is_the_monte_carlo_kl_of_what_is_sampled(solver, eta):
+    """E_student[log p_S(x') - log p_T(x')] over the transitions that the sampler really draws."""
+    rng = np.random.default_rng(1)
+    path = transitions(schedule(), solver, eta)
+    weights = step_weights("KL", path, trained_steps=[2, 5, 8])
+    for j in (2, 5, 8):
+        step, x, vs, vt = path[j], 0.4, 0.9, 0.9 + 0.3 * path[j].std / abs(path[j].b)
+        mean_s, mean_t = step.a * x + step.b * vs, step.a * x + step.b * vt
+        drawn = mean_s + step.std * rng.standard_normal(400_000)
+        log_ratio = ((drawn - mean_t) ** 2 - (drawn - mean_s) ** 2) / (2 * step.std**2)
+        assert weights[j] * (vs - vt) ** 2 == pytest.approx(log_ratio.mean(), rel=0.03)
+
+
+def test_kl_divides_by_the_variance_with_its_dt():
+    """The published loop divides by std_dev_t^2 without -dt (its weights are -dt times ours)."""
+    path = transitions(schedule(), "Flow", 0.7)
+    for step, weight in zip(path[1:], step_weights("KL", path)[1:], strict=True):
+        s, dt, a = step.sigma, step.sigma_next - step.sigma, 0.7
+        assert weight == pytest.approx((1 + a**2 / 2) ** 2 * (1 - s) * -dt / (2 * a**2 * s), rel=1e-9)
+
+
+def test_step_shares_are_those_of_the_paper_on_ten_sd35_steps():
+    ode = np.array(step_weights("MeanMatching", transitions(schedule(), "Flow", 0.0)))
+    sde = np.array(step_weights("KL", transitions(schedule(), "Flow", 0.7)))
+    np.testing.assert_allclose(100 * ode / ode.sum(), [1.0, 1.4, 2.0, 2.9, 4.4, 7.1, 12.1, 22.4, 46.5, 0.05], atol=0.06)
+    np.testing.assert_allclose(
+        100 * sde / sde.sum(), [0.05, 0.1, 0.25, 0.5, 1.1, 2.1, 4.4, 10.3, 33.6, 47.6], atol=0.06
+    )
+
+
+def test_every_step_is_trained_unless_told_otherwise():
+    """The published loop drops the last step: 48 % of the KL's weight."""
+    path = transitions(schedule(), "Flow", 0.7)
+    assert all(weight > 0 for weight in step_weights("KL", path))
+    some = step_weights("Velocity", path, trained_steps=[0, 3])
+    assert some == (1.0, 0.0, 0.0, 1.0) + (0.0,) * 6
+
+
+@pytest.mark.parametrize(("solver", "eta", "step"), [("Flow", 0.0, 0), ("DPM1", 0.0, 0), ("CPS", 0.7, 9)])
+def test_kl_on_a_step_without_noise_is_refused_not_clamped(solver, eta, step):
+    with pytest.raises(InvalidError, match=f"no finite value at step {step} "):
+        step_weights("KL", transitions(schedule(), solver, eta))
+
+
+@pytest.mark.parametrize("trained", [[], [10], [-1]])
+def test_trained_steps_outside_the_path_are_refused(trained):
+    with pytest.raises(InvalidError, match="name steps from 0 to 9"):
+        step_weights("MeanMatching", transitions(schedule(), "Flow", 0.0), trained)
+
+
+# ---------------------------------------------------------------- guidance
+
+
+def network(latents, sigmas, embeds, pooled):
+    """Anything that mixes all inputs, row by row."""
+    scale = embeds.mean((1, 2)) + pooled.mean(1) + sigmas
+    return latents * scale.view(-1, 1, 1, 1) + torch.tanh(latents)
+
+
+def rows(n: int, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "latents": torch.randn(n, 2, 4, 4, generator=g),
+        "sigmas": torch.rand(n, generator=g),
+        "embeds": torch.randn(n, 3, 5, generator=g),
+        "pooled": torch.randn(n, 6, generator=g),
+        "negative_embeds": torch.randn(n, 3, 5, generator=g),
+        "negative_pooled": torch.randn(n, 6, generator=g),
+    }
+
+
+@pytest.mark.parametrize("scales", [[4.5, 4.5, 4.5], [1.0, 1.0, 1.0], [1.0, 4.5, 0.0]])
+def test_guidance_is_row_by_row(scales):
+    batch, guidance = rows(3), torch.tensor(scales)
+    got = guided_velocity(network, **batch, guidance=guidance)
+    x, s = batch["latents"], batch["sigmas"]
+    conditional = network(x, s, batch["embeds"], batch["pooled"])
+    unconditional = network(x, s, batch["negative_embeds"], batch["negative_pooled"])
+    g = guidance.view(-1, 1, 1, 1)
+    torch.testing.assert_close(got, unconditional + g * (conditional - unconditional))
+    alone = [
+        guided_velocity(network, **{k: v[i : i + 1] for k, v in batch.items()}, guidance=guidance[i : i + 1])
+        for i in range(3)
+    ]
+    assert torch.equal(got, torch.cat(alone))
+
+
+def test_unguided_rows_cost_one_forward():
+    seen = []
+
+    def counting(latents, sigmas, embeds, pooled):
+        seen.append(len(latents))
+        return network(latents, sigmas, embeds, pooled)
+
+    for scales in ([1.0, 1.0, 1.0], [1.0, 4.5, 1.0], [4.5, 4.5, 4.5]):
+        guided_velocity(counting, **rows(3), guidance=torch.tensor(scales))
+    assert seen == [3, 4, 6]
+
+
+def test_guidance_carries_gradients_through_both_branches():
+    batch = rows(2)
+    batch["embeds"].requires_grad_(True)
+    batch["negative_embeds"].requires_grad_(True)
+    guided_velocity(network, **batch, guidance=torch.tensor([4.5, 1.0])).sum().backward()
+    assert batch["embeds"].grad.abs().sum() > 0
+    assert batch["negative_embeds"].grad[0].abs().sum() > 0
+    assert batch["negative_embeds"].grad[1].abs().sum() == 0
+
+
+# ---------------------------------------------------------------- noise
+
+
+def test_noise_is_a_function_of_its_key():
+    a = draw((4, 8, 8), 42, "rollout", 3, "ocr", 0)
+    assert torch.equal(a, draw((4, 8, 8), 42, "rollout", 3, "ocr", 0))
+    others = [draw((4, 8, 8), 42, "rollout", 3, "ocr", 1), draw((4, 8, 8), 43, "rollout", 3, "ocr", 0)]
+    assert all(not torch.equal(a, other) for other in others)
+    assert keyed_seed(1, "23") != keyed_seed(12, "3")
+
+
+def test_drawing_noise_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    draw((8,), 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_noise_of_many_samples_is_standard_normal():
+    many = torch.stack([draw((64,), 7, "x", i) for i in range(400)])
+    assert many.mean().item() == pytest.approx(0, abs=0.02)
+    assert many.std().item() == pytest.approx(1, abs=0.02)
+    correlation = torch.corrcoef(many)
+    assert (correlation - torch.eye(400)).abs().mean() < 0.12

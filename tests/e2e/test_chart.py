@@ -1,0 +1,28 @@
+"""The chart on a real node: its own test, an upgrade to two replicas and back, what stays after an uninstall."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from devcluster import node
+
+from .kit import SYSTEM
+
+
+def test_helms_own_test_of_the_release(helm: Callable[..., str], operator: str) -> None:
+    assert "Succeeded" in helm("test", "diffusion-opd", "--timeout=120s")
+
+
+def test_an_upgrade_to_two_replicas_and_back(
+    helm: Callable[..., str], operator: str, repository: Path, cluster: node.Node
+) -> None:
+    chart = repository / "charts" / "diffusion-opd"
+    try:
+        values = chart / "ci" / "ha-values.yaml"
+        helm("upgrade", "diffusion-opd", chart, "--values", values, "--set=device=cpu", "--wait", "--timeout=180s")
+        pods = json.loads(
+            cluster.kubectl("-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=operator", "-o", "json")
+        )
+        assert sum(pod["status"]["phase"] == "Running" for pod in pods["items"]) == 2
+    finally:
+        helm("rollback", "diffusion-opd", "--wait", "--timeout=180s")

@@ -1,0 +1,183 @@
+"""From `kubectl apply` to an image, to a better student, past a worse one, and back to nothing."""
+
+import base64
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+from devcluster import images, node
+from devcluster.control_plane import build
+from opd_core.artifacts import read_student
+
+from .kit import Namespace, audit, wait_until, writes
+from .walk import Walker
+
+pytestmark = pytest.mark.timeout(1500)
+
+STAGES = ("Accepted", "TeachersReady", "Trained", "Evaluated", "Deployed", "Serving", "Ready")
+
+
+class Load:
+    """Clients that ask for one image after the other, with a breath in between since everything shares two cores, and
+    keep count; a request is never repeated."""
+
+    def __init__(self, url: str, model: str, clients: int = 2) -> None:
+        self.url, self.model = url, model
+        self.answered = 0
+        self.lost: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        seed = number
+        while not self._stop.is_set():
+            seed += 2
+            try:
+                image(client, self.model, seed)
+                self.answered += 1
+            except Exception as error:
+                self.lost.append(repr(error))
+            self._stop.wait(0.4)
+
+
+def image(client: openai.OpenAI, model: str, seed: int) -> bytes:
+    answer = client.images.generate(
+        model=model, prompt="a red 3", response_format="b64_json", extra_body={"seed": seed, "num_inference_steps": 4}
+    )
+    assert answer.data
+    return base64.b64decode(answer.data[0].b64_json or "")
+
+
+def url(namespace: Namespace, name: str) -> str:
+    address = namespace.kubectl("get", "service", f"{name}-endpoint", "-o", "jsonpath={.spec.clusterIP}")
+    return f"http://{address}:8000"
+
+
+@pytest.fixture
+def research(cluster: node.Node, world: Path, tmp_path: Path) -> Iterator[Namespace]:
+    """The namespace of docs/first-distillation.md; volumes wait for its claims, since nobody makes any here."""
+    for claim in ("tiny-world", "students"):
+        folder = tmp_path / claim
+        folder.mkdir()
+        os.chown(folder, images.USER, images.USER)
+        cluster.make_volume(claim, "research", folder)
+    yield Namespace(cluster, "research", tmp_path / "students")
+    cluster.kubectl("delete", "namespace", "research", "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture
+def walker(research: Namespace, repository: Path, world: Path, tmp_path: Path, example: dict[str, Any]) -> Walker:
+    """In a folder that looks like a checkout, with the shortened example."""
+    folder = tmp_path / "checkout"
+    (folder / "examples").mkdir(parents=True)
+    (folder / "charts").symlink_to(repository / "charts")
+    shutil.copytree(
+        repository / "examples" / "tiny", folder / "examples" / "tiny", ignore=shutil.ignore_patterns("grids")
+    )
+    (folder / "examples" / "tiny" / "distill.yaml").write_text(yaml.safe_dump(example))
+    kubeconfig = Path(shutil.copyfile(research.cluster.kubeconfig, tmp_path / "kubeconfig"))
+    build("helm")  # beside kubectl
+    path = f"{research.cluster.binaries}:{Path(sys.executable).parent}"
+    return Walker(folder, kubeconfig, path, example["metadata"]["name"])
+
+
+def test_the_documented_way_a_better_student_and_a_worse_one(
+    research: Namespace, operator: str, example: dict[str, Any], walker: Walker, repository: Path, tmp_path: Path
+) -> None:
+    namespace, name, docs = research, example["metadata"]["name"], repository / "docs"
+    example["spec"]["training"]["nodes"] = 2
+    example["spec"]["endpoint"]["rollout"] = {"steps": [50], "intervalSeconds": 5}
+    (walker.folder / "examples" / "tiny" / "distill.yaml").write_text(yaml.safe_dump(example))
+    assert walker.run(docs / "first-distillation.md", before="A better student") == 7
+    for stage in STAGES:
+        namespace.kubectl("wait", f"opd/{name}", f"--for=condition={stage}", "--timeout=10s")
+    status = namespace.status(name)
+    first = status["student"]["digest"]
+    assert status["student"]["gatePassed"]
+    assert status["progress"]["round"] == 10
+    roles = {pod["metadata"]["labels"]["opd.dev/role"] for pod in namespace.pods()}
+    assert roles == {"endpoint"}, "a GPU is held"
+
+    client = openai.OpenAI(base_url=f"{url(namespace, name)}/v1", api_key="none")
+    picture = image(client, name, 1)
+    assert picture.startswith(b"\x89PNG")
+    assert image(client, name, 1) == picture
+    every_rank = namespace.opd("logs", "trainer", name, "--all-ranks")
+    assert f"{name}-trainer-1-0-1-" in every_rank, "the second rank's log is kept, too"
+
+    before = writes(namespace)
+    time.sleep(15)
+    assert writes(namespace) == before, "the operator writes although nothing changed"
+
+    # A longer training: its student takes over under load, without a lost request.
+    with Load(url(namespace, name), name) as load:
+        wait_until(lambda: load.answered > 5, "the first answers")
+        namespace.edit(name, training={"rounds": 16})
+        namespace.until(name, "Deployed", "False", "Canary", seconds=600)
+        assert namespace.status(name)["endpoint"]["stable"]["digest"] == first
+        namespace.until(name, "Ready", "True", seconds=300)
+        second = namespace.status(name)["student"]["digest"]
+        assert namespace.status(name)["endpoint"]["stable"]["digest"] == second != first
+        wait_until(lambda: len(namespace.pods("endpoint")) == 1, "the end of the old student")
+        answered = load.answered
+        wait_until(lambda: load.answered > answered + 5, "answers of the new student")
+    assert load.lost == []
+    assert image(client, name, 1) != picture
+
+    # A single round: its student misses the gate, and the good one goes on serving.
+    namespace.edit(name, training={"rounds": 1})
+    message = namespace.until(name, "Failed", "True", "GateMissed", seconds=600)
+    assert "aesthetic" in message
+    assert namespace.condition(name, "Serving")[0] == "True"
+    assert namespace.status(name)["endpoint"]["stable"]["digest"] == second
+    assert {pod["metadata"]["labels"]["opd.dev/role"] for pod in namespace.pods()} == {"endpoint"}
+
+    # It can be promoted all the same, by name.
+    worse = namespace.status(name)["student"]["digest"]
+    namespace.opd("promote", name, worse.removeprefix("sha256:")[:10])
+    namespace.until(name, "Ready", "True")
+    assert namespace.status(name)["endpoint"]["stable"]["digest"] == worse
+
+    # The other pages while it serves; the end of the first one deletes it.
+    for page in ("install.md", "upgrade.md", "concepts.md", "security.md", "runbook.md"):
+        walker.run(docs / page)
+    walker.run(docs / "first-distillation.md", after="Pausing, taking it home, the end")
+    assert read_student(walker.folder / "student")[0].digest == worse
+    wait_until(lambda: not namespace.children(), "everything to go")
+    refused = [line for line in audit(namespace.cluster) if line["responseStatus"]["code"] == 403]
+    assert not refused, "the chart's role lacks a verb"
+
+
+def test_a_suspended_run_goes_on_from_its_checkpoint(
+    namespace: Namespace, operator: str, example: dict[str, Any]
+) -> None:
+    example["spec"]["training"]["rounds"] = 20
+    example["spec"]["endpoint"]["enabled"] = False
+    name = namespace.apply(example)
+    wait_until(lambda: namespace.rounds(name) >= 5, "five rounds", 300)
+    namespace.opd("suspend", name)
+    namespace.kubectl("wait", f"opd/{name}", "--for=condition=Suspended", "--timeout=120s")
+    assert not namespace.pods()
+    namespace.opd("resume", name)
+    wait_until(lambda: "continuing after round" in namespace.log("trainer"), "the second start", 300)
+    namespace.until(name, "Trained", "True", seconds=600)
+    assert namespace.status(name)["restarts"] == 0, "a suspension is no failure"

@@ -1,0 +1,162 @@
+"""The program: starting, refusing to start, keys, draining. `python -m opd_serving.endpoint` as a process where signals count."""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+from opd_core.exit_codes import ExitCode
+from opd_serving.endpoint.__main__ import main
+
+from tests.endpoint.conftest import status, wait_until
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "opd_serving.endpoint", "--device=cpu", *map(str, arguments)]
+
+
+@contextlib.contextmanager
+def started(port: int, *arguments: object) -> Iterator[tuple[subprocess.Popen, str]]:
+    url = f"http://127.0.0.1:{port}"
+    program = subprocess.Popen(command(f"--port={port}", *arguments), stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: status(url, "/livez") is not None, 90)
+        yield program, url
+    finally:
+        if program.poll() is None:
+            program.kill()
+        program.communicate()
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Runs the program with arguments that it has to refuse: exit code and what it printed."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        code = main(["--device=cpu", *map(str, arguments)])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_it_loads_guards_serves_drains_and_exits_0(student, tiny_claims, free_port, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text(
+        f"# users\n{hashlib.sha256(b'sesame').hexdigest()}  -\nsha256:{hashlib.sha256(b'other').hexdigest()} ci\n"
+    )
+    arguments = (f"--student={student}", f"--claims={tiny_claims}", f"--api-keys={keys}", "--served-name=mine")
+    with started(free_port(), *arguments) as (program, url):
+        wait_until(lambda: status(url, "/readyz") == 200, 90)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="sesame", max_retries=0)
+        assert client.models.list().data[0].id == "mine"
+        assert client.with_options(api_key="other").images.generate(prompt="a").data
+
+        with pytest.raises(openai.AuthenticationError) as unknown:
+            client.with_options(api_key="wrong").models.list()
+        assert unknown.value.code == "invalid_api_key"
+        assert unknown.value.response.headers["WWW-Authenticate"] == "Bearer"
+        assert status(url, "/v1/models") == 401
+        assert status(url, "/metrics") == 200
+
+        with ThreadPoolExecutor(1) as pool:
+            accepted = pool.submit(client.images.generate, prompt="a", n=4, extra_body={"steps": 60})
+            wait_until(lambda: b"opd_endpoint_active_samples 4.0" in urllib.request.urlopen(f"{url}/metrics").read())
+            program.send_signal(signal.SIGTERM)
+            wait_until(lambda: status(url, "/readyz") == 503, 5)
+            assert status(url, "/livez") == 200
+            with pytest.raises(openai.InternalServerError) as draining:
+                client.images.generate(prompt="b")
+            assert draining.value.code == "draining"
+            assert int(draining.value.response.headers["Retry-After"]) > 0
+            assert len(accepted.result().data) == 4
+        assert program.wait(20) == 0
+
+
+def test_a_second_signal_does_not_wait(student, tiny_claims, free_port):
+    with started(free_port(), f"--student={student}", f"--claims={tiny_claims}") as (program, url):
+        wait_until(lambda: status(url, "/readyz") == 200, 90)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"))
+        connection.request("POST", "/v1/images/generations", json.dumps({"prompt": "a", "n": 10, "steps": 100}))
+        wait_until(lambda: b"opd_endpoint_active_samples 10.0" in urllib.request.urlopen(f"{url}/metrics").read())
+        program.send_signal(signal.SIGINT)
+        wait_until(lambda: status(url, "/readyz") == 503, 5)
+        program.send_signal(signal.SIGINT)
+        program.wait(10)
+        connection.close()
+
+
+def test_a_taken_port_is_said_at_once(refusal, student, tiny_claims):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, text = refusal(f"--student={student}", f"--claims={tiny_claims}", f"--port={port}")
+    assert code == ExitCode.UNAVAILABLE
+    assert f"127.0.0.1:{port}" in text
+
+
+def test_a_base_that_the_student_was_not_trained_on_is_refused(refusal, make_student, tiny_claims, free_port, tmp_path):
+    student = make_student(tmp_path / "student", base_fingerprint="sha256:other")
+    code, text = refusal(f"--student={student}", f"--claims={tiny_claims}", f"--port={free_port()}")
+    assert code == ExitCode.REFUSED
+    assert "sha256:other" in text
+
+
+def test_altered_weights_are_refused(refusal, make_student, tiny_claims, free_port, tmp_path):
+    student = make_student(tmp_path / "student")
+    with (student / "pytorch_lora_weights.safetensors").open("ab") as file:
+        file.write(b"x")
+    code, text = refusal(f"--student={student}", f"--claims={tiny_claims}", f"--port={free_port()}")
+    assert code == ExitCode.REFUSED
+    assert "copy the student again" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"student": "nowhere"}, "not a student directory"),
+        ({"claims": "nowhere"}, "nothing is there"),
+        ({"precision": "FP8"}, "--precision FP8"),
+        ({"device": "abacus"}, "--device abacus"),
+        ({"api-keys": "plain"}, "line 1"),
+        ({"api-keys": "nowhere"}, "cannot be read"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(refusal, student, tiny_claims, tmp_path, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    Path("plain").write_text("a-key-in-clear-text\n")
+    arguments = {"student": student, "claims": tiny_claims} | change
+    code, text = refusal(*(f"--{name}={value}" for name, value in arguments.items()))
+    assert code == ExitCode.INVALID
+    assert words in text
+    assert "clear-text" not in text
+
+
+def test_a_client_with_an_open_connection_loses_nothing_while_the_server_leaves(student, tiny_claims, free_port):
+    """As behind a Kubernetes Service: what is connected stays connected until one side closes."""
+    with started(free_port(), f"--student={student}", f"--claims={tiny_claims}", "--leave-seconds=3") as (program, url):
+        wait_until(lambda: status(url, "/readyz") == 200, 90)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"))
+        body = json.dumps({"prompt": "a", "steps": 2})
+
+        def ask() -> http.client.HTTPResponse:
+            connection.request("POST", "/v1/images/generations", body)
+            answer = connection.getresponse()
+            answer.read()
+            return answer
+
+        assert ask().headers["Connection"] is None
+        program.send_signal(signal.SIGTERM)
+        wait_until(lambda: status(url, "/readyz") == 503, 2)
+        answer = ask()  # on the connection from before
+        assert (answer.status, answer.headers["Connection"]) == (200, "close")
+        assert ask().status == 200, "on a new connection, from whoever has not noticed yet"
+        assert program.wait(20) == 0

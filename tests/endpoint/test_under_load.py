@@ -1,0 +1,192 @@
+"""A full queue, clients that leave, requests that take too long, and a model that fails on one request."""
+
+import dataclasses
+import http.client
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+from opd_serving.endpoint import images
+from opd_serving.endpoint.engine import Limits
+from opd_serving.endpoint.server import make_service
+
+from tests.endpoint.conftest import running, wait_until
+
+LONG = {"steps": 100, "guidance": 4.5}
+
+
+@pytest.fixture
+def small(settings):
+    """An endpoint that takes three images at once."""
+    with running(make_service(dataclasses.replace(settings, limits=Limits(2, 1)))) as started:
+        yield started
+
+
+def raw_request(url: str, body: dict) -> socket.socket:
+    """A request whose answer is not read."""
+    content = json.dumps(body).encode()
+    connection = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port))
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def test_while_the_model_loads_the_server_is_live_not_ready_and_says_when_to_come_back(settings):
+    ready = make_service(settings)
+    load, may_load = ready.engine._load, threading.Event()
+    ready.engine._load = lambda: may_load.wait() and load()
+    with running(ready, loaded=False) as endpoint:
+        assert (endpoint.status("/livez"), endpoint.status("/readyz"), endpoint.status("/v2/health/ready")) == (
+            200,
+            503,
+            503,
+        )
+        with pytest.raises(openai.InternalServerError) as early:
+            endpoint.client().images.generate(prompt="a")
+        assert (early.value.status_code, early.value.code) == (503, "loading")
+        assert int(early.value.response.headers["Retry-After"]) > 0
+        may_load.set()
+        ready.engine.wait_loaded()
+        assert endpoint.status("/readyz") == 200
+        assert endpoint.client().images.generate(prompt="a").data
+
+
+def test_a_full_queue_answers_429_with_retry_after_and_takes_requests_again(small):
+    client = small.client()
+    client.images.generate(prompt="a")  # so that the engine knows its speed
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(client.images.generate, prompt="a", n=3, extra_body={"steps": 50})
+        wait_until(lambda: not small.service.engine.idle)
+        with pytest.raises(openai.RateLimitError) as full:
+            client.images.generate(prompt="b")
+        assert 1 <= int(full.value.response.headers["Retry-After"]) <= 60
+        assert (full.value.code, full.value.type) == ("queue_full", "rate_limit_error")
+        assert small.metric('opd_endpoint_rejected_total{reason="queue_full"}') == 1
+        # The client's own retries, which follow Retry-After, get through.
+        assert client.with_options(max_retries=8).images.generate(prompt="b").data
+        assert len(accepted.result().data) == 3
+    assert small.service.engine.idle
+    assert small.metric("opd_endpoint_backlog_pixel_steps") == 0
+
+
+def test_more_images_than_the_server_ever_takes_are_refused_for_good(small):
+    with pytest.raises(openai.BadRequestError) as refused:
+        small.client().images.generate(prompt="a", n=4)
+    assert refused.value.param == "n"
+
+
+def test_a_client_that_leaves_frees_its_place(small):
+    connection = raw_request(small.url, {"prompt": "a", "n": 3, **LONG})
+    wait_until(lambda: small.metric("opd_endpoint_active_samples") > 0)
+    connection.close()
+    wait_until(lambda: small.service.engine.idle)
+    assert small.metric('opd_endpoint_cancelled_total{reason="disconnect"}') == 1
+    assert small.metric("opd_endpoint_images_total") == 0
+    assert small.metric('opd_endpoint_requests_total{code="499",model="tiny"}') == 1
+    assert small.client().images.generate(prompt="a").data
+
+
+def test_a_client_that_leaves_the_queue_costs_no_step(small):
+    first = raw_request(small.url, {"prompt": "a", "n": 2, **LONG})
+    wait_until(lambda: small.metric("opd_endpoint_active_samples") == 2)
+    second = raw_request(small.url, {"prompt": "b", **LONG})
+    wait_until(lambda: small.metric("opd_endpoint_queue_depth") == 1)
+    second.close()
+    wait_until(lambda: small.metric('opd_endpoint_cancelled_total{reason="disconnect"}') == 1)
+    wait_until(lambda: small.metric("opd_endpoint_queue_depth") == 0)
+    assert small.metric("opd_endpoint_active_samples") == 2
+    first.close()
+
+
+def test_a_request_that_takes_too_long_is_given_up(small):
+    connection = http.client.HTTPConnection(urlsplit(small.url).netloc)
+    body = json.dumps({"prompt": "a", "n": 3, **LONG})
+    connection.request("POST", "/v1/images/generations", body, {"X-Request-Timeout": "0.2"})
+    with connection.getresponse() as response:
+        assert response.status == 504
+        assert json.load(response)["error"]["code"] == "timeout"
+    connection.close()
+    wait_until(lambda: small.service.engine.idle)
+    assert small.metric('opd_endpoint_cancelled_total{reason="timeout"}') == 1
+
+
+def test_a_small_image_does_not_wait_for_a_large_one(small):
+    """Groups take turns: four steps of 32x32 are done long before a hundred of 64x64."""
+    large = raw_request(small.url, {"prompt": "a", "n": 2, "size": "64x64", **LONG})
+    wait_until(lambda: small.metric("opd_endpoint_active_samples") == 2)
+    assert small.client().images.generate(prompt="b", size="32x32").data
+    assert small.metric("opd_endpoint_active_samples") == 2
+    large.close()
+
+
+@pytest.mark.parametrize(
+    ("stage", "component", "method"),
+    [("decode", "vae", "decode"), ("step", "transformer", "forward"), ("encode", "text_encoder_3", "forward")],
+)
+def test_a_failing_part_fails_its_request_and_nothing_else(settings, stage, component, method):
+    """The fault is injected into the model itself, for one request; another one is in flight meanwhile."""
+    with running(make_service(settings)) as endpoint:
+        client, module = endpoint.client(), getattr(endpoint.service.engine.model.pipeline, component)
+        original = getattr(module, method)
+        survivor_size, victim_size = "64x64", "16x16"
+
+        def fail_once(*arguments, **options):
+            tensor = options.get("hidden_states", arguments[0] if arguments else None)
+            if stage == "encode" or tensor.shape[-1] == 4:  # the victim's latents
+                setattr(module, method, original)
+                raise RuntimeError("internal detail: CUDA out of memory at 0xdeadbeef")
+            return original(*arguments, **options)
+
+        with ThreadPoolExecutor(1) as pool:
+            survivor = pool.submit(client.images.generate, prompt="a", size=survivor_size, extra_body={"steps": 25})
+            wait_until(lambda: endpoint.metric("opd_endpoint_active_samples") == 1)
+            setattr(module, method, fail_once)
+            with pytest.raises(openai.InternalServerError) as failed:
+                client.images.generate(prompt="a victim", size=victim_size)
+            assert failed.value.code == f"{stage}_failed"
+            assert "0xdeadbeef" not in failed.value.response.text
+            assert survivor.result().data
+        assert endpoint.metric(f'opd_endpoint_failures_total{{stage="{stage}"}}') == 1
+        assert endpoint.service.engine.alive
+        assert client.images.generate(prompt="a victim", size=victim_size).data
+        assert endpoint.service.engine.idle
+
+
+def test_a_model_that_answers_nan_is_an_error_and_no_black_image(settings):
+    with running(make_service(settings)) as endpoint:
+        parameter = endpoint.service.engine.model.transformer.proj_out.weight
+        kept = parameter.clone()
+        parameter.fill_(float("nan"))
+        with pytest.raises(openai.InternalServerError) as failed:
+            endpoint.client().images.generate(prompt="a")
+        assert failed.value.code == "decode_failed"
+        parameter.copy_(kept)
+        assert endpoint.client().images.generate(prompt="a").data
+
+
+def test_a_defect_of_the_server_shows_the_client_no_stack_trace(settings, monkeypatch):
+    with running(make_service(settings)) as endpoint:
+        monkeypatch.setattr(images, "xmp", lambda provenance: 1 / 0)
+        with pytest.raises(openai.InternalServerError) as failed:
+            endpoint.client().images.generate(prompt="a")
+        assert failed.value.code == "internal_error"
+        assert "ZeroDivisionError" not in failed.value.response.text
+        monkeypatch.undo()
+        assert endpoint.client().images.generate(prompt="a").data
+
+
+def test_a_device_that_fails_on_every_tick_is_not_live(settings):
+    with running(make_service(settings)) as endpoint:
+
+        def broken(*arguments, **options):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+        endpoint.service.engine.model.transformer.forward = broken
+        for _ in range(3):
+            with pytest.raises(openai.InternalServerError):
+                endpoint.client().images.generate(prompt="a")
+        assert endpoint.status("/livez") == 503

@@ -1,0 +1,234 @@
+"""The evaluator on the tiny world, and the report of a run."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+import yaml
+from opd_cli.report import write_report
+from opd_core.api.load import check_spec, dump_spec, load_spec
+from opd_core.artifacts import SamplingDefaults, Source, StudentManifest, read_student, write_student
+from opd_core.errors import InvalidError
+from opd_core.models.adapters import load_adapter, save_adapter
+from opd_core.models.pipeline import load_model
+from opd_trainer import evaluate as program
+from opd_trainer.evaluate import GRID_IMAGES, evaluate
+from opd_trainer.evaluation.sampling import Candidate, sample_images
+from opd_trainer.prompts import held_out_prompts
+from opd_trainer.record import RoundRecord, TaskRecord
+
+
+@pytest.fixture(scope="module")
+def distillation(repository):
+    content = dump_spec(load_spec(repository / "examples" / "tiny" / "distill.yaml"))
+    content["spec"]["evaluation"].update(promptsPerTask=4, batchSize=4, sampler={"steps": 2}, gate=[])
+    return check_spec(content)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, tiny_base, tiny_world):
+    """A student directory that holds the ocr teacher: its scores are known by then."""
+    directory = tmp_path_factory.mktemp("work") / "student"
+    model = load_model(tiny_base, parts={"transformer"})
+    load_adapter(model.transformer, tiny_world / "teachers" / "ocr", "student")
+    write_student(
+        directory,
+        lambda folder: save_adapter(model.transformer, folder),
+        lambda digest: StudentManifest(
+            name="s", digest=digest, base=Source(uri="pvc://tiny-world/base", fingerprint="x"), teachers=[], spec_digest="y",
+            round=1, license="z",
+            sampling=SamplingDefaults(width=32, height=32, steps=2, guidance_scale=4.5, max_sequence_length=10),
+        ),
+    )  # fmt: skip
+    return directory
+
+
+@pytest.fixture(scope="module")
+def evaluated(distillation, student, tiny_claims):
+    output = student.parent / "evaluation"
+    summary = evaluate(
+        distillation.spec,
+        claims=tiny_claims,
+        student=student,
+        kinds=["base", "teachers", "student"],
+        output=output,
+        device="cpu",
+    )
+    return output, summary
+
+
+def test_every_model_is_scored_on_every_task(evaluated, student):
+    output, summary = evaluated
+    models = ["base", "teacher:geneval", "teacher:ocr", "teacher:aesthetic", "student"]
+    assert list(summary["scores"]) == models
+    for model in models:
+        scored = json.loads((output / f"{model.replace(':', '-')}.json").read_text())
+        assert {task: len(values) for task, by in scored["rewards"].items() for values in by.values()} == dict.fromkeys(
+            ("geneval", "ocr", "aesthetic"), 4
+        )
+        assert len(list((output / "images" / model.replace(":", "-") / "ocr").glob("*.png"))) == min(4, GRID_IMAGES)
+    # The student is the ocr teacher here: same weights, same prompts, same noise, so the same images.
+    assert summary["scores"]["student"] == summary["scores"]["teacher:ocr"]
+    assert summary["kept"]["ocr"]["share"] in (1.0, None)
+    assert read_student(student)[0].scores["tiny-ocr"].mean == summary["scores"]["student"]["tiny-ocr"]["mean"]
+
+
+def test_a_second_evaluation_reads_what_is_known(evaluated, distillation, student, tiny_claims, monkeypatch):
+    output, summary = evaluated
+
+    def fail(*_):
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(program, "sample_images", fail)
+    arguments = {"claims": tiny_claims, "student": student, "kinds": ["base", "teachers", "student"], "device": "cpu"}
+    assert evaluate(distillation.spec, output=output, **arguments) == summary
+    with pytest.raises(AssertionError, match="sampled again"):
+        evaluate(distillation.spec, output=output / "elsewhere", **arguments)
+
+
+def test_noise_depends_on_the_prompts_number_alone(distillation, tiny_base):
+    model = load_model(tiny_base)
+    conditioning = model.encode(["a red 7", "two blue 3", "a lovely picture of 5"], 10)
+    negative = model.encode([""], 10)[0]
+    candidate = Candidate("base", None, 4.5, "x")
+
+    def images(numbers=(0, 1, 2), **changes):
+        evaluation = distillation.spec.evaluation.model_copy(update=changes)
+        spec = distillation.spec.model_copy(update={"evaluation": evaluation})
+        chosen = [conditioning[number] for number in numbers]
+        parts = list(sample_images(model, candidate, spec, "ocr", numbers, chosen, negative))
+        assert [number for part, _ in parts for number in part] == list(numbers)
+        return torch.cat([batch for _, batch in parts])
+
+    whole = images()
+    torch.testing.assert_close(whole, images(batch_size=2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(whole[[2, 0]], images(numbers=(2, 0)), rtol=0, atol=1e-4)
+    assert not torch.allclose(whole, images(seed=1), atol=1e-2)
+
+
+def test_held_out_prompts_are_fixed_by_the_spec(distillation, tiny_claims):
+    first, again = (held_out_prompts(distillation.spec, tiny_claims) for _ in range(2))
+    assert first == again
+    assert all(len(records) == 4 for records in first.values())
+    many = distillation.spec.evaluation.model_copy(update={"prompts_per_task": 9999})
+    with pytest.raises(InvalidError, match="holds out 256 prompts, evaluation.promptsPerTask asks for 9999"):
+        held_out_prompts(distillation.spec.model_copy(update={"evaluation": many}), tiny_claims)
+
+
+def test_bad_arguments_of_the_program_are_refused(distillation, tiny_claims, tmp_path, capsys):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(dump_spec(distillation)))
+    common = [f"--spec={spec}", f"--claims={tiny_claims}", f"--output={tmp_path / 'out'}", "--device=cpu"]
+    assert program.main([*common, "--models=students"]) == 2
+    assert "--models names 'students'" in capsys.readouterr().err
+    assert program.main([*common, "--models=student"]) == 2
+    assert "give its directory with --student" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the report
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.links, self.images, self.text = [], 0, ""
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href"):
+                self.links.append(value)
+        self.images += tag == "img"
+
+    def handle_data(self, data):
+        self.text += data
+
+
+TASKS = ("geneval", "ocr", "aesthetic")
+
+
+def line(round_, kl=(), rewards=None):
+    tasks = {task: TaskRecord(1 / round_, 1 / round_, [1.0, 0.5], list(kl)) for task in TASKS}
+    record = RoundRecord(
+        round=round_, seconds=2.0, tasks=tasks, loss=1 / round_, grad_norm=1.0, learning_rate=1e-3, images=18,
+        phases={"rollout": 1.0, "teacher_wait": 0.0, "update": 1.0}, teacher_requests=1, teacher_retries=0,
+        rewards=rewards or {},
+    )  # fmt: skip
+    return record.line()
+
+
+@pytest.fixture
+def report(evaluated, distillation, student):
+    """Writes the report of a run with these lines in its log, and reads it."""
+    _, summary = evaluated
+    work = student.parent
+    (work / "spec.json").write_text(json.dumps(dump_spec(distillation)))
+    (work / "summary.json").write_text(
+        json.dumps(
+            {
+                "name": "<tiny>", "specDigest": "sha256:0", "versions": {"torch": "2"}, "stageSeconds": {"Trained": 12.0},
+                "student": {"digest": "sha256:1", "path": str(student)}, **summary,
+            }
+        )
+    )  # fmt: skip
+    (work / "train").mkdir(exist_ok=True)
+
+    def make(lines):
+        (work / "train" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        source = write_report(work).read_text()
+        page = Links()
+        page.feed(source)
+        return source, page
+
+    return make
+
+
+def test_the_report_is_one_page_without_outside_resources(report, evaluated):
+    _, summary = evaluated
+    source, page = report([line(i) for i in range(1, 30)])
+    assert page.images == 3 * 3 * 4
+    assert all(link.startswith("data:image/png") for link in page.links)
+    assert "http" not in source.replace("http://www.w3.org", "")
+    assert "<script" not in source
+    for words in (
+        "<tiny>",
+        "teacher:aesthetic",
+        "Loss per step: Velocity, what each solver step adds",
+        "kind: OPDDistillation",
+        f"{summary['scores']['base']['tiny-ocr']['mean']:.3f}",
+    ):
+        assert words in page.text
+    # A deterministic sampler has no KL, and nothing was validated.
+    assert "KL" not in page.text.partition("Spec")[0]
+    assert "Reward: " not in page.text
+
+
+def test_the_report_has_the_kl_where_there_is_noise(report):
+    """The last step of this sampler has none."""
+    source, page = report([line(i, kl=(2.0, 0.25, None)) for i in range(1, 30)])
+    assert "KL per step: closed form, at the steps with noise" in page.text
+    chart = source.partition("KL per step")[2].partition("</figure>")[0]
+    assert chart.count("<polyline") == 6
+    assert all(len(points.split()) == 2 for points in re.findall(r'points="([^"]*)"', chart))
+
+
+def test_the_report_shows_rewards_over_time_beside_base_and_teacher(report, evaluated):
+    output, _ = evaluated
+    rewards = {task: {f"tiny-{task}": 0.25} for task in TASKS}
+    source, page = report([line(i, rewards=rewards if i % 10 == 0 else None) for i in range(1, 41)])
+    assert "Reward: ocr: tiny-ocr of the first 4 held-out prompts" in page.text
+    chart = source.partition("Reward: ocr")[2].partition("</figure>")[0]
+    student, base, teacher = (
+        [float(point.split(",")[1]) for point in points.split()] for points in re.findall(r'points="([^"]*)"', chart)
+    )
+    assert len(student) == 4
+    scored = {
+        name: sum(json.loads((output / f"{name}.json").read_text())["rewards"]["ocr"]["tiny-ocr"]) / 4
+        for name in ("base", "teacher-ocr")
+    }
+    # Higher rewards are drawn higher, which is a smaller y.
+    heights = {0.25: student[0], scored["base"]: base[0], scored["teacher-ocr"]: teacher[0]}
+    assert [heights[value] for value in sorted(heights)] == sorted(heights.values(), reverse=True)
+    assert base[0] == base[1]
+    assert "teacher ocr" in page.text

@@ -1,0 +1,320 @@
+"""The registry, the scoring rules, and the paper's rewards on random weights of the real classes."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from opd_core.errors import InvalidError, RefusedError
+from opd_trainer.rewards import clip
+from opd_trainer.rewards.aesthetic import aesthetic_reward, predictor
+from opd_trainer.rewards.geneval import Found, clip_colours, geneval_reward, holds, mask2former, relations
+from opd_trainer.rewards.ocr import edit_distance, ocr_reward, similarity, wanted_text
+from opd_trainer.rewards.packages import need
+from opd_trainer.rewards.preference import open_clip_reward, padded_pixels
+from opd_trainer.rewards.registry import load_reward
+from PIL import Image, ImageDraw, ImageFont
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizerFast,
+    CLIPVisionConfig,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)  # fmt: skip
+
+CPU = torch.device("cpu")
+
+
+# ---------------------------------------------------------------- the registry
+
+
+def test_rewards_are_found_by_entry_point_and_by_module():
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    by_name = load_reward("tiny-aesthetic", CPU)(images, ["a"] * 3, [{}] * 3)
+    by_module = load_reward("opd_tiny.rewards:aesthetic", CPU)(images, ["a"] * 3, [{}] * 3)
+    assert by_name.shape == (3,)
+    assert torch.equal(by_name, by_module)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("beauty", r"there is no reward beauty; registered are .*clipscore.*pickscore.*tiny-ocr.*module:function"),
+        ("no_such_package:reward", "cannot be imported"),
+        ("opd_tiny.rewards:beauty", "cannot be imported"),
+        ("hpsv2", "reward hpsv2 needs open_clip; run: pip install open_clip_torch"),
+        ("imagereward", "reward imagereward needs ImageReward; run: pip install image-reward"),
+    ],
+)
+def test_rewards_that_cannot_be_had_say_what_to_do(name, words, monkeypatch):
+    for module in ("open_clip", "ImageReward"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InvalidError, match=words):
+        load_reward(name, CPU)
+
+
+def test_a_package_that_is_there_but_broken_is_not_called_missing(tmp_path, monkeypatch):
+    (tmp_path / "broken_reward.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        InvalidError, match=r"reward ocr: broken_reward is installed and cannot be loaded: libGL\.so\.1"
+    ):
+        need("broken_reward", "broken-reward", "ocr")
+
+
+def wrong_shape(device):
+    return lambda images, prompts, metadata: torch.zeros(len(images), 2)
+
+
+def not_finite(device):
+    return lambda images, prompts, metadata: torch.tensor([1.0, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("wrong_shape", r"answered shape \(2, 2\) to 2 images"), ("not_finite", "answered nan for prompt 'b'")],
+)
+def test_wrong_answers_are_refused(name, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "some_rewards", sys.modules[__name__])
+    with pytest.raises(RefusedError, match=words):
+        load_reward(f"some_rewards:{name}", CPU)(torch.rand(2, 3, 8, 8), ["a", "b"], [{}, {}])
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_text_is_taken_from_the_record_or_the_quotes():
+    assert wanted_text('a sign that says "Open 24h"', {}) == "Open 24h"
+    assert wanted_text("a “café” door", {}) == "café"
+    assert wanted_text('a sign "x"', {"text": "y"}) == "y"
+    with pytest.raises(InvalidError, match="no text in quotes"):
+        wanted_text("a sign", {})
+
+
+def test_similarity_is_one_minus_the_edit_distance():
+    assert edit_distance("kitten", "sitting") == 3
+    assert similarity("OPEN 24 H", "Open 24h") == 1.0
+    assert similarity("Opem 24h", "Open 24h") == pytest.approx(6 / 7)
+    assert similarity("xx Open 24h yy", "Open 24h") == 1.0
+    assert similarity("", "Open") == 0.0
+    assert similarity("a very long other text", "ab") == 0.0
+
+
+def test_the_ocr_reward_reads_each_picture():
+    def read(picture):
+        assert picture.dtype == np.uint8
+        return "47" if picture[0, 0, 0] > 127 else ""
+
+    images = torch.stack([torch.ones(3, 8, 8), torch.zeros(3, 8, 8)])
+    assert ocr_reward(read)(images, ['"47"', '"47"'], [{}, {}]).tolist() == [1.0, 0.0]
+
+
+def test_ocr_reads_what_is_written():
+    """The real models, which its package brings along: upright text, no text, text that is hardly there."""
+    texts = ["Open 24h", "", "Fresh Bread"]
+    pictures = []
+    for text in texts:
+        picture = Image.new("RGB", (256, 128), "white")
+        ImageDraw.Draw(picture).text((20, 40), text, fill=(20, 40, 120), font=ImageFont.load_default(40))
+        pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255)
+    prompts = [f'a sign that says "{text}"' for text in ("Open 24h", "Open 24h", "Fresh Breed")]
+    scores = load_reward("ocr", CPU)(torch.stack(pictures), prompts, [{}] * 3)
+    assert scores.tolist() == [1.0, 0.0, pytest.approx(0.9)]
+
+
+# ---------------------------------------------------------------- composition
+
+
+def obj(name, left, top, confidence=0.95, size=20):
+    return Found(name, confidence, (left, top, left + size, top + size))
+
+
+def grey(found):
+    return {"cup": "red", "dog": "black"}.get(found.name, "white")
+
+
+@pytest.mark.parametrize(
+    ("record", "found", "expected"),
+    [
+        ({"include": [{"class": "dog", "count": 1}]}, [obj("dog", 0, 0)], True),
+        ({"include": [{"class": "dog", "count": 1}]}, [obj("dog", 0, 0, confidence=0.2)], False),
+        ({"include": [{"class": "dog", "count": 1}]}, [obj("cat", 0, 0)], False),
+        ({"include": [{"class": "cup", "count": 1, "color": "red"}]}, [obj("cup", 0, 0)], True),
+        ({"include": [{"class": "cup", "count": 1, "color": "blue"}]}, [obj("cup", 0, 0)], False),
+        ({"tag": "counting", "include": [{"class": "cup", "count": 2}]}, [obj("cup", 0, 0), obj("cup", 50, 0, 0.5)], False),
+        ({"include": [{"class": "cup", "count": 2}]}, [obj("cup", 0, 0), obj("cup", 50, 0, 0.5)], True),
+        (
+            {"include": [{"class": "cup", "count": 2}], "exclude": [{"class": "cup", "count": 3}]},
+            [obj("cup", 0, 0), obj("cup", 50, 0), obj("cup", 90, 0)], False,
+        ),
+        (
+            {"include": [{"class": "dog", "count": 1}, {"class": "cup", "count": 1, "position": ["right of", 0]}]},
+            [obj("dog", 0, 0), obj("cup", 60, 0)], True,
+        ),
+        (
+            {"include": [{"class": "dog", "count": 1}, {"class": "cup", "count": 1, "position": ["above", 0]}]},
+            [obj("dog", 0, 0), obj("cup", 60, 0)], False,
+        ),
+    ],
+)  # fmt: skip
+def test_genevals_rules(record, found, expected):
+    assert holds(record, found, grey) is expected
+
+
+def test_relations_need_a_distance():
+    assert relations(obj("a", 60, 0), obj("b", 0, 0)) == {"right of"}
+    assert relations(obj("a", 0, 0), obj("b", 60, 90)) == {"left of", "above"}
+    assert relations(obj("a", 2, 0), obj("b", 0, 0)) == set()
+
+
+def test_geneval_needs_its_metadata():
+    reward = geneval_reward(lambda image: [obj("dog", 0, 0)], lambda image, found: "red")
+    record = {"include": [{"class": "dog", "count": 1}]}
+    assert reward(torch.rand(1, 3, 64, 64), ["a dog"], [record]).tolist() == [1.0]
+    with pytest.raises(InvalidError, match="no GenEval metadata"):
+        reward(torch.rand(1, 3, 64, 64), ["a dog"], [{}])
+
+
+# ---------------------------------------------------------------- the real classes, random weights
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A CLIPModel of four layers with its tokeniser, as from_pretrained finds them on the hub."""
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *[f"{letter}</w>" for letter in letters]]
+    CLIPTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[]).save_pretrained(folder)
+    text = CLIPTextConfig(
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=77, projection_dim=12, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_clip_rewards_are_the_models_own_logits(clip_folder):
+    checkpoint = clip.Checkpoint(str(clip_folder), str(clip_folder))
+    images = torch.rand(3, 3, 48, 40, generator=torch.Generator().manual_seed(0))
+    prompts = ["a dog", "two cups", "a very long prompt " * 30]
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    cosine = clip.clip_reward(checkpoint, CPU, lambda m: 1.0)(images, prompts, [{}] * 3)
+    scaled = clip.clip_reward(checkpoint, CPU, lambda m: float(m.logit_scale.detach().exp()))(images, prompts, [{}] * 3)
+    tokens = CLIPTokenizerFast.from_pretrained(clip_folder)(
+        prompts, padding=True, truncation=True, max_length=77, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**tokens, pixel_values=clip.clip_pixels(images, 32)).logits_per_image.diagonal()
+    torch.testing.assert_close(scaled, logits)
+    torch.testing.assert_close(cosine, logits / model.logit_scale.exp().detach())
+    assert (cosine.abs() <= 1).all()
+
+
+def test_pixels_are_prepared_as_clips_processor_does():
+    from transformers import CLIPImageProcessor
+
+    picture = Image.new("RGB", (64, 48), (200, 30, 90))
+    ImageDraw.Draw(picture).ellipse((10, 5, 50, 40), fill=(20, 240, 120))
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
+    ours = clip.clip_pixels(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255, 32)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().mean() < 0.02
+
+
+def test_the_aesthetic_head_reads_the_published_layout(clip_folder, tmp_path):
+    head = predictor(12)
+    torch.save({f"layers.{key}": value for key, value in head.state_dict().items()}, tmp_path / "head.pth")
+    reward = aesthetic_reward(str(clip_folder), tmp_path / "head.pth", CPU)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    with torch.no_grad():
+        expected = head.eval()(clip.image_embedding(model, clip.clip_pixels(images, 32))).squeeze(-1)
+    torch.testing.assert_close(reward(images, ["", ""], [{}, {}]), expected)
+
+
+def test_hpsv2_is_open_clips_cosine_on_open_clips_pixels(tmp_path):
+    """The loader and scorer of hpsv2 on an OpenCLIP model of two layers; HPSv2 pads what is not square."""
+    (tmp_path / "tiny-h.json").write_text(
+        json.dumps(
+            {
+                "embed_dim": 8,
+                "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8},
+                "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+            }
+        )
+    )
+    open_clip.add_model_config(tmp_path)
+    torch.manual_seed(0)
+    model, _, preprocess = open_clip.create_model_and_transforms("tiny-h", image_resize_mode="longest")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pt")
+    reward = open_clip_reward(open_clip, "tiny-h", tmp_path / "weights.pt", CPU)
+    prompts = ["a dog", "a very long prompt " * 30]
+    for height, width in ((40, 40), (20, 48), (48, 20)):
+        images = smooth(height, width)
+        pixels = torch.stack([preprocess(Image.fromarray(i)) for i in to_bytes(images)])
+        with torch.no_grad():
+            pictures, texts, _ = model.eval()(pixels, open_clip.get_tokenizer("tiny-h")(prompts))
+        torch.testing.assert_close(reward(images, prompts, [{}] * 2), (pictures * texts).sum(-1), atol=0.02, rtol=0)
+        assert (padded_pixels(images, 32) - pixels).abs().mean() < 0.03
+
+
+def smooth(height, width):
+    """Two colourful images without detail, so that two ways to resize them agree."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return torch.stack([torch.stack([x, y, 1 - x]), torch.stack([1 - y, x * y, y])])
+
+
+def to_bytes(images):
+    return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def test_imagereward_is_asked_as_its_package_wants(monkeypatch):
+    """Against the package's interface only: it pins packages of 2023 and cannot be installed beside the others."""
+
+    class ImageReward:
+        def score(self, prompt, image):  # a list would be ranked, and answered with a list
+            assert isinstance(image, Image.Image)
+            assert not torch.is_grad_enabled()
+            return float(np.asarray(image).mean()) + len(prompt)
+
+    def load(name, device):
+        assert (name, device) == ("ImageReward-v1.0", "cpu")
+        return ImageReward()
+
+    monkeypatch.setitem(sys.modules, "ImageReward", SimpleNamespace(load=load))
+    images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
+    assert load_reward("imagereward", CPU)(images, ["a", "abc"], [{}, {}]).tolist() == [1.0, 258.0]
+
+
+def test_geneval_runs_on_a_mask2former_and_a_clip(clip_folder, tmp_path):
+    config = Mask2FormerConfig(
+        backbone_config=SwinConfig(
+            image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2,
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        ),
+        feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=5, decoder_layers=2, encoder_layers=1,
+        num_attention_heads=2, encoder_feedforward_dim=32, dim_feedforward=32, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
+    Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
+    found = mask2former(str(tmp_path), CPU)(image)
+    assert all(0 <= f.box[0] < f.box[2] <= 64 and 0 <= f.box[1] < f.box[3] <= 48 for f in found)
+    colour = clip_colours(str(clip_folder), CPU)(image, Found("dog", 0.9, (4, 4, 40, 40)))
+    assert colour in ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")

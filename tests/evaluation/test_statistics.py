@@ -1,0 +1,189 @@
+"""Intervals, kept shares, gates and summaries on numbers whose answers are known."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import reproduce
+from opd_core.api.load import load_spec
+from opd_core.api.types import GateRule
+from opd_trainer.evaluation import statistics
+from opd_trainer.evaluation.gate import check_gate, failures
+from opd_trainer.evaluation.statistics import kept_share, mean_score
+from opd_trainer.evaluation.summary import summarise
+
+
+def names(count, images=1):
+    """Prompts of `count` images each."""
+    return [f"prompt {i}" for i in range(count) for _ in range(images)]
+
+
+def test_the_bootstrap_interval_is_the_normal_one_for_many_values():
+    values = np.random.default_rng(0).normal(0.4, 0.2, 400)
+    score = mean_score(values, names(400), seed=1)
+    half = 1.96 * values.std() / np.sqrt(400)
+    assert score.n == 400
+    assert score.mean == pytest.approx(values.mean())
+    assert score.low == pytest.approx(values.mean() - half, abs=0.003)
+    assert score.high == pytest.approx(values.mean() + half, abs=0.003)
+    assert mean_score(values, names(400), seed=1) == score
+
+
+def test_images_of_one_prompt_are_not_counted_as_independent(monkeypatch):
+    """Of 95 % intervals about 95 % must hold the truth: over prompts as hard as they come, not only over noise."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    rng = np.random.default_rng(0)
+    prompts, held, held_by_images = names(40, images=6), 0, 0
+    for seed in range(200):
+        difficulty = np.repeat(rng.normal(0, 1, 40), 6)
+        values = difficulty + rng.normal(0, 1, 240)
+        clustered, naive = mean_score(values, prompts, seed), mean_score(values, names(240), seed)
+        held += clustered.low <= 0 <= clustered.high
+        held_by_images += naive.low <= 0 <= naive.high
+    assert 0.9 <= held / 200 <= 0.98
+    assert held_by_images / 200 < 0.75
+
+
+def test_repeating_every_image_makes_no_interval_narrower():
+    values = np.random.default_rng(0).random(50)
+    once, often = mean_score(values, names(50), 3), mean_score(np.repeat(values, 20), names(50, images=20), 3)
+    assert (often.mean, often.low, often.high) == pytest.approx((once.mean, once.low, once.high))
+    assert often.n == 1000
+
+
+def test_prompts_with_more_images_weigh_more():
+    """The mean is over images; a prompt is drawn with all of its own."""
+    score = mean_score([1.0, 0.0, 0.0, 0.0], ["a", "b", "b", "b"], seed=0)
+    assert (score.mean, score.low, score.high) == (0.25, 0.0, 1.0)
+
+
+def test_many_prompts_need_little_memory():
+    count = 10_000  # all draws at once would be 800 MB
+    tracemalloc.start()
+    score = mean_score(np.random.default_rng(0).random(count), names(count), seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 150e6
+    assert score.high - score.low == pytest.approx(2 * 1.96 / np.sqrt(12 * count), rel=0.05)
+
+
+def test_pairing_makes_the_kept_share_narrow():
+    """Base, teacher and student share the difficulty of a prompt; their difference does not have it."""
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(0, 1, 200)
+    base, teacher, student = (difficulty + shift + rng.normal(0, 0.05, 200) for shift in (0.0, 0.5, 0.4))
+    kept = kept_share(base, teacher, student, names(200), seed=0)
+    assert kept["share"] == pytest.approx(0.8, abs=0.03)
+    assert kept["low"] < 0.8 < kept["high"]
+    assert kept["high"] - kept["low"] < 0.1
+    repeated = kept_share(*(np.repeat(v, 5) for v in (base, teacher, student)), names(200, images=5), seed=0)
+    assert repeated == pytest.approx(kept)
+
+
+def test_a_share_of_no_gain_is_no_number():
+    assert kept_share([0.5, 0.5], [0.4, 0.5], [0.5, 0.5], names(2), seed=0)["share"] is None
+    barely = kept_share([0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.1, 1.0], [0.5, 0.5, 0.5, 0.5], names(4), seed=0)
+    assert barely["share"] is not None
+    assert barely["low"] is barely["high"] is None
+
+
+MEANS = {
+    "base": {("ocr", "read"): 0.2},
+    "teacher:ocr": {("ocr", "read"): 0.8},
+    "student": {("ocr", "read"): 0.65},
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "required", "passed"),
+    [
+        ({"at_least": 0.65}, 0.65, True),
+        ({"at_least": 0.7}, 0.7, False),
+        ({"of_teacher": 0.5}, 0.5, True),
+        ({"of_teacher": 0.9}, 0.74, False),
+        ({"of_teacher": 0.0}, 0.2, True),
+    ],
+)
+def test_the_gate_takes_a_number_or_a_share_of_the_gain(rule, required, passed):
+    (check,) = check_gate([GateRule(task="ocr", reward="read", **rule)], MEANS)
+    assert check["required"] == pytest.approx(required)
+    assert check["passed"] is passed
+    assert failures([check]) == ([] if passed else [f"ocr: read is 0.650, {check['rule']} needs {required:.3f}"])
+
+
+def test_the_gate_works_for_rewards_below_zero():
+    means = {model: {("a", "r"): value} for model, value in (("base", -2.0), ("teacher:a", -1.0), ("student", -1.4))}
+    (check,) = check_gate([GateRule(task="a", reward="r", of_teacher=0.5)], means)
+    assert (check["required"], check["passed"]) == (-1.5, True)
+
+
+def test_the_summary_has_every_model_share_and_check(repository):
+    spec = load_spec(repository / "examples" / "tiny" / "distill.yaml").spec
+    tasks = {teacher.name: teacher.rewards[0] for teacher in spec.teachers}
+    rng = np.random.default_rng(0)
+
+    def rewards(shift):
+        return {task: {reward: (rng.random(16) * 0.1 + shift).tolist()} for task, reward in tasks.items()}
+
+    models = {"base": rewards(0.2), **{f"teacher:{task}": rewards(0.8) for task in tasks}, "student": rewards(0.7)}
+    prompts = dict.fromkeys(tasks, names(16))
+    summary = summarise(spec, models, prompts)
+    assert set(summary["scores"]) == set(models)
+    assert set(summary["scores"]["base"]) == set(tasks.values())
+    assert set(summary["kept"]) == set(tasks)
+    assert all(0.7 < kept["share"] < 0.95 for kept in summary["kept"].values())
+    assert [check["passed"] for check in summary["gate"]] == [True] * len(spec.evaluation.gate)
+    assert set(summarise(spec, {"base": models["base"]}, prompts)) == {"scores"}
+
+
+# ---------------------------------------------------------------- the page of `make reproduce`
+
+
+def distilled(name, student_gain, rng, noise=0.0):
+    """A finished run on 100 prompts: base 0, teacher 1 on both tasks, and the student's gain on each."""
+
+    def rewards(level):
+        return level + rng.normal(0, noise, 100)
+
+    return reproduce.Finished(
+        name=name,
+        summary={},
+        rounds=1,
+        prompts={task: names(100) for task in student_gain},
+        rewards={
+            task: {"base": np.zeros(100), "teacher": np.ones(100), "student": rewards(gain)}
+            for task, gain in student_gain.items()
+        },
+    )
+
+
+def test_the_pooled_share_counts_prompts_and_seeds():
+    rng = np.random.default_rng(0)
+    alike = [distilled(str(i), {"a": 0.9, "b": 0.7}, rng, noise=0.5) for i in range(3)]
+    shares = reproduce.pooled(alike)
+    assert list(shares) == ["a", "b", "all"]
+    share, low, high = shares["all"]
+    assert share == pytest.approx(0.8, abs=0.05)
+    assert share == pytest.approx((shares["a"][0] + shares["b"][0]) / 2)
+    assert low < share < high
+    single = reproduce.pooled(alike[:1])["all"]
+    assert high - low < single[2] - single[1]  # three seeds know more than one
+
+    apart = [distilled(str(gain), {"a": gain}, rng) for gain in (0.5, 0.7, 0.9)]
+    assert reproduce.pooled(apart)["a"] == pytest.approx((0.7, 0.5, 0.9), abs=0.07)  # no noise but between seeds
+    assert reproduce.pooled(apart[:1])["a"] == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_scores_of_base_and_teachers_are_carried_over_once(tmp_path):
+    known, other = tmp_path / "known", tmp_path / "other"
+    for model in ("base", "teacher-ocr", "student", "summary"):
+        (known / "images" / model).mkdir(parents=True)
+        (known / "images" / model / "0.png").write_text(model)
+        (known / f"{model}.json").write_text(model)
+    (other / "images").mkdir(parents=True)
+    (other / "base.json").write_text("its own")
+    reproduce.copy_scores(known, other)
+    assert {file.stem: file.read_text() for file in other.glob("*.json")} == {
+        "base": "its own", "teacher-ocr": "teacher-ocr",
+    }  # fmt: skip
+    assert [folder.name for folder in (other / "images").iterdir()] == ["teacher-ocr"]

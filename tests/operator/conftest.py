@@ -1,0 +1,69 @@
+"""The operator as a process against the real API server, one namespace a test."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from devcluster.control_plane import Cluster, ControlPlane
+
+from tests.operator.live import CRD, Api, Operator, wait_for
+
+_numbers = itertools.count()
+
+
+def install(cluster: Cluster) -> None:
+    """The CRD."""
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRD)
+
+    def established() -> bool:  # `kubectl wait` fails on an object whose status has no conditions yet
+        status = json.loads(cluster.kubectl("get", "crd", "opddistillations.opd.dev", "-o", "json"))["status"]
+        return any(c["type"] == "Established" and c["status"] == "True" for c in status.get("conditions") or [])
+
+    wait_for(established, "the type")
+
+
+@pytest.fixture(scope="module")
+def crd(control_plane: ControlPlane) -> None:
+    install(control_plane)
+
+
+def _api(control_plane: ControlPlane) -> Iterator[Api]:
+    namespace = f"live-{next(_numbers)}"
+    control_plane.kubectl("create", "namespace", namespace)
+    yield Api(control_plane, namespace)
+    control_plane.kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture
+def api(control_plane: ControlPlane, crd: None) -> Iterator[Api]:
+    yield from _api(control_plane)
+
+
+@pytest.fixture
+def second_api(control_plane: ControlPlane, crd: None) -> Iterator[Api]:
+    yield from _api(control_plane)
+
+
+@pytest.fixture
+def start(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Callable[..., Operator]]:
+    """Start an operator for the namespace of an Api; killed at the end of the test."""
+    started: list[Operator] = []
+
+    def begin(api: Api, *options: str, prelude: str = "") -> Operator:
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        watch = f"--watch-namespace={api.namespace}"
+        operator = Operator(api.cluster, folder, (free_port(), free_port()), watch, *options, prelude=prelude)
+        started.append(operator)
+        return operator.start()
+
+    yield begin
+    for operator in started:
+        operator.kill()
+
+
+@pytest.fixture
+def operator(api: Api, start: Callable[..., Operator]) -> Operator:
+    return start(api, "--no-leader-election").ready()

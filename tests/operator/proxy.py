@@ -1,0 +1,66 @@
+"""A TCP proxy before the API server whose open connections can fall silent, as behind a dead load balancer."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import yaml
+from devcluster.control_plane import Cluster
+
+
+class Proxy:
+    """Runs on a thread of its own; `port` is where it listens."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self._config = yaml.safe_load(cluster.kubeconfig.read_text())
+        self._server_url = self._config["clusters"][0]["cluster"]["server"]
+        self._target = ("127.0.0.1", int(self._server_url.rsplit(":", 1)[1]))
+        self._silent: set[int] = set()
+        self._open: set[int] = set()
+        self._count = 0
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
+        self._thread.start()
+        ready.wait()
+        self._config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{self.port}"
+        self.kubeconfig = folder / "proxied.kubeconfig"
+        self.kubeconfig.write_text(yaml.safe_dump(self._config))
+
+    def mute_open_connections(self) -> None:
+        """What is open now brings nothing any more and is not closed; new connections work."""
+        self._silent |= self._open
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._connected, "127.0.0.1", 0))
+        self.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        self._loop.run_forever()
+        server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._count += 1
+        number = self._count
+        self._open.add(number)
+        up, down = await asyncio.open_connection(*self._target)
+        try:
+            await asyncio.gather(self._pump(number, reader, down), self._pump(number, up, writer))
+        except OSError:
+            pass  # one of the two has hung up, as clients do
+        finally:
+            self._open.discard(number)
+            writer.close()
+            down.close()
+
+    async def _pump(self, number: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            if number not in self._silent:
+                sink.write(data)
+                await sink.drain()
+        if number not in self._silent:
+            sink.close()

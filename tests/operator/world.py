@@ -1,0 +1,252 @@
+"""A cluster on paper for the pure core: what `plan`, `build` and `diff` decide is done to dicts, and the test plays the
+controllers and the pods. The real API server has tests of its own."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from opd_operator import names
+from opd_operator.build import build
+from opd_operator.diff import changes
+from opd_operator.draft import timestamp
+from opd_operator.observe import Requests, observe
+from opd_operator.plan import Plan, advance
+from opd_operator.settings import Settings
+from opd_operator.words import Progress
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETTINGS = Settings(images={names.TEACHERS: "teacher:1", names.TRAINER: "trainer:1", names.ENDPOINT: "endpoint:1"})
+STUDENT = "sha256:" + "a" * 64
+
+
+def example(**changes_: Any) -> dict[str, Any]:
+    """The example as the API server would hold it; `a__b=v` sets spec.a.b."""
+    obj = yaml.safe_load((REPOSITORY / "examples" / "tiny" / "distill.yaml").read_text())
+    obj["metadata"].update(name="tiny", namespace="team", uid="uid-1", generation=1, resourceVersion="1")
+    for path, value in changes_.items():
+        *parents, last = path.split("__")
+        part = obj["spec"]
+        for parent in parents:
+            part = part.setdefault(parent, {})
+        part[last] = value
+    return obj
+
+
+class KilledError(Exception):
+    """The operator, after a write."""
+
+
+class World:
+    def __init__(self, **changes_: Any) -> None:
+        self.obj = example(**changes_)
+        self.now = 1_800_000_000.0
+        self.children: dict[tuple[str, str], dict[str, Any]] = {}
+        self.requests: Requests | None = None
+        self.progress: dict[str, Any] | None = None
+        self.rejected = ""
+        self.events: list[tuple[str, str]] = []
+        self.plan: Plan | None = None
+        self.writes = 0
+        self.crash_at = 0  # number of the write after which the operator is killed
+        self.linger = False  # whether pods take their time to leave
+
+    # ---------------------------------------------------------------------------------------- the operator's part
+
+    def look(self) -> "World":
+        """One reconciliation."""
+        children = list(self.children.values())
+        progress = Progress.model_validate(self.progress) if self.progress else None
+        observed = observe(children, progress, self.requests, self.rejected)
+        self.plan = plan = advance(copy.deepcopy(self.obj), observed, SETTINGS.images, self.now)
+        if plan.status != self.obj.get("status"):
+            self.obj["status"] = copy.deepcopy(plan.status)
+            self.written()
+            self.events += [(event.reason, event.message) for event in plan.events]
+        if plan.wanted is not None and plan.distillation is not None:
+            desired = build(self.obj, plan.distillation, plan.status["run"], plan.wanted, SETTINGS)
+            due = changes(desired, children, plan.wanted.keep)
+            for child in due.free:
+                self.remove(child["kind"], child["metadata"]["name"])
+                self.written()
+            for manifest in due.apply:
+                self.put(manifest)
+                self.written()
+            for child in due.sweep:
+                self.remove(child["kind"], child["metadata"]["name"])
+                self.written()
+        return self
+
+    def written(self) -> None:
+        self.writes += 1
+        if self.writes == self.crash_at:
+            raise KilledError
+
+    def settle(self) -> "World":
+        """Look as often as the operator would: after an event of a child, or when it asked to be woken. Its own write of
+        the status wakes nobody. An operator that is killed is started again."""
+        for _ in range(20):
+            before = {key: json.dumps(child) for key, child in self.children.items()}
+            try:
+                self.look()
+            except KilledError:
+                continue
+            assert self.plan is not None
+            due = self.plan.wake is not None and self.plan.wake <= self.now
+            if not due and {key: json.dumps(child) for key, child in self.children.items()} == before:
+                if not self.crash_at:
+                    self.assert_nothing_is_left_undone()
+                return self
+        raise AssertionError("it never settles")
+
+    def assert_nothing_is_left_undone(self) -> None:
+        """One look more decides the same: what is waited for is an event or a time."""
+        before, status = self.writes, copy.deepcopy(self.obj.get("status"))
+        self.look()
+        assert self.writes == before, ("a decision waits for nobody", status, self.obj["status"])
+
+    def wait(self, seconds: float) -> "World":
+        """Time passes; the operator sleeps until it has asked to be woken."""
+        end = self.now + seconds
+        while self.plan is not None and self.plan.wake is not None and self.plan.wake <= end:
+            self.now = max(self.now, self.plan.wake)
+            self.settle()
+        self.now = end
+        return self
+
+    # ---------------------------------------------------------------------------------------- the cluster's part
+
+    def put(self, manifest: dict[str, Any]) -> None:
+        known = self.children.get((manifest["kind"], manifest["metadata"]["name"]), {})
+        child = {"status": known.get("status", {}), **copy.deepcopy(manifest)}
+        child["metadata"] = {**child["metadata"], "uid": "u", "generation": 1, "creationTimestamp": timestamp(self.now)}
+        self.children[manifest["kind"], manifest["metadata"]["name"]] = child
+
+    def remove(self, kind: str, name: str) -> None:
+        del self.children[kind, name]
+        for key, child in list(self.children.items()):
+            if child["kind"] == "Pod" and child["parent"] == name:
+                if self.linger and child["status"]["phase"] in ("Pending", "Running"):
+                    child["metadata"]["deletionTimestamp"] = timestamp(self.now)
+                else:
+                    del self.children[key]
+
+    def active(self) -> list[dict[str, Any]]:
+        return [pod for pod in self.of("Pod") if pod["status"]["phase"] in ("Pending", "Running")]
+
+    def leave(self) -> "World":
+        """The pods that were on their way out are gone."""
+        for key, child in list(self.children.items()):
+            if "deletionTimestamp" in child["metadata"]:
+                del self.children[key]
+        return self.settle()
+
+    def of(self, kind: str, role: str = "") -> list[dict[str, Any]]:
+        found = [child for (of, _), child in sorted(self.children.items()) if of == kind]
+        return [child for child in found if not role or child["metadata"]["labels"][names.ROLE] == role]
+
+    def up(self, role: str, only: str = "") -> "World":
+        """Deployments of a role become available, with a pod each."""
+        for child in self.of("Deployment", role):
+            if only in child["metadata"]["name"]:
+                replicas = child["spec"]["replicas"]
+                child["status"] = {"observedGeneration": 1, "readyReplicas": replicas, "updatedReplicas": replicas}
+                name = child["metadata"]["name"]
+                for key in [k for k, pod in self.children.items() if pod["kind"] == "Pod" and pod["parent"] == name]:
+                    del self.children[key]
+                for i in range(replicas):
+                    self.pod(child, f"{name}-{i}", "Running", ready=True)
+        return self.settle()
+
+    def jobs(self, role: str = "") -> list[dict[str, Any]]:
+        """Those that have not ended."""
+        return [job for job in self.of("Job", role) if not job["status"].get("conditions")]
+
+    def job(self, role: str) -> dict[str, Any]:
+        (job,) = self.jobs(role)
+        return job
+
+    def run(self, role: str = names.TRAINER) -> "World":
+        job = self.job(role)
+        pods = job["spec"]["completions"]
+        job["status"] = {"active": pods, "ready": pods}
+        for i in range(pods):
+            self.pod(job, f"{job['metadata']['name']}-{i}", "Running", ready=True, index=i)
+        return self.settle()
+
+    def finish(self, role: str, **facts: Any) -> "World":
+        job = self.job(role)
+        job["status"] = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
+        words = json.dumps({"message": "done", "exitCode": 0, **facts})
+        self.pod(job, f"{job['metadata']['name']}-0", "Succeeded", ended={"exitCode": 0, "message": words})
+        return self.settle()
+
+    def fail(self, role: str, code: int, reason: str = "Error", message: str = "it broke", **more: Any) -> "World":
+        job = self.job(role)
+        job["status"] = {"failed": 1, "conditions": [{"type": "Failed", "status": "True", "message": "BackoffLimit"}]}
+        ended = {"exitCode": code, "reason": reason, "message": message}
+        self.pod(job, f"{job['metadata']['name']}-0", "Failed", ended=ended, **more)
+        return self.settle()
+
+    def pod(
+        self, parent: dict[str, Any], name: str, phase: str, *, ready: bool = False, index: int = 0,
+        ended: dict[str, Any] | None = None, conditions: tuple[dict[str, Any], ...] = (),
+        waiting: dict[str, Any] | None = None, restarts: int = 0, before: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        state = {"terminated": ended} if ended else {"waiting": waiting} if waiting else {"running": {}}
+        own = [{"type": "Ready", "status": str(ready)}]
+        self.children["Pod", name] = {
+            "kind": "Pod",
+            "parent": parent["metadata"]["name"],
+            "metadata": {
+                "name": name,
+                "labels": {**parent["spec"]["template"]["metadata"]["labels"], "job-name": parent["metadata"]["name"]},
+                "annotations": {names.COMPLETION_INDEX: str(index)},
+            },
+            "status": {
+                "phase": phase,
+                "podIP": "10.0.0.1",
+                "conditions": [*own, *conditions],
+                "containerStatuses": [
+                    {
+                        "name": "main",
+                        "state": state,
+                        "lastState": {"terminated": before} if before else {},
+                        "restartCount": restarts,
+                        "image": "image:1",
+                    }
+                ],
+            },
+        }
+
+    # ---------------------------------------------------------------------------------------- what people see
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.obj["status"]
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        (found,) = [c for c in self.status["conditions"] if c["type"] == kind]
+        return found["status"], found["reason"]
+
+    def message(self, kind: str) -> str:
+        (found,) = [c for c in self.status["conditions"] if c["type"] == kind]
+        return found["message"]
+
+    def edit(self, **changes_: Any) -> "World":
+        self.obj["spec"] = example(**changes_)["spec"]
+        self.obj["metadata"]["generation"] += 1
+        return self.settle()
+
+    # ---------------------------------------------------------------------------------------- shortcuts
+
+    def trained(self, digest: str = STUDENT) -> "World":
+        return self.settle().up(names.TEACHERS).run().finish(names.TRAINER, digest=digest)
+
+    def evaluated(self, digest: str = STUDENT, *, passed: bool = True, kept: float = 0.9) -> "World":
+        scores = [{"task": "ocr", "reward": "tiny-ocr", "base": 0.1, "teacher": 0.9, "student": 0.8, "kept": kept}]
+        return self.trained(digest).finish(names.EVALUATOR, digest=digest, gatePassed=passed, scores=scores)
+
+    def served(self, digest: str = STUDENT) -> "World":
+        return self.evaluated(digest).up(names.ENDPOINT)

@@ -1,0 +1,128 @@
+"""What every command of `opd` has in common."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from opd_core.exit_codes import ExitCode
+
+COMMANDS = ["run", "validate", "serve", "generate", "eval", "models", "models fingerprint"]
+
+
+def opd(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    plain = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", **(env or {})}
+    return subprocess.run(
+        [sys.executable, "-m", "opd_cli.main", *arguments], capture_output=True, text=True, env=plain, check=False
+    )
+
+
+def without(package: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`opd` where one package is not installed."""
+    source = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {package!r}: raise ModuleNotFoundError(name={package!r})\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from opd_cli.main import main\nsys.argv = ['opd', *sys.argv[1:]]\nmain()"
+    )
+    return subprocess.run([sys.executable, "-c", source, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_names_all_commands_and_exit_codes() -> None:
+    done = opd("--help")
+    assert done.returncode == 0
+    for word in ["run", "validate", "serve", "generate", "eval", "models", "4 gate", "75 unavailable"]:
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "models"])
+def test_every_command_has_an_example(command: str) -> None:
+    done = opd(*command.split(), "--help")
+    assert done.returncode == 0
+    assert re.search(rf"Example: +opd {command}", done.stdout), done.stdout
+
+
+def test_commands_are_there_without_torch() -> None:
+    source = "import sys, opd_cli.main; assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"opd \d+\.\d+\.\d+\n", opd("--version").stdout)
+
+
+def test_completion_for_the_shell() -> None:
+    done = opd("--show-completion", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "SHELL": "/bin/bash"})
+    shown = opd("--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
+    assert "complete" in done.stdout + shown.stdout
+
+
+def test_error_is_one_message_with_its_code(tmp_path: Path) -> None:
+    done = opd("run", str(tmp_path / "missing.yaml"))
+    assert done.returncode == ExitCode.INVALID
+    assert done.stderr.startswith("error: cannot read")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the command", "after it"])
+def test_debug_shows_the_stack_trace(before: bool, tmp_path: Path) -> None:
+    command = ["run", str(tmp_path / "missing.yaml")]
+    done = opd("--debug", *command) if before else opd(*command, "--debug")
+    assert done.returncode == ExitCode.INVALID
+    assert "Traceback" in done.stderr
+    assert "error: cannot read" in done.stderr
+
+
+def test_debug_may_be_an_argument_of_its_own() -> None:
+    done = opd("generate", "--url", "nonsense", "--", "--debug")
+    assert done.returncode == ExitCode.INVALID
+    assert done.stderr == "error: --url nonsense is not an address; write http://HOST:PORT\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  training:\n", "  suspend: true\n  training:\n", "spec.suspend is true"),
+        ("    rounds:", "    nodes: 2\n    rounds:", "spec.training.nodes is 2"),
+    ],
+)
+def test_what_one_machine_cannot_do_is_refused_before_anything_starts(
+    old: str, new: str, message: str, repository: Path, tmp_path: Path
+) -> None:
+    spec = tmp_path / "distill.yaml"
+    spec.write_text((repository / "examples" / "tiny" / "distill.yaml").read_text().replace(old, new, 1))
+    done = opd("run", str(spec), "--work", str(tmp_path / "work"))
+    assert done.returncode == ExitCode.INVALID
+    assert message in done.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def test_tensorboard_needs_its_package(repository: Path, tmp_path: Path) -> None:
+    done = without("tensorboard", "run", str(repository / "examples" / "tiny" / "distill.yaml"), "--tensorboard")
+    assert done.returncode == ExitCode.INVALID
+    assert "tensorboard is missing; run: pip install" in done.stderr
+
+
+def test_missing_extra_is_named(repository: Path) -> None:
+    done = without("torch", "models", "fingerprint", str(repository / "examples" / "tiny" / "tiny-world" / "base"))
+    assert done.returncode == ExitCode.INVALID
+    assert "torch is missing; run: pip install 'diffusion-opd[trainer,serving]'" in done.stderr
+
+
+def test_claim_option_has_a_form(repository: Path, tmp_path: Path) -> None:
+    spec = repository / "examples" / "tiny" / "distill.yaml"
+    done = opd("run", str(spec), "--work", str(tmp_path / "work"), "--claim", "tiny-world")
+    assert done.returncode == ExitCode.INVALID
+    assert "--claim tiny-world: write NAME=DIR" in done.stderr
+
+
+def test_fingerprint_does_not_depend_on_the_place(tiny_base: Path, tiny_claims: Path) -> None:
+    by_path = opd("models", "fingerprint", str(tiny_base))
+    by_uri = opd("models", "fingerprint", "pvc://tiny-world/base", "--claims", str(tiny_claims))
+    assert by_path.returncode == by_uri.returncode == 0
+    assert by_path.stdout == by_uri.stdout
+    assert by_path.stdout.startswith("sha256:")

@@ -1,0 +1,230 @@
+"""What is wrong with a spec's files is told at once, all of it, before anything starts."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from opd_cli.runner.preflight import problems
+from opd_core.api.load import check_spec
+from opd_core.exit_codes import ExitCode
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+Change = Callable[[Path], None]
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def claims(tiny_world: Path, tmp_path: Path) -> Path:
+    """The tiny world as links to its files, which a test may replace."""
+    shutil.copytree(tiny_world, tmp_path / "claims" / "tiny-world", copy_function=os.symlink)
+    return tmp_path / "claims"
+
+
+@pytest.fixture(scope="module")
+def content(repository: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((repository / "examples" / "tiny" / "distill.yaml").read_text())
+    return loaded
+
+
+def changed(content: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The spec with some values replaced, by path."""
+    result = copy.deepcopy(content)
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        place = result["spec"]
+        for parent in parents:
+            place = place[int(parent)] if parent.isdigit() else place.setdefault(parent, {})
+        place[int(last) if last.isdigit() else last] = value
+    return result
+
+
+def write(path: str, text: str) -> Change:
+    def change(world: Path) -> None:
+        (world / path).unlink()
+        (world / path).write_text(text)
+
+    return change
+
+
+def remove(path: str) -> Change:
+    return lambda world: (world / path).unlink()
+
+
+def cut_short(path: str) -> Change:
+    def change(world: Path) -> None:
+        whole = (world / path).read_bytes()
+        (world / path).unlink()
+        (world / path).write_bytes(whole[:-100])
+
+    return change
+
+
+def configure(path: str, **fields: Any) -> Change:
+    return lambda world: write(path, json.dumps({**json.loads((world / path).read_text()), **fields}))(world)
+
+
+def shard(world: Path) -> None:
+    """An index that names two files, of which one has been copied."""
+    folder = world / "base" / "text_encoder_3"
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+
+
+def of_another_rank(world: Path) -> None:
+    """Metadata of an adapter of rank 8 beside tensors of rank 16."""
+    file = world / "teachers" / "geneval" / WEIGHTS
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    fields = {**json.loads(metadata["lora_adapter_metadata"]), "transformer.r": 8}
+    tensors = load_file(file)
+    file.unlink()
+    save_file(tensors, file, {**metadata, "lora_adapter_metadata": json.dumps(fields)})
+
+
+def of_another_target(world: Path) -> None:
+    file = world / "teachers" / "geneval" / WEIGHTS
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = {key.replace("blocks.0.", "blocks.9."): value for key, value in load_file(file).items()}
+    file.unlink()
+    save_file(tensors, file, metadata)
+
+
+GENEVAL = "spec.teachers[0].adapter.uri is pvc://tiny-world/teachers/geneval: "
+OCR = "spec.teachers[1].prompts"
+CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
+    "as it is": ({}, None, []),
+    "a size beyond the model": (
+        {"training.resolution.width": 72},
+        None,
+        ["spec.training.resolution.width is 72: this model needs a multiple of 8 up to 64"],
+    ),
+    "a size between two multiples": (  # SD3.5's VAE scales by 8, and its transformer takes patches of 2
+        {"training.resolution.height": 40},
+        configure("base/vae/config.json", block_out_channels=[1, 2, 3, 4]),
+        ["spec.training.resolution.height is 40: this model needs a multiple of 16 up to 128"],
+    ),
+    "no model": ({"model.uri": "pvc://tiny-world/absent"}, None, ["spec.model.uri is pvc://tiny-world/absent: "]),
+    "another family": (
+        {},
+        write("base/model_index.json", '{"_class_name": "FluxPipeline"}'),
+        ["holds a FluxPipeline; supported are StableDiffusion3Pipeline"],
+    ),
+    "a component without weights": ({}, remove("base/vae/diffusion_pytorch_model.safetensors"), ["base/vae holds no"]),
+    "weights cut short": (
+        {},
+        cut_short("base/transformer/diffusion_pytorch_model.safetensors"),
+        ["transformer/diffusion_pytorch_model.safetensors is not a readable safetensors file"],
+    ),
+    "a shard that is missing": ({}, shard, ["text_encoder_3/model-00002-of-00002.safetensors is not a readable"]),
+    "no adapter": (
+        {"teachers.0.adapter.uri": "pvc://tiny-world/prompts"},
+        None,
+        ["spec.teachers[0].adapter.uri is pvc://tiny-world/prompts: ", f"holds neither {WEIGHTS} nor"],
+    ),
+    "an adapter of another rank": ({}, of_another_rank, [GENEVAL, "but rank 8 on this model needs (8, 128)"]),
+    "an adapter of another target": ({}, of_another_target, [GENEVAL, "adapts transformer_blocks.9."]),
+    "a layer that is not there": (
+        {"student.adapter.targetModules": ["attn.to_q", "attn.to_z"]},
+        None,
+        ["spec.student.adapter.targetModules names attn.to_z: no linear layer of the model ends so"],
+    ),
+    "another rank than initFrom's": (
+        {"student.initFrom": "pvc://tiny-world/teachers/ocr"},
+        None,
+        [
+            "spec.student.adapter.rank is 32: the adapter of initFrom has 16; make them equal",
+            "spec.student.adapter.alpha is 64: the adapter of initFrom has 32; make them equal",
+        ],
+    ),
+    "an empty prompt file": (
+        {},
+        write("prompts/ocr.train.jsonl", "\n"),
+        [f"{OCR}.uri is pvc://tiny-world/prompts/ocr.train.jsonl: ", "holds no prompts"],
+    ),
+    "a bad line": (
+        {},
+        write("prompts/ocr.heldout.jsonl", '{"prompt": "a"}\n{}\n'),
+        [f"{OCR}.heldOutUri is pvc://tiny-world/prompts/ocr.heldout.jsonl: ", "line 2"],
+    ),
+    "no prompts": ({}, remove("prompts/ocr.train.jsonl"), [f"{OCR}.uri is ", "nothing is there; check the claim"]),
+    "too few held-out prompts": (
+        {"evaluation.promptsPerTask": 300},
+        None,
+        [f"spec.evaluation.promptsPerTask is 300: task {task} " for task in ("geneval", "ocr", "aesthetic")],
+    ),
+    "no held-out prompts to take from training's": (
+        {"teachers.2.prompts": {"uri": "pvc://tiny-world/prompts/aesthetic.train.jsonl"}},
+        None,
+        ["spec.evaluation.promptsPerTask is 96: 30 distinct prompts cannot give"],
+    ),
+    "a reward that nobody brings": (
+        {"teachers.1.rewards": ["tiny-ocr", "nonsense"], "teachers.2.rewards": ["no_such:reward"]},
+        None,
+        [
+            "spec.teachers[1].rewards[1] is nonsense: there is no reward nonsense; registered are ",
+            "spec.teachers[2].rewards[0] is no_such:reward: reward no_such:reward cannot be imported",
+        ],
+    ),
+    "what is not here is not fetched": (
+        {
+            "model.uri": "hf://nobody/no-model@main",
+            "teachers.0.adapter.uri": "s3://nobody/adapter",
+            "teachers.1.prompts": {"uri": "hf://nobody/no-prompts@main"},
+        },
+        None,
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "change", "expected"), CASES.values(), ids=CASES)
+def test_problem_has_field_value_and_remedy(
+    values: dict[str, Any], change: Change | None, expected: list[str], content: dict[str, Any], claims: Path
+) -> None:
+    if "evaluation.promptsPerTask" in values or "teachers.2.rewards" in values:
+        values = {**values, "evaluation.gate": []}
+    if change:
+        change(claims / "tiny-world")
+    told = problems(check_spec(changed(content, values)).spec, claims)
+    assert bool(told) == bool(expected), told
+    for words in expected:
+        assert sum(words in problem for problem in told) == 1, told
+
+
+def test_opd_run_tells_all_of_them_and_starts_nothing(content: dict[str, Any], claims: Path, tmp_path: Path) -> None:
+    """Then the corrected spec is taken in the same folder."""
+    of_another_target(claims / "tiny-world")
+    wrong = {"training.resolution.width": 72, "teachers.1.rewards": ["nonsense"], "evaluation.gate": []}
+    spec, work = tmp_path / "distill.yaml", tmp_path / "work"
+    spec.write_text(yaml.safe_dump(changed(content, wrong)))
+    command = [sys.executable, "-m", "opd_cli.main", "run", str(spec), "--work", str(work)]
+    command += ["--claim", f"tiny-world={claims / 'tiny-world'}"]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert time.monotonic() - began < 60
+    assert done.returncode == ExitCode.INVALID, done.stderr
+    head, *told = done.stderr.splitlines()
+    assert head == "error: tiny-three-tasks: 3 problems"
+    assert [line.split()[0] for line in told] == [
+        "spec.training.resolution.width",
+        "spec.teachers[0].adapter.uri",
+        "spec.teachers[1].rewards[0]",
+    ]
+    assert not (work / "logs").exists()
+    assert [json.loads(line).get("stage") for line in (work / "events.jsonl").read_text().splitlines()] == [None]
+
+    spec.write_text(yaml.safe_dump(changed(content, {**wrong, "training.resolution.width": 64})))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[0] == "error: tiny-three-tasks: 2 problems"

@@ -1,0 +1,120 @@
+"""Recipes say exactly what the real programs understand."""
+
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+import pytest
+from opd_core import roles
+from opd_core.api.load import load_spec
+from opd_core.api.types import OPDDistillation
+from opd_core.exit_codes import ExitCode
+from opd_serving.endpoint import __main__ as endpoint_program
+from opd_serving.teacher import arguments as teacher_arguments
+from opd_serving.teacher import probe
+from opd_trainer import arguments as trainer_arguments
+from opd_trainer import evaluate as evaluator_program
+
+POD = roles.Place(
+    python="python3",
+    spec=PurePosixPath("/etc/opd/spec.json"),
+    claims=PurePosixPath("/mnt/claims"),
+    work=PurePosixPath("/mnt/work"),
+    host="0.0.0.0",
+    device="cuda",
+)
+PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
+
+
+@pytest.fixture(scope="module")
+def distillation(repository: Path) -> OPDDistillation:
+    return load_spec(repository / "examples" / "tiny" / "distill.yaml")
+
+
+def options(recipe: roles.Recipe, module: str) -> list[str]:
+    assert recipe.argv[:3] == ("python3", "-m", module)
+    return list(recipe.argv[3:])
+
+
+def test_teacher_server() -> None:
+    recipe = roles.teacher_server(POD, "teachers-0", ["ocr", "geneval"], PORTS)
+    parsed = teacher_arguments.parse(options(recipe, "opd_serving.teacher"))
+    assert (parsed.spec, parsed.claims) == (Path("/etc/opd/spec.json"), Path("/mnt/claims"))
+    assert parsed.repository == Path("/mnt/work/teachers-0")
+    assert (parsed.host, parsed.grpc_port, parsed.http_port, parsed.metrics_port) == ("0.0.0.0", 8001, 8000, 8002)
+    assert (parsed.device, parsed.teacher) == ("cuda", ["ocr", "geneval"])
+    assert recipe.ports == PORTS
+
+
+def test_teacher_probes_ask_the_server_itself(free_port) -> None:
+    recipe = roles.teacher_server(POD, "teachers-0", [], {**PORTS, "http": free_port()})
+    for check in (recipe.readiness, recipe.liveness):
+        assert check
+        assert check.argv[:3] == ("python3", "-m", "opd_serving.teacher.probe")
+        assert probe.main(list(check.argv[3:])) == ExitCode.UNAVAILABLE  # understood, and nobody answers
+        assert float(check.argv[-1].removeprefix("--timeout=")) < check.timeout
+    assert recipe.liveness
+    assert recipe.readiness
+    assert recipe.liveness.timeout > 5 * recipe.readiness.timeout
+
+
+def test_trainer() -> None:
+    recipe = roles.trainer(POD, ["teachers-0:8001", "teachers-1:8001"], 9090)
+    parsed = trainer_arguments.parse(options(recipe, "opd_trainer.launch"))
+    assert (parsed.spec, parsed.claims, parsed.work) == (POD.spec, POD.claims, POD.work)
+    assert parsed.teachers == "teachers-0:8001,teachers-1:8001"
+    assert (parsed.metrics_host, parsed.metrics_port, parsed.device) == ("0.0.0.0", 9090, "cuda")
+    assert "DS_ACCELERATOR" not in recipe.env
+    assert not parsed.tensorboard
+    curves = roles.trainer(POD, [], 9090, tensorboard=True)
+    assert trainer_arguments.parse(options(curves, "opd_trainer.launch")).tensorboard
+
+
+def test_trainer_with_teachers_inside_and_no_gpu() -> None:
+    here = roles.Place("python3", POD.spec, POD.claims, POD.work, device="cpu", threads=3)
+    recipe = roles.trainer(here, [], 9090)
+    assert trainer_arguments.parse(options(recipe, "opd_trainer.launch")).teachers == ""
+    assert recipe.env["DS_ACCELERATOR"] == "cpu"
+    assert recipe.env["OMP_NUM_THREADS"] == "3"
+
+
+def test_evaluator() -> None:
+    recipe = roles.evaluator(POD)
+    parsed = evaluator_program.parser().parse_args(options(recipe, "opd_trainer.evaluate"))
+    assert (parsed.student, parsed.output) == (POD.work / "student", POD.work / "evaluation")
+    assert parsed.models == "base,teachers,student"
+    assert parsed.device == "cuda"
+
+
+def test_endpoint(distillation: OPDDistillation) -> None:
+    recipe = roles.endpoint(POD, distillation, 8080)
+    parsed = endpoint_program.parser().parse_args(options(recipe, "opd_serving.endpoint"))
+    assert (parsed.student, parsed.claims) == ("/mnt/work/student", POD.claims)
+    assert (parsed.host, parsed.port, parsed.device) == ("0.0.0.0", 8080, "cuda")
+    assert parsed.served_name == "tiny-three-tasks"
+    assert recipe.readiness
+    assert recipe.liveness
+
+
+@pytest.mark.parametrize(
+    ("placement", "replicas", "groups"),
+    [
+        ("Shared", 1, ((),)),
+        ("Shared", 2, ((), ())),
+        ("Dedicated", 1, (("geneval",), ("ocr",), ("aesthetic",))),
+        ("Dedicated", 2, (("geneval",), ("geneval",), ("ocr",), ("ocr",), ("aesthetic",), ("aesthetic",))),
+        ("InProcess", 1, ()),
+    ],
+)
+def test_teachers_by_placement(
+    placement: str, replicas: int, groups: tuple[tuple[str, ...], ...], distillation: OPDDistillation
+) -> None:
+    serving = distillation.spec.teacher_serving.model_copy(update={"placement": placement, "replicas": replicas})
+    assert roles.teacher_servers(distillation.spec.model_copy(update={"teacher_serving": serving})) == groups
+
+
+def test_recipes_need_no_torch() -> None:
+    source = (
+        "import sys, opd_core.roles, opd_core.stages; assert not {'torch', 'numpy', 'diffusers'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0

@@ -1,0 +1,217 @@
+"""Servers that die, come back, come back as another, or answer nonsense."""
+
+import re
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from opd_core.errors import RefusedError, UnavailableError
+from opd_core.exit_codes import ExitCode
+from opd_core.teachers.grpc_client import Patience, connect
+from opd_core.termination import read_last_words
+from opd_serving.teacher import probe as probe_program
+from opd_serving.teacher import server_binary
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.teacher.conftest import QUICK
+
+PATIENT = Patience(attempt_seconds=20, total_seconds=240, longest_pause=0.5)
+BRIEF = Patience(attempt_seconds=2, total_seconds=3, longest_pause=0.5)
+
+
+def test_a_server_that_dies_and_comes_back_is_found_again_unless_it_is_another(make_server, rows):
+    """Killed, then its stub killed: the client waits, registers its prompts again and gets the same."""
+    server = make_server().start()
+    client = connect([server.address], PATIENT)
+    before = rows.ask(client, "ocr").result()
+    server.kill()
+    with ThreadPoolExecutor(1) as pool:
+        asked = rows.ask(client, "ocr")
+        pool.submit(server.start).result()
+    torch.testing.assert_close(asked.result(), before, rtol=0, atol=0)
+    assert client.stats.retries > 0
+    assert client.stats.registrations == 2 * 33
+
+    server.stub().kill()
+    began, retries = time.monotonic(), client.stats.retries
+    asked = rows.ask(client, "ocr")  # "Stub process ... is not healthy", while the server is up
+    assert server.wait() == ExitCode.UNAVAILABLE
+    assert time.monotonic() - began < 15
+    assert "the Python process behind the model is gone" in server.log.splitlines()[-1]
+    assert not list(Path("/dev/shm").glob(f"opd_teacher_{server.ports['grpc']}_*"))
+    server.start()
+    torch.testing.assert_close(asked.result(), before, rtol=0, atol=0)
+    assert client.stats.retries > retries
+
+    server.stop()
+    spec = server.folder / "spec.yaml"
+    spec.write_text(spec.read_text().replace("teachers/ocr}", "teachers/aesthetic}"))
+    server.start()
+    with pytest.raises(RefusedError, match="came back as another one"):
+        rows[:1].ask(client, "ocr").result()
+    client.close()
+
+
+def test_dedicated_servers_share_the_teachers_and_a_dead_replica_is_passed_over(make_server, rows):
+    of_ocr, of_both = make_server("ocr"), make_server("ocr", "aesthetic")
+    of_ocr.start(), of_both.start()
+    client = connect([of_ocr.address, of_both.address], QUICK)
+    assert set(client.describe().teachers) == {"ocr", "aesthetic"}
+    expected = rows.ask(client, "ocr").result()
+    rows.ask(client, "aesthetic").result()
+    of_ocr.kill()
+    began = time.monotonic()
+    torch.testing.assert_close(rows.ask(client, "ocr").result(), expected, rtol=0, atol=5e-3)
+    assert time.monotonic() - began < QUICK.total_seconds / 2
+    client.close()
+
+
+@pytest.fixture
+def damaged_claims(tiny_world, tmp_path):
+    """A function that changes the tensors of the teacher ocr, and gives claims with a world that is whole otherwise."""
+
+    def make(change):
+        world = tmp_path / "claims" / "tiny-world"
+        (world / "teachers" / "ocr").mkdir(parents=True)
+        for name in ("base", "prompts", "teachers/geneval", "teachers/aesthetic"):
+            (world / name).symlink_to(tiny_world / name)
+        file = "teachers/ocr/pytorch_lora_weights.safetensors"
+        with safe_open(tiny_world / file, "pt") as opened:
+            metadata = opened.metadata()
+        save_file(change(load_file(tiny_world / file)), world / file, metadata)
+        return tmp_path / "claims"
+
+    return make
+
+
+def test_a_teacher_that_answers_nan_is_refused(make_server, rows, damaged_claims):
+    huge = damaged_claims(
+        lambda tensors: {key: torch.full_like(t, 3e38, dtype=torch.float32) for key, t in tensors.items()}
+    )
+    server = make_server(claims=huge)
+    server.launch()
+    deadline = time.monotonic() + 240
+    while "Started HTTPService" not in server.log:
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.2)
+    client = connect([server.address], QUICK)
+    with pytest.raises(RefusedError, match="teacher ocr answered NaN or infinity"):
+        rows[:2].ask(client, "ocr").result()
+    assert torch.isfinite(rows[:2].ask(client, "geneval").result()).all()
+    client.close()
+    with pytest.raises(RefusedError, match="teacher ocr answered NaN or infinity; check its adapter"):
+        probe_program.probe(server.http, 20)
+    assert probe_program.main([f"--address={server.http}", "--timeout=20"]) == ExitCode.REFUSED
+
+
+def test_nobody_at_the_address(free_port):
+    with pytest.raises(UnavailableError, match=r"teacher server: no answer from 127\.0\.0\.1:\d+ within 3 s"):
+        connect([f"127.0.0.1:{free_port()}"], BRIEF)
+
+
+def test_cancelling_and_closing_leave_nothing_behind(server, rows):
+    client = connect([server.address], QUICK)
+    asked = [rows.ask(client, "ocr") for _ in range(4)]
+    asked[-1].cancel()
+    assert asked[-1].cancelled()
+    assert torch.isfinite(asked[0].result()).all()
+    client.close()
+    assert not client._thread.is_alive()
+
+
+def test_another_service_at_the_address_is_refused(tmp_path, free_port):
+    port = free_port()
+    files = ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    config = tmp_path / "v2" / "models" / "teacher" / "config"
+    config.parent.mkdir(parents=True)
+    config.write_text('{"name": "teacher"}')
+    Thread(target=files.serve_forever, daemon=True).start()
+    with pytest.raises(RefusedError, match="not as a teacher server does"):
+        probe_program.probe(f"127.0.0.1:{port}", 5)
+    files.shutdown()
+    files.server_close()
+
+
+# ---------------------------------------------------------------- starts that fail
+
+
+def test_a_taken_port_is_named(make_server):
+    server = make_server()
+    for name, port in server.ports.items():
+        with socket.socket() as squatter:
+            squatter.bind(("127.0.0.1", port))
+            squatter.listen()
+            program = server.launch()
+            assert server.wait() == ExitCode.UNAVAILABLE, name
+        assert f"port {port} on 127.0.0.1 is taken" in program.last_words()
+
+
+def test_a_server_for_an_unknown_teacher_does_not_start(make_server):
+    server = make_server("pickscore")
+    program = server.launch()
+    assert server.wait() == ExitCode.INVALID
+    words = "--teacher pickscore: the spec has no such teacher; it has geneval, ocr, aesthetic"
+    assert words in program.last_words()
+
+
+def test_adapters_and_sizes_that_do_not_fit_are_told_before_triton_starts(make_server, damaged_claims):
+    """All of them in one message, for people in the log and for the operator in the pod's last words."""
+    other = damaged_claims(lambda tensors: {key.replace("blocks.0.", "blocks.9."): t for key, t in tensors.items()})
+    server = make_server(claims=other, change={"width: 32": "width: 72"})
+    program = server.launch()
+    assert server.wait() == ExitCode.INVALID
+    said = read_last_words(server.folder / "teachers.json")
+    assert said["exitCode"] == ExitCode.INVALID
+    for words in (
+        "2 problems",
+        "spec.training.resolution.width is 72: this model needs a multiple of 8 up to 64",
+        "spec.teachers[1].adapter.uri is pvc://tiny-world/teachers/ocr: ",
+        "adapts transformer_blocks.9.",
+    ):
+        assert words in said["message"]
+        assert words in program.last_words()
+        assert words in server.log
+    assert "tritonserver" not in server.log.replace("opd_serving", "")
+
+
+def test_an_adapter_that_holds_nan_is_told_with_the_models_own_words(make_server, damaged_claims):
+    """Its header says nothing about that: the model refuses it inside Triton."""
+    nan = damaged_claims(lambda tensors: {key: tensor * float("nan") for key, tensor in tensors.items()})
+    server = make_server(claims=nan)
+    program = server.launch()
+    assert server.wait() == ExitCode.INVALID
+    assert re.match(r".*/ocr/pytorch_lora_weights.safetensors holds NaN or infinite numbers in", program.last_words())
+    assert "holds NaN" in server.log.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("stubs", "reason"),
+    [
+        (True, "Internal: ModuleNotFoundError: No module named 'opd_serving'"),
+        (False, "Invalid argument: unable to find backend library for backend 'python'"),
+    ],
+    ids=["another Python", "no backends"],
+)
+def test_a_failed_start_of_triton_is_told_with_its_own_reason(make_server, tmp_path, monkeypatch, stubs, reason):
+    """A tritonserver of the user's own whose stub runs in a Python without this project, or that has no backends."""
+    found = server_binary.find_server()
+    own = tmp_path / "tritonserver"
+    libraries, backends = found.env["LD_LIBRARY_PATH"], " ".join(found.options) if stubs else ""
+    own.write_text(
+        f"#!/bin/sh\nunset VIRTUAL_ENV\nLD_LIBRARY_PATH={libraries} PATH=/usr/bin:/bin "
+        f'exec {found.binary} {backends} "$@"\n'
+    )
+    own.chmod(0o755)
+    monkeypatch.setenv("TRITONSERVER", str(own))
+    server = make_server()
+    program = server.launch()
+    assert server.wait() == ExitCode.INTERNAL
+    assert program.last_words().startswith(f"tritonserver did not start: {reason}")
+    assert "startup_models" in server.log  # the table that used to stand here instead

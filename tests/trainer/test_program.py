@@ -1,0 +1,219 @@
+"""The trainer as a program, under its launcher and under torchrun, with faults injected for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from opd_core.api.types import LoRA
+from opd_core.artifacts import read_student
+from opd_core.exit_codes import ExitCode
+from opd_core.models.adapters import add_student_adapter, save_adapter
+from opd_core.models.pipeline import load_model
+from safetensors.torch import load_file
+
+from .conftest import SDE, Trainer
+
+# Adam divides a gradient by its own size, and so makes a rounding error of a small one as large as the step itself.
+# With epsilon far above every gradient the step is about learningRate * gradient, and rounding stays rounding.
+SMOOTH = {"learningRate": 1.0, "epsilon": 1.0, "schedule": "Cosine", "warmupRounds": 1}
+ZERO_1 = {
+    **SDE,
+    "spec.training.optimizer": SMOOTH,
+    "spec.training.deepspeed.zeroStage": 1,
+    "spec.evaluation": {"everyRounds": 2, "promptsPerTask": 3, "sampler": {"steps": 1}},
+}
+ZERO_2 = {**ZERO_1, "spec.training.deepspeed.zeroStage": 2, "spec.training.processesPerNode": 2}
+ENDLESS = {
+    "spec.training.rounds": 100_000,
+    "spec.training.optimizer": {"learningRate": 1.0e-3},
+    "spec.training.checkpoint": {"everyRounds": 100_000, "keep": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def reference(trainer: Trainer) -> Path:
+    """An uninterrupted run."""
+    code, output = trainer.run("reference", ZERO_1)
+    assert code == 0, output
+    return trainer.folder / "reference"
+
+
+def student(work: Path) -> dict[str, torch.Tensor]:
+    _, weights = read_student(work / "student")
+    return load_file(weights)
+
+
+def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 200) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        if process.poll() is not None:
+            pytest.fail(f"the trainer ended with {process.returncode}:\n{process.communicate()[0]}")
+        time.sleep(0.02)
+    pytest.fail("waited too long")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = ("time", "seconds", "images_per_second", "teacher_requests")
+    return [{k: v for k, v in line.items() if not k.endswith(timed)} for line in log]
+
+
+def test_a_run_leaves_log_checkpoints_and_a_student(trainer: Trainer, reference: Path) -> None:
+    log = trainer.log("reference")
+    assert [line["round"] for line in log] == [1, 2, 3, 4]
+    assert set(log[0]["tasks"]) == {"geneval", "ocr", "aesthetic"}
+    for task in log[0]["tasks"].values():
+        assert len(task["loss_per_step"]) == 3
+        assert task["kl_per_step"] == task["loss_per_step"]  # the objective is the KL here
+    assert [set(line.get("rewards", {})) for line in log] == [set(), set(log[0]["tasks"])] * 2
+    assert sorted(p.name for p in (reference / "checkpoints").iterdir()) == ["latest", "round-000002", "round-000004"]
+    assert (reference / "checkpoints" / "latest").read_text() == "round-000004\n"
+    manifest, _ = read_student(reference / "student")
+    assert manifest.round == 4
+    assert [teacher.name for teacher in manifest.teachers] == ["geneval", "ocr", "aesthetic"]
+    # The base and its frozen weights are not in the checkpoint.
+    assert sum(file.stat().st_size for file in (reference / "checkpoints" / "round-000004").rglob("*")) < 3_000_000
+
+
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(trainer: Trainer, reference: Path) -> None:
+    process = trainer.start("killed", ZERO_1)
+    wait_for(lambda: len(trainer.log("killed")) >= 3, process)
+    ranks = children(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(alive(rank) for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ranks
+    assert not any(alive(rank) for rank in ranks), "a rank outlived its launcher"
+
+    code, output = trainer.run("killed", ZERO_1)
+    assert code == 0, output
+    assert "continuing after round 2" in output
+    ours, theirs = student(trainer.folder / "killed"), student(reference)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert without_times(trainer.log("killed")) == without_times(trainer.log("reference"))
+
+
+def test_two_ranks_under_torchrun_equal_one(trainer: Trainer, reference: Path) -> None:
+    torchrun = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "opd_trainer.train",
+    ]  # fmt: skip
+    code, output = trainer.run("torchrun", ZERO_2, program=torchrun)
+    assert code == 0, output
+    for two, one in zip(trainer.log("torchrun"), trainer.log("reference"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+        for task, rewards in one.get("rewards", {}).items():
+            assert two["rewards"][task] == pytest.approx(rewards, abs=1e-4)
+    ours, theirs = student(trainer.folder / "torchrun"), student(reference)
+    for side in ("lora_A", "lora_B"):
+        names = [name for name in theirs if side in name]
+        largest = max(float(theirs[name].abs().max()) for name in names)
+        assert largest > 0.05  # B starts at zero: the student has moved
+        assert max(float((ours[name] - theirs[name]).abs().max()) for name in names) < 2e-5 * largest
+
+
+def test_sigterm_finishes_the_round_saves_and_says_so(trainer: Trainer, free_port: Callable[[], int]) -> None:
+    last_words, port = trainer.folder / "termination", free_port()
+    last_words.touch()
+    process = trainer.start(
+        "stopped", ENDLESS, "--metrics-port", str(port), env={"OPD_TERMINATION_LOG": str(last_words)}
+    )
+    wait_for(lambda: len(trainer.log("stopped")) >= 2, process)
+
+    def page(name: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{name}", timeout=10) as answer:
+            return answer.read().decode()
+
+    progress, metrics = json.loads(page("progress")), page("metrics")
+    assert progress["stage"] == "Training"
+    assert progress["round"] >= 1
+    assert progress["totalRounds"] == 100_000
+    assert {metric["task"] for metric in progress["metrics"]} == {"geneval", "ocr", "aesthetic"}
+    assert 'opd_train_loss{task="ocr"}' in metrics
+    assert page("healthz") == "ok\n"
+
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == ExitCode.TERMINATED, output
+    done = trainer.log("stopped")[-1]["round"]
+    assert (trainer.folder / "stopped" / "checkpoints" / "latest").read_text() == f"round-{done:06d}\n"
+    said = json.loads(last_words.read_text())
+    assert said["exitCode"] == ExitCode.TERMINATED
+    assert f"after round {done}" in said["message"]
+
+    # A full disk at the next checkpoint: the kernel refuses to write files beyond a limit.
+    limited = ["bash", "-c", 'ulimit -f 120; exec "$0" "$@"', sys.executable, "-m", "opd_trainer.launch"]
+    often = {**ENDLESS, "spec.training.checkpoint": {"everyRounds": 1, "keep": 2}}
+    code, output = trainer.run("stopped", often, program=limited)
+    assert code == ExitCode.STORAGE, output
+    assert "older checkpoints are intact" in output
+    folder = trainer.folder / "stopped" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", f"round-{done:06d}"]
+    assert (folder / "latest").read_text() == f"round-{done:06d}\n"
+
+
+def test_a_rank_that_is_killed_ends_the_others_which_may_be_started_again(
+    trainer: Trainer, free_port: Callable[[], int]
+) -> None:
+    """Two pods of one rank each: the one that loses its peer in a collective must not look like a defect."""
+    last_words = trainer.folder / "lost-peer"
+    network = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
+    first, second = (
+        trainer.start(
+            "lost",
+            {**ENDLESS, "spec.training.nodes": 2},
+            env={**network, "PET_NODE_RANK": node, "OPD_TERMINATION_LOG": str(last_words)},
+        )
+        for node in ("0", "1")
+    )
+    wait_for(lambda: trainer.log("lost"), first)
+    ranks = children(first.pid) + children(second.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    second.communicate(timeout=200)
+    output, _ = first.communicate(timeout=200)
+    assert second.returncode == 128 + signal.SIGKILL
+    assert first.returncode == ExitCode.UNAVAILABLE, output
+    assert ExitCode(first.returncode).retryable
+    said = json.loads(last_words.read_text())
+    assert said["exitCode"] == ExitCode.UNAVAILABLE
+    assert "another rank was lost" in said["message"]
+    assert not any(alive(rank) for rank in ranks)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(trainer: Trainer, tiny_base: Path) -> None:
+    model = load_model(tiny_base, parts={"transformer"})
+    add_student_adapter(model.transformer, rank=8, alpha=16, target_modules=LoRA().target_modules, seed=0)
+    for name, parameter in model.transformer.named_parameters():
+        if ".student." in name:
+            parameter.data.fill_(1e30)
+    claims = trainer.folder / "diverging"
+    (claims / "start").mkdir(parents=True)
+    (claims / "tiny-world").symlink_to(tiny_base.parent)
+    save_adapter(model.transformer, claims / "start")
+    code, output = trainer.run("diverged", {"spec.student.initFrom": "pvc://start"}, claims=claims)
+    assert code == ExitCode.DIVERGED, output
+    assert "round 1: the student left the finite numbers before step 1 on task geneval" in output
+    assert not (trainer.folder / "diverged" / "checkpoints").exists()

@@ -1,0 +1,76 @@
+"""Training against a real tritonserver: the answers, a server that dies in the middle, a server of another spec."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from opd_core.exit_codes import ExitCode
+from opd_trainer.loop import distil
+from opd_trainer.run import Run
+
+from tests.teacher_server import TeacherServer
+
+from .conftest import Trainer
+
+REMOTE: dict[str, Any] = {"spec.teacherServing.placement": "Shared", "spec.training.rounds": 8}
+
+
+@pytest.fixture(scope="module")
+def server(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherServer]:
+    started = TeacherServer(tmp_path_factory.mktemp("server"), trainer.spec(REMOTE), trainer.claims).start()
+    yield started
+    started.stop()
+
+
+def numbers(log: list[dict[str, Any]]) -> list[Any]:
+    return [(line["round"], line["tasks"], line["grad_norm"]) for line in log]
+
+
+@pytest.fixture(scope="module")
+def steady(trainer: Trainer, server: TeacherServer) -> list[dict[str, Any]]:
+    """The log of a run that nothing disturbs."""
+    code, output = trainer.run("steady", REMOTE, "--teachers", server.address)
+    assert code == 0, output
+    return trainer.log("steady")
+
+
+def test_a_server_lost_in_the_middle_changes_nothing_but_time(
+    trainer: Trainer, server: TeacherServer, steady: list[dict[str, Any]]
+) -> None:
+    assert steady[-1]["teacher_retries"] == 0
+    process = trainer.start("disturbed", REMOTE, "--teachers", server.address)
+    wait_for_round(trainer, "disturbed", 3, process)
+    server.kill()
+    server.launch()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert trainer.log("disturbed")[-1]["teacher_retries"] > 0
+    assert numbers(trainer.log("disturbed")) == numbers(steady)
+
+
+def test_remote_and_local_teachers_teach_the_same(make_run: Callable[..., Run], steady: list[dict[str, Any]]) -> None:
+    """A velocity travels as float16, so the losses agree to about three digits."""
+    run = make_run()
+    errors = distil(run, 0) / run.training.images_per_task
+    losses = (errors * torch.tensor(run.weights)).sum(1).tolist()
+    for task, loss in zip(run.tasks, losses, strict=True):
+        assert steady[0]["tasks"][task.name]["loss"] == pytest.approx(loss, rel=2e-3)
+
+
+def test_a_server_with_other_teachers_is_refused(trainer: Trainer, server: TeacherServer) -> None:
+    swapped = {**REMOTE, "spec.teachers.0.adapter.uri": "pvc://tiny-world/teachers/ocr"}
+    code, output = trainer.run("swapped", swapped, "--teachers", server.address)
+    assert code == ExitCode.REFUSED, output
+    assert "teacher geneval: the server has sha256:" in output
+    assert not (trainer.folder / "swapped" / "checkpoints").exists()
+
+
+def wait_for_round(trainer: Trainer, work: str, round_: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while len(trainer.log(work)) < round_:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,81 @@
+"""SD3.5-Medium's own shapes through our forward, guidance and adapter, on the meta device: no weights, no arithmetic."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from opd_core.api.types import LoRA
+from opd_core.diffusion.guidance import guided_velocity
+from opd_core.models.adapters import adapter_parameters, add_student_adapter
+from opd_core.models.pipeline import Model
+from torch import Tensor
+
+LAYERS, WIDTH, CONTEXT, POOLED, TOKENS = 24, 24 * 64, 4096, 2048, 77 + 128
+
+
+@pytest.fixture(scope="module")
+def medium() -> Model:
+    """stable-diffusion-3.5-medium's transformer configuration."""
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(
+            sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=LAYERS, attention_head_dim=64,
+            num_attention_heads=24, joint_attention_dim=CONTEXT, caption_projection_dim=WIDTH,
+            pooled_projection_dim=POOLED, pos_embed_max_size=384, dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        ).bfloat16()  # fmt: skip
+    transformer.requires_grad_(False)
+    return Model(
+        pipeline=SimpleNamespace(transformer=transformer),
+        scheduler_config={"shift": 3.0, "num_train_timesteps": 1000},
+        patch_size=2,
+        latent_channels=16,
+        latent_scale=8,
+        device=torch.device("meta"),
+        dtype=torch.bfloat16,
+    )
+
+
+def test_latents_and_schedule_at_512_pixels(medium: Model) -> None:
+    assert medium.latent_shape(512, 512) == (16, 64, 64)
+    sigmas = medium.schedule(10, 512, 512).sigmas
+    expected = [1.0, 0.960, 0.913, 0.858, 0.790, 0.707, 0.602, 0.465, 0.278, 0.0089, 0.0]
+    assert sigmas.tolist() == pytest.approx(expected, abs=6e-4)
+
+
+def test_the_papers_adapter_fits_every_attention(medium: Model) -> None:
+    lora = LoRA()
+    add_student_adapter(
+        medium.transformer, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, seed=0
+    )
+    parameters = adapter_parameters(medium.transformer)
+    # Eight projections per layer, without the output of the last layer's context; A and B each.
+    assert len(parameters) == 2 * (8 * LAYERS - 1)
+    assert {tuple(p.shape) for p in parameters} == {(32, WIDTH), (WIDTH, 32)}
+    assert sum(p.numel() for p in parameters) == 2 * 32 * WIDTH * (8 * LAYERS - 1)
+
+
+@pytest.mark.parametrize("guidance", [[4.5, 4.5], [4.5, 1.0], [1.0, 1.0]])
+def test_guided_forward_keeps_shape_and_answers_in_float32(medium: Model, guidance: list[float]) -> None:
+    rows: list[int] = []
+
+    def forward(latents: Tensor, sigmas: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
+        rows.append(len(latents))
+        return medium.forward(latents, sigmas, embeds, pooled)
+
+    def make(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    velocity = guided_velocity(
+        forward,
+        torch.empty(2, 16, 64, 64, device="meta"),
+        torch.empty(2, device="meta"),
+        make(2, TOKENS, CONTEXT),
+        make(2, POOLED),
+        make(1, TOKENS, CONTEXT).expand(2, -1, -1),
+        make(1, POOLED).expand(2, -1),
+        torch.tensor(guidance),
+    )
+    assert velocity.shape == (2, 16, 64, 64)
+    assert velocity.dtype == torch.float32
+    assert rows == [2 + sum(g != 1 for g in guidance)]

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Builds what the development cluster runs from Go modules; what is there already is skipped. Prints the folder.
+# usage: build.sh control-plane | node | helm | promtool      `node` includes the control plane
+# Go is the one of PATH if it is new enough, else the one of .venv; promtool comes from Debian's package of Prometheus.
+# OPD_KUBERNETES_VERSION picks another Kubernetes, OPD_DEVCLUSTER_CACHE another place for the programs.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+what=${1:?control-plane, node, helm or promtool}
+pinned=v1.36.3
+go_wanted=1.26 # of kube/go.mod
+version=${OPD_KUBERNETES_VERSION:-$pinned}
+bin=${OPD_DEVCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/diffusion-opd/devcluster}/$version
+mkdir -p "$bin"
+exec 9>"$bin/.lock" && flock 9 # two builds at once would only take twice as long
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export GOFLAGS="-buildvcs=false -trimpath" CGO_ENABLED=0
+
+say() { printf 'devcluster: %s\n' "$*" >&2; }
+
+need_go() { # puts a Go that is new enough first into PATH
+  local go version
+  for go in "$(command -v go)" "$here/../../.venv/bin/go"; do
+    # Asked outside of any module, so that it does not fetch the Go that a module wants.
+    version=$(cd "$work" && "$go" env GOVERSION 2>/dev/null) || continue
+    if printf 'go%s\n%s\n' "$go_wanted" "$version" | sort --check=quiet --version-sort; then
+      PATH=$(dirname "$go"):$PATH
+      return
+    fi
+  done
+  say "building needs Go $go_wanted or newer; make setup installs one into .venv"
+  exit 1
+}
+
+install() { # NAME PACKAGE@VERSION [go flag...]
+  local name=$1 package=$2
+  shift 2
+  [ -x "$bin/$name" ] && return
+  need_go
+  say "building $name ${package##*@}"
+  GOBIN=$work/out go install -ldflags "-s -w" "$@" "$package"
+  mv "$work/out/$name" "$bin/$name"
+}
+
+packages() { # apt packages, when a command or header of theirs is missing
+  local missing=("$@")
+  [ ${#missing[@]} = 0 ] && return
+  say "system packages: ${missing[*]}"
+  [ "$(id -u)" = 0 ] || { say "run: sudo apt-get install -y --no-install-recommends ${missing[*]}"; exit 1; }
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >&2
+}
+
+# One program that is etcd, API server, controller manager, scheduler, kubelet, proxy or kubectl, by the name it is called.
+control_plane() {
+  command -v openssl >/dev/null || packages openssl
+  if [ ! -x "$bin/kube" ]; then
+    need_go
+    say "building Kubernetes $version (6 minutes on 2 cores)"
+    cp -r "$here/kube" "$work/kube"
+    cd "$work/kube"
+    if [ "$version" != "$pinned" ]; then
+      # k8s.io/kubernetes replaces its staging modules by folders of its repository; as a module it needs their releases.
+      local staging=v0.${version#v1.} mod
+      mod=$(go mod download -json "k8s.io/kubernetes@$version" | sed -n 's/.*"GoMod": "\(.*\)".*/\1/p')
+      {
+        printf 'module opd.dev/devcluster/kube\n\ngo %s\n\n' "$(sed -n 's/^go //p' "$mod")"
+        sed -n "s|^\t\(k8s.io/[a-z-]*\) => ./staging.*|replace \1 => \1 $staging|p" "$mod"
+        printf 'require (\n\tgo.etcd.io/etcd/server/v3 %s\n\tk8s.io/kubernetes %s\n)\n' \
+          "$(sed -n 's|^\tgo.etcd.io/etcd/client/v3 \(v[^ ]*\).*|\1|p' "$mod")" "$version"
+      } >go.mod
+      rm go.sum
+      go mod tidy
+    fi
+    local stamp=k8s.io/component-base/version minor=${version#v1.}
+    go build -o "$work/kube.out" -ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*}" .
+    mv "$work/kube.out" "$bin/kube"
+    cd "$here"
+  fi
+  local name
+  for name in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do ln -sfn kube "$bin/$name"; done
+}
+
+node() {
+  local missing=()
+  [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
+  command -v iptables >/dev/null || missing+=(iptables)
+  command -v conntrack >/dev/null || missing+=(conntrack)
+  command -v ip >/dev/null || missing+=(iproute2)
+  command -v ipset >/dev/null || missing+=(ipset)
+  command -v debootstrap >/dev/null || missing+=(debootstrap)
+  [ -x "$bin/runc" ] || [ -f /usr/include/seccomp.h ] || missing+=(libseccomp-dev)
+  [ -x "$bin/runc" ] || command -v pkg-config >/dev/null || missing+=(pkg-config)
+  [ -e /usr/lib/x86_64-linux-gnu/libseccomp.so.2 ] || [ -e /usr/lib/aarch64-linux-gnu/libseccomp.so.2 ] || missing+=(libseccomp2)
+  packages "${missing[@]}"
+  local name
+  for name in containerd ctr containerd-shim-runc-v2; do
+    install "$name" "github.com/containerd/containerd/v2/cmd/$name@v2.4.2"
+  done
+  install coredns github.com/coredns/coredns@v1.14.7
+  install kube-router github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@v2.1.0
+  CGO_ENABLED=1 install runc github.com/opencontainers/runc@v1.4.1 -tags seccomp
+  if [ ! -x "$bin/pause" ]; then
+    need_go
+    go build -ldflags "-s -w" -o "$work/pause" "$here/pause/main.go"
+    mv "$work/pause" "$bin/pause"
+  fi
+  if [ ! -d "$bin/gateway-api" ]; then
+    need_go
+    cp -r "$(go mod download -json sigs.k8s.io/gateway-api@v1.4.1 | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')/config/crd/standard" "$work/gateway-api"
+    chmod -R u+w "$work/gateway-api"
+    mv "$work/gateway-api" "$bin/gateway-api"
+  fi
+}
+
+# Built from Go it would bring every cloud's SDK along, for one command.
+promtool() {
+  [ -x "$bin/promtool" ] && return
+  say "promtool from the system package prometheus, which is fetched and not installed"
+  command -v apt-get >/dev/null || { say "no apt-get here: put promtool 2.42 or newer of https://prometheus.io at $bin/promtool"; exit 1; }
+  local fetch=(apt-get download -qq -o APT::Sandbox::User=root prometheus) # the user _apt cannot write into $work
+  cd "$work"
+  {
+    "${fetch[@]}" || { apt-get update -qq && "${fetch[@]}"; }
+    dpkg-deb --extract prometheus_*.deb unpacked
+  } >&2
+  mv unpacked/usr/bin/promtool "$bin/promtool"
+}
+
+case $what in
+  control-plane) control_plane ;;
+  node) control_plane; node ;;
+  helm) install helm helm.sh/helm/v4/cmd/helm@v4.3.1 ;;
+  promtool) promtool ;;
+  *) say "what is $what? control-plane, node, helm or promtool"; exit 2 ;;
+esac
+echo "$bin"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Compiles requirements/*.txt from pyproject.toml. No index address is written, so any mirror can serve them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+compile() { # NAME SOURCE [uv option...]
+  local name=$1
+  shift
+  .venv/bin/uv pip compile -q "$@" --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    --custom-compile-command "make lock" --output-file "requirements/$name.txt"
+}
+compile operator pyproject.toml --extra=operator
+compile trainer pyproject.toml --extra=trainer
+compile serving pyproject.toml --extra=serving
+compile dev pyproject.toml --extra={operator,trainer,serving,dev}
+# What installs the others: uv, as dev.txt has it.
+compile uv - --constraint requirements/dev.txt <<<"uv"
+# What turns sources into wheels inside images/*.Containerfile: ours, and those of packages that ship none (deepspeed).
+compile build - <<<$'hatchling>=1.27\nsetuptools\nwheel'

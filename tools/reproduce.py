@@ -1,0 +1,219 @@
+"""`make reproduce`: the example's spec at full length with three seeds; the page docs/reproduction.md from what is done.
+
+    python tools/reproduce.py                the seeds
+    python tools/reproduce.py --ablate       variants of one seed with fewer rounds: what made the difference
+
+Each is an ordinary `opd run` in runs/reproduce/seed-N or runs/reproduce/ablation-NAME; a finished one is not repeated.
+Base and teachers are the same in all of them and are scored once.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from opd_trainer.evaluation.statistics import RESAMPLES, Floats, interval, per_prompt, resampled_sums
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SPEC = REPOSITORY / "examples" / "tiny" / "distill.yaml"
+PAGE = REPOSITORY / "docs" / "reproduction.md"
+SEEDS = (42, 43, 44)
+ROUNDS, ABLATION_ROUNDS = 1200, 400
+PROMPTS = 256
+# Changes of the spec by dotted path, one thing at a time.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "as-in-the-spec": {},
+    "objective-MeanMatching": {"training.objective": {"type": "MeanMatching"}},
+    "learning-rate-0.001": {"training.optimizer.learningRate": 1e-3},
+    "learning-rate-0.0003": {"training.optimizer.learningRate": 3e-4},
+    "rank-8": {"student.adapter.rank": 8, "student.adapter.alpha": 16},
+    "equal-task-weights": {"teachers.0.weight": 1.0},
+}
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--work", type=Path, default=REPOSITORY / "runs" / "reproduce")
+    options.add_argument("--rounds", type=int, help=f"{ROUNDS}, with --ablate {ABLATION_ROUNDS}")
+    options.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    options.add_argument("--ablate", action="store_true", help="variants of the first seed instead of the seeds")
+    arguments = options.parse_args()
+    if arguments.ablate:
+        for name, changes in ABLATIONS.items():
+            run(arguments.work, f"ablation-{name}", arguments.seeds[0], arguments.rounds or ABLATION_ROUNDS, changes)
+    else:
+        for seed in arguments.seeds:
+            run(arguments.work, f"seed-{seed}", seed, arguments.rounds or ROUNDS, {})
+    text = page(arguments.work)
+    print(text)
+    PAGE.write_text(text)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- runs
+
+
+def run(work: Path, name: str, seed: int, rounds: int, changes: Mapping[str, Any]) -> None:
+    """One distillation, in work/name."""
+    content = yaml.safe_load(SPEC.read_text())
+    ours = {
+        "training.seed": seed,
+        "training.rounds": rounds,
+        "evaluation.promptsPerTask": PROMPTS,
+        "evaluation.gate": [],
+        "endpoint.enabled": False,
+    }
+    for path, value in {**ours, **changes}.items():
+        change(content["spec"], path.split("."), value)
+    folder, known = work / name, work / "base-and-teachers"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "distill.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    copy_scores(known, folder / "evaluation")
+    world = SPEC.parent / "tiny-world"
+    command = ["-m", "opd_cli.main", "run", str(file), f"--work={folder}", f"--claim=tiny-world={world}"]
+    subprocess.run([sys.executable, *command], check=True)
+    copy_scores(folder / "evaluation", known)
+
+
+def change(part: Any, path: Sequence[str], value: Any) -> None:
+    """Set a value of plain data; numbers in the path are places in a list."""
+    for name in path[:-1]:
+        part = part[int(name)] if name.isdigit() else part.setdefault(name, {})
+    part[path[-1]] = value
+
+
+def copy_scores(source: Path, target: Path) -> None:
+    """Of base and teachers, with their images. The evaluator reads back what was scored under its own key."""
+    models = [file.stem for file in source.glob("*.json") if file.stem == "base" or file.stem.startswith("teacher-")]
+    for model in models:
+        if not (target / f"{model}.json").exists():
+            shutil.copytree(source / "images" / model, target / "images" / model, dirs_exist_ok=True)
+            shutil.copy(source / f"{model}.json", target / f"{model}.json")
+
+
+# ---------------------------------------------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A finished run: `rewards` of base, each task's teacher and the student, by task and model [N]."""
+
+    name: str
+    summary: Mapping[str, Any]
+    rounds: int
+    prompts: Mapping[str, list[str]]
+    rewards: Mapping[str, Mapping[str, Floats]]
+
+    @property
+    def minutes(self) -> dict[str, float]:
+        """Wall-clock time, by stage."""
+        return {stage: (seconds or 0) / 60 for stage, seconds in self.summary["stageSeconds"].items()}
+
+
+def finished(work: Path, prefix: str) -> Iterator[Finished]:
+    for file in sorted(work.glob(f"{prefix}-*/summary.json")):
+        spec = json.loads((file.parent / "spec.json").read_text())["spec"]
+        first = {teacher["name"]: teacher["rewards"][0] for teacher in spec["teachers"]}
+        scored = {
+            model: json.loads((file.parent / "evaluation" / f"{model}.json").read_text())
+            for model in ("base", "student", *(f"teacher-{task}" for task in first))
+        }
+        yield Finished(
+            name=file.parent.name.removeprefix(f"{prefix}-"),
+            summary=json.loads(file.read_text()),
+            rounds=spec["training"]["rounds"],
+            prompts=scored["base"]["prompts"],
+            rewards={
+                task: {
+                    role: np.array(scored[model]["rewards"][task][reward])
+                    for role, model in (("base", "base"), ("teacher", f"teacher-{task}"), ("student", "student"))
+                }
+                for task, reward in first.items()
+            },
+        )
+
+
+def pooled(runs: Sequence[Finished], seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """Mean kept share over `runs` with its 95 % bootstrap interval, by task and over "all" of them.
+
+    Runs are drawn with replacement, and so are prompts: the same ones for all runs, which were scored on the same.
+    Three runs say little about how much runs differ; the interval knows no more than they do.
+    """
+    draws = np.random.default_rng(seed).integers(len(runs), size=(RESAMPLES, len(runs)))
+    means, points = {}, {}
+    for task, prompts in runs[0].prompts.items():
+        gain = runs[0].rewards[task]["teacher"] - runs[0].rewards[task]["base"]
+        kept = [each.rewards[task]["student"] - each.rewards[task]["base"] for each in runs]
+        sums = resampled_sums(per_prompt(np.stack([gain, *kept], 1), prompts), seed)
+        if (sums[:, 0] <= 0).any():
+            raise SystemExit(f"task {task}: in some draws of prompts the teacher gains nothing; use more prompts")
+        shares = sums[:, 1:] / sums[:, :1]
+        means[task] = np.take_along_axis(shares, draws, axis=1).mean(1)
+        points[task] = float(np.mean([each.mean() for each in kept]) / gain.mean())
+    means["all"] = np.mean(list(means.values()), axis=0)
+    points["all"] = float(np.mean(list(points.values())))
+    return {name: (points[name], *interval(resampled)) for name, resampled in means.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- page
+
+
+def page(work: Path) -> str:
+    seeds, ablations = list(finished(work, "seed")), list(finished(work, "ablation"))
+    lines = ["# Reproduction on the tiny world", ""]
+    lines += [
+        "Share of each teacher's gain over the base that the student keeps, on the task's own reward, with 95 % "
+        "bootstrap intervals.",
+        f"{PROMPTS} held-out images per task, the same prompts and noise for all models.",
+    ]
+    if seeds:
+        lines += ["", "## Seeds", "", f"`make reproduce`: examples/tiny/distill.yaml with {seeds[0].rounds} rounds."]
+        lines += ["", *share_table("seed", seeds, pooled_row=True)]
+        lines += ["", "The last row draws seeds and prompts anew, with replacement.", "", *reward_table(seeds)]
+    if ablations:
+        lines += ["", "## What made the difference", ""]
+        lines += [
+            f"`tools/reproduce.py --ablate`: one seed, {ablations[0].rounds} rounds, one thing changed at a time."
+        ]
+        lines += ["", *share_table("variant", sorted(ablations, key=lambda each: list(ABLATIONS).index(each.name)))]
+    return "\n".join(lines) + "\n"
+
+
+def share_table(what: str, runs: Sequence[Finished], *, pooled_row: bool = False) -> list[str]:
+    tasks = list(runs[0].prompts)
+    lines = [
+        f"| {what} | " + " | ".join(tasks) + " | mean | training | evaluation |",
+        "|---|" + "---:|" * (len(tasks) + 3),
+    ]
+    for each in runs:
+        lines.append(row(each.name, pooled([each]), [each]))
+    if pooled_row:
+        lines.append(row("all", pooled(runs), runs))
+    return lines
+
+
+def row(name: str, shares: Mapping[str, tuple[float, float, float]], runs: Sequence[Finished]) -> str:
+    cells = [f"{share:.3f} ({low:.3f} to {high:.3f})" for share, low, high in shares.values()]
+    minutes = [f"{sum(each.minutes[stage] for each in runs):.0f} min" for stage in ("Trained", "Evaluated")]
+    return f"| {name} | " + " | ".join([*cells, *minutes]) + " |"
+
+
+def reward_table(runs: Sequence[Finished]) -> list[str]:
+    """Mean rewards; of the student over all runs."""
+    lines = ["| task | base | teacher | student |", "|---|---:|---:|---:|"]
+    for task, rewards in runs[0].rewards.items():
+        student = np.mean([each.rewards[task]["student"].mean() for each in runs])
+        lines.append(f"| {task} | {rewards['base'].mean():.3f} | {rewards['teacher'].mean():.3f} | {student:.3f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The trainer's command line, for the launcher and for every rank that it starts."""
+
+import argparse
+from pathlib import Path
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m opd_trainer.launch",
+        description="Distil the teachers of a spec into a student.",
+        epilog="example: python -m opd_trainer.launch --spec spec.json --claims claims --work run "
+        "--teachers 127.0.0.1:8001",
+    )
+    parser.add_argument("--spec", type=Path, required=True, help="an OPDDistillation, YAML or JSON")
+    parser.add_argument("--claims", type=Path, required=True, help="folder with one entry per claim of pvc:// URIs")
+    parser.add_argument("--work", type=Path, required=True, help="folder for log, checkpoints and student")
+    parser.add_argument("--teachers", default="", help="HOST:PORT,... of the teacher servers (not for InProcess)")
+    parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics and /progress; 0: none")
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="address that the port is opened on")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--tensorboard", action="store_true", help="also write WORK/train/tensorboard")
+    parser.add_argument("--debug", action="store_true", help="show stack traces of expected errors")
+    return parser.parse_args(argv)

@@ -1,0 +1,122 @@
+"""Which images make up a round, and who computes them: every draw is keyed by what it is for, not by who draws."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from opd_core.conditioning import Conditioning, stack
+from opd_core.diffusion.noise import draw
+from torch import Tensor
+
+from opd_trainer.prompts import PromptRecord, training_prompt
+
+Encode = Callable[[Sequence[str]], list[Conditioning]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A teacher with its prompts. `share` of the loss: the shares of all tasks sum to 1."""
+
+    name: str
+    guidance: float
+    share: float
+    prompts: Sequence[PromptRecord]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a round: task by index, and its number among the task's images of this round, over all ranks."""
+
+    task: int
+    sample: int
+
+
+def rank_rows(
+    tasks: int, images_per_task: int, rank: int, world_size: int, micro_batch_size: int | None
+) -> list[list[Row]]:
+    """The batches of one rank: its slice of every task's images, all at once or `micro_batch_size` at a time."""
+    share = images_per_task // world_size
+    rows = [Row(task, rank * share + i) for task in range(tasks) for i in range(share)]
+    size = micro_batch_size or len(rows)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B images that are computed at once; tensors are on the student's device.
+
+    `spans` are the rows of each task, by index; `loss_weights` [B] make sums over all batches of a rank means per task.
+    """
+
+    round: int
+    rows: list[Row]
+    spans: list[tuple[int, slice]]
+    conditioning: list[Conditioning]
+    embeds: Tensor
+    pooled: Tensor
+    task_of_row: Tensor
+    loss_weights: Tensor
+
+
+def build_batch(
+    tasks: Sequence[Task],
+    rows: list[Row],
+    round_: int,
+    seed: int,
+    images_per_task: int,
+    world_size: int,
+    encode: Encode,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Batch:
+    records = [
+        training_prompt(tasks[row.task].prompts, seed, tasks[row.task].name, round_ * images_per_task + row.sample)
+        for row in rows
+    ]
+    conditioning = encode([record.prompt for record in records])
+    embeds, pooled = stack(conditioning, device, dtype)
+    share = images_per_task // world_size
+    return Batch(
+        round=round_,
+        rows=rows,
+        spans=_spans(rows),
+        conditioning=conditioning,
+        embeds=embeds,
+        pooled=pooled,
+        task_of_row=torch.tensor([row.task for row in rows], device=device),
+        loss_weights=torch.tensor([tasks[row.task].share / share for row in rows], device=device),
+    )
+
+
+def batch_noise(
+    tasks: Sequence[Task], batch: Batch, shape: Sequence[int], seed: int, device: torch.device, step: int | None = None
+) -> Tensor:
+    """Standard normal [B, *shape], float32: the start of the trajectories, or what the sampler adds at `step`."""
+    purpose = ("start",) if step is None else ("step", step)
+    draws = [draw(shape, seed, *purpose, tasks[row.task].name, batch.round, row.sample) for row in batch.rows]
+    return torch.stack(draws).to(device, non_blocking=True)
+
+
+def cached(encode: Encode, capacity: int) -> Encode:
+    """`encode` with a memory of the `capacity` prompts used last."""
+    known: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def remember(prompts: Sequence[str]) -> list[Conditioning]:
+        wanted = list(dict.fromkeys(prompts))
+        fresh = [prompt for prompt in wanted if prompt not in known]
+        known.update(zip(fresh, encode(fresh), strict=True))
+        for prompt in wanted:
+            known.move_to_end(prompt)
+        answer = [known[prompt] for prompt in prompts]
+        while len(known) > capacity:
+            known.popitem(last=False)
+        return answer
+
+    return remember
+
+
+def _spans(rows: Sequence[Row]) -> list[tuple[int, slice]]:
+    """Consecutive rows of one task, as (task, slice)."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1].task != row.task]
+    return [(rows[a].task, slice(a, b)) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]

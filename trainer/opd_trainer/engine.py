@@ -1,0 +1,144 @@
+"""The DeepSpeed engine: what is trained, its optimiser, and nothing else.
+
+The engine is given the adapter's parameters alone, in float32. The frozen base stays outside: DeepSpeed neither casts
+nor broadcasts nor saves it, and the parameters are their own masters whatever the arithmetic of the forward pass
+(`precision`). Gradients therefore accumulate in float32 under every ZeRO stage; DeepSpeed's own bf16 mode sums them in
+bf16, which is too coarse for the small differences that are trained here.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from opd_core.api.types import LearningRateSchedule, Optimizer
+from torch import Tensor, nn
+
+# A collective waits for the slowest rank, and a rank may wait ten minutes for its teachers.
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all training processes."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def init_distributed(device: str) -> World:
+    """Join the process group of the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)."""
+    kind = torch.device(device).type
+    os.environ["DS_ACCELERATOR"] = kind  # guessing it prints warnings and may guess wrong
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # On a CPU DeepSpeed compiles a shared-memory collective that only inference uses: without a compiler it cannot
+    # start, with one the first start takes a minute, and its buffers stay behind in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    if kind == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    deepspeed.init_distributed(timeout=_COLLECTIVE_TIMEOUT, verbose=False)
+    return world
+
+
+class Engine:
+    """One optimiser step from many backward passes."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer, zero_stage: int) -> None:
+        import deepspeed
+
+        if any(parameter.dtype != torch.float32 for parameter in parameters):
+            raise TypeError("trained parameters must be float32: they are their own master copies")
+        self.parameters = list(parameters)
+        # torch's AdamW: DeepSpeed's own would be compiled on first use.
+        adamw = torch.optim.AdamW(
+            self.parameters,
+            lr=optimizer.learning_rate,
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.epsilon,
+            weight_decay=optimizer.weight_decay,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=nn.ParameterList(self.parameters),
+            model_parameters=self.parameters,
+            optimizer=adamw,
+            config={
+                # The loss is already a mean over this rank's images, and backward passes of a round add up.
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": optimizer.max_grad_norm,
+                "zero_optimization": {"stage": zero_stage},
+            },
+        )
+        self._zero_stage = zero_stage
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of a scalar loss. `last`: the optimiser step comes next; ranks are averaged then."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update and clear. Returns the gradient's norm before clipping; NaN where it is not finite."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # Without ZeRO the engine clips but does not say from which norm.
+        norm = self._total_norm() if self._zero_stage == 0 else None
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        return float(norm) if norm is not None and math.isfinite(norm) else math.nan
+
+    def save(self, directory: str, tag: str) -> None:
+        """Parameters and this rank's part of the optimiser state, into `directory`/`tag`. All ranks must call it."""
+        self._engine.save_checkpoint(directory, tag=tag, save_latest=False)
+
+    def load(self, directory: str, tag: str) -> None:
+        self._engine.load_checkpoint(directory, tag=tag)
+
+    def _total_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def learning_rate(optimizer: Optimizer, rounds: int, round_: int) -> float:
+    """Of the round with index `round_`: linear warm-up, then constant or a cosine that ends at zero."""
+    if round_ < optimizer.warmup_rounds:
+        return optimizer.learning_rate * (round_ + 1) / optimizer.warmup_rounds
+    if optimizer.schedule == LearningRateSchedule.CONSTANT:
+        return optimizer.learning_rate
+    progress = (round_ - optimizer.warmup_rounds) / (rounds - optimizer.warmup_rounds)
+    return optimizer.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def all_reduce(values: Tensor, world: World) -> Tensor:
+    """Sum over ranks."""
+    if world.size > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def barrier(world: World) -> None:
+    if world.size > 1:
+        torch.distributed.barrier()
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether a collective or the rendezvous failed because another rank is gone or silent.
+
+    Gloo has no exception of its own: its RuntimeErrors begin with the source file that raised them.
+    """
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "/gloo/" in str(error).partition("]")[0]
+    )
+
+
+def shutdown() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,212 @@
+"""`python -m opd_trainer.evaluate`: scores base, teachers and student into OUTPUT/<model>.json, images, summary."""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_core.api.load import load_spec
+from opd_core.api.types import Spec
+from opd_core.artifacts import publish_student, read_student, update_scores
+from opd_core.device import choose_device
+from opd_core.errors import InvalidError, OPDError, StorageError
+from opd_core.exit_codes import ExitCode
+from opd_core.models.adapters import load_adapter
+from opd_core.models.fingerprint import fingerprint
+from opd_core.models.pipeline import Model, load_model
+from opd_core.precision import TORCH_DTYPES
+from opd_core.termination import last_words
+from opd_core.uris import resolve
+from PIL import Image
+from torch import Tensor
+
+from opd_trainer.evaluation.gate import failures
+from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
+from opd_trainer.evaluation.summary import scores_of, summarise, task_means
+from opd_trainer.prompts import PromptRecord, held_out_prompts
+from opd_trainer.rewards.registry import RewardFn, load_rewards
+
+GRID_IMAGES = 8  # per task and model, for the report
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="python -m opd_trainer.evaluate", description=__doc__)
+    options.add_argument("--spec", type=Path, required=True)
+    options.add_argument("--claims", type=Path, required=True, help="folder with one entry per claim")
+    options.add_argument("--student", type=Path, help="student directory")
+    options.add_argument("--models", default="base,teachers,student", help="which of base, teachers, student")
+    options.add_argument("--output", type=Path, required=True)
+    options.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        spec = load_spec(arguments.spec).spec
+        summary = evaluate(
+            spec,
+            claims=arguments.claims,
+            student=arguments.student,
+            kinds=arguments.models.split(","),
+            output=arguments.output,
+            device=choose_device(arguments.device),
+        )
+        if arguments.student is not None and "gate" in summary:
+            conclude(spec, summary, arguments.student, arguments.claims)
+    except OPDError as error:
+        print(f"evaluator: {error}", file=sys.stderr)
+        last_words(error.exit_code, str(error))
+        return int(error.exit_code)
+    return 0
+
+
+def conclude(spec: Spec, summary: dict[str, Any], student: Path, claims: Path) -> None:
+    """A student that passes its gate goes to `spec.student.output`; the pod's last words carry the scores."""
+    missed = failures(summary["gate"])
+    if not missed:
+        publish_student(student, spec.student.output.uri, claims)
+    last_words(
+        ExitCode.OK,
+        "; ".join(missed) or "the gate is passed",
+        digest=read_student(student)[0].digest,
+        gatePassed=not missed,
+        scores=task_means(spec, summary),
+    )
+
+
+def evaluate(
+    spec: Spec,
+    *,
+    claims: Path,
+    student: Path | None,
+    kinds: Sequence[str],
+    output: Path,
+    device: str,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score the models and write `OUTPUT/summary.json`; what was scored before under the same key is read back.
+
+    Raises:
+        InvalidError: prompts, adapters or rewards that cannot be used. StorageError: OUTPUT cannot be written.
+    """
+    unknown = sorted(set(kinds) - {"base", "teachers", "student"})
+    if unknown:
+        raise InvalidError(f"--models names {unknown[0]!r}; write some of base, teachers, student")
+    if "student" in kinds and student is None:
+        raise InvalidError("--models names student; give its directory with --student")
+    rewards = load_rewards(spec, device)
+    records = held_out_prompts(spec, claims)
+    base = resolve(spec.model.uri, claims)
+    model = load_model(base, device=device, dtype=TORCH_DTYPES[spec.training.precision.value])
+    negative = model.encode([""], spec.model.max_sequence_length)[0]
+    prompts = {task: [record.prompt for record in of_task] for task, of_task in records.items()}
+    conditioning = {task: model.encode(of_task, spec.model.max_sequence_length) for task, of_task in prompts.items()}
+    base_fingerprint = fingerprint(base)  # reads every weight: once
+    results = {}
+    for candidate in _candidates(spec, model, base_fingerprint, claims, student, kinds):
+        file = output / f"{candidate.name.replace(':', '-')}.json"
+        key = _key(spec, candidate, base_fingerprint, records)
+        known = _read_back(file, key)
+        if known is None:
+            began, by_task = time.perf_counter(), {}
+            for task, of_task in records.items():
+                batches = sample_images(model, candidate, spec, task, range(len(of_task)), conditioning[task], negative)
+                by_task[task] = _score(batches, of_task, rewards[task], output / "images" / file.stem / task)
+            known = {
+                "key": key,
+                "model": candidate.name,
+                "seconds": time.perf_counter() - began,
+                "prompts": prompts,
+                "rewards": by_task,
+            }
+            _write(file, known)
+        results[candidate.name] = known["rewards"]
+        if not quiet:
+            means = "  ".join(f"{name} {s.mean:.3f}" for name, s in scores_of(spec, known["rewards"], prompts).items())
+            print(f"evaluator: {candidate.name:20s} {means}", flush=True)
+    summary = summarise(spec, results, prompts)
+    _write(output / "summary.json", summary)
+    if student is not None and "student" in results:
+        update_scores(student, scores_of(spec, results["student"], prompts))
+    return summary
+
+
+def _candidates(
+    spec: Spec, model: Model, base_fingerprint: str, claims: Path, student: Path | None, kinds: Sequence[str]
+) -> list[Candidate]:
+    guidance = student_guidance(spec)
+    candidates = [Candidate("base", None, guidance, base_fingerprint)] if "base" in kinds else []
+    if "teachers" in kinds:
+        for teacher in spec.teachers:
+            path = resolve(teacher.adapter.uri, claims)
+            load_adapter(model.transformer, path, f"teacher-{teacher.name}")
+            name = f"teacher:{teacher.name}"
+            candidates.append(Candidate(name, f"teacher-{teacher.name}", teacher.guidance_scale, fingerprint(path)))
+    if "student" in kinds and student is not None:
+        manifest, weights = read_student(student)
+        load_adapter(model.transformer, weights, "student")
+        candidates.append(Candidate("student", "student", guidance, manifest.digest))
+    return candidates
+
+
+def _score(
+    batches: Iterator[tuple[list[int], Tensor]],
+    records: Sequence[PromptRecord],
+    rewards: Mapping[str, RewardFn],
+    folder: Path,
+) -> dict[str, list[float]]:
+    scores: dict[str, list[float]] = {name: [] for name in rewards}
+    for numbers, images in batches:
+        part = [records[number] for number in numbers]
+        for name, reward in rewards.items():
+            scores[name] += reward(images, [r.prompt for r in part], [r.metadata for r in part]).tolist()
+        for number, image in zip(numbers, images, strict=True):
+            if number < GRID_IMAGES:
+                _save_image(image, folder / f"{number}.png")
+    return scores
+
+
+def _save_image(image: Tensor, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(file)
+
+
+def _key(spec: Spec, candidate: Candidate, base_fingerprint: str, records: dict[str, list[PromptRecord]]) -> str:
+    """Names everything that the rewards depend on."""
+    content = {
+        "base": base_fingerprint,
+        "model": [candidate.name, candidate.fingerprint, candidate.guidance_scale],
+        "evaluation": spec.evaluation.model_dump(mode="json", include={"seed", "batch_size", "sampler"}),
+        "resolution": spec.training.resolution.model_dump(),
+        "precision": spec.training.precision.value,
+        "length": spec.model.max_sequence_length,
+        "rewards": {teacher.name: teacher.rewards for teacher in spec.teachers},
+        "prompts": {task: [(r.prompt, dict(r.metadata)) for r in of_task] for task, of_task in records.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_back(file: Path, key: str) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    known: dict[str, Any] = json.loads(file.read_text())
+    return known if known["key"] == key else None
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    scratch = file.with_suffix(".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(content, indent=1))
+        scratch.replace(file)
+    except OSError as error:
+        raise StorageError(f"cannot write {file}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Images of one model on the prompts of one task, with noise that depends on the task and the prompt's number alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from opd_core.api.types import Spec
+from opd_core.conditioning import Conditioning, stack
+from opd_core.diffusion.guidance import guided_velocity
+from opd_core.diffusion.noise import draw
+from opd_core.diffusion.transitions import transitions
+from opd_core.models.adapters import use_adapter
+from opd_core.models.pipeline import Model
+from torch import Tensor
+
+from opd_trainer.precision import arithmetic
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model under test: `adapter` of the loaded transformer (None: the base) with its guidance."""
+
+    name: str
+    adapter: str | None
+    guidance_scale: float
+    fingerprint: str
+
+
+def student_guidance(spec: Spec) -> float:
+    """Of base and student."""
+    guidance = spec.evaluation.guidance_scale
+    return spec.training.guidance_scale if guidance is None else guidance
+
+
+@torch.no_grad()
+def sample_images(
+    model: Model,
+    candidate: Candidate,
+    spec: Spec,
+    task: str,
+    numbers: Sequence[int],
+    conditioning: Sequence[Conditioning],
+    negative: Conditioning,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of images [B, 3, H, W], float32 in 0..1 on the CPU, with the numbers of their prompts.
+
+    Args:
+        numbers: which of the task's held-out prompts; an image depends on its number alone, not on the others.
+        conditioning: of these prompts.
+    """
+    evaluation, resolution = spec.evaluation, spec.training.resolution
+    shape = model.latent_shape(resolution.width, resolution.height)
+    schedule = model.schedule(evaluation.sampler.steps, resolution.width, resolution.height)
+    path = transitions(schedule, evaluation.sampler.solver.value, evaluation.sampler.noise_level)
+    use_adapter(model.transformer, candidate.adapter)
+    for start in range(0, len(numbers), evaluation.batch_size):
+        rows = slice(start, start + evaluation.batch_size)
+        part = list(numbers[rows])
+        embeds, pooled = stack(conditioning[rows], model.device, model.dtype)
+        negative_embeds, negative_pooled = stack([negative] * len(part), model.device, model.dtype)
+        guidance = torch.full((len(part),), candidate.guidance_scale)
+        latents = _noise(shape, evaluation.seed, task, part, "start").to(model.device)
+        for j, step in enumerate(path):
+            sigmas = torch.full((len(part),), step.sigma, device=model.device)
+            with arithmetic(model.device, spec.training.precision):
+                velocity = guided_velocity(
+                    model.forward, latents, sigmas, embeds, pooled, negative_embeds, negative_pooled, guidance
+                )
+            latents = step.a * latents + step.b * velocity
+            if step.std > 0:
+                latents += step.std * _noise(shape, evaluation.seed, task, part, j).to(model.device)
+        yield part, model.decode(latents).cpu()
+
+
+def _noise(shape: tuple[int, int, int], seed: int, task: str, numbers: Sequence[int], step: int | str) -> Tensor:
+    return torch.stack([draw(shape, seed, "evaluation", task, number, step) for number in numbers])

@@ -1,0 +1,78 @@
+"""`summary.json`: what a run found, from the per-image rewards of its models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from opd_core.api.types import Spec
+from opd_core.artifacts import Score
+
+from opd_trainer.evaluation.gate import check_gate
+from opd_trainer.evaluation.statistics import kept_share, mean_score
+
+Rewards = Mapping[str, Mapping[str, list[float]]]  # task -> reward -> [N]
+Prompts = Mapping[str, Sequence[str]]  # task -> [N]
+
+
+def score_name(spec: Spec, task: str, reward: str) -> str:
+    """The reward's name, with its task where two tasks use the same reward."""
+    shared = sum(reward in teacher.rewards for teacher in spec.teachers) > 1
+    return f"{task}/{reward}" if shared else reward
+
+
+def scores_of(spec: Spec, rewards: Rewards, prompts: Prompts) -> dict[str, Score]:
+    """Means with intervals, by reward."""
+    return {
+        score_name(spec, task, reward): mean_score(values, prompts[task], spec.evaluation.seed)
+        for task, by_reward in rewards.items()
+        for reward, values in by_reward.items()
+    }
+
+
+def summarise(spec: Spec, models: Mapping[str, Rewards], prompts: Prompts) -> dict[str, Any]:
+    """`scores`, and where the student is among `models` also `kept` and `gate`.
+
+    Args:
+        models: "base", "teacher:<name>"..., "student" -> their per-image rewards.
+    """
+    summary: dict[str, Any] = {
+        "scores": {
+            model: {name: score.model_dump() for name, score in scores_of(spec, rewards, prompts).items()}
+            for model, rewards in models.items()
+        }
+    }
+    if "student" not in models:
+        return summary
+    summary["kept"] = {}
+    for teacher in spec.teachers:
+        trio = [models.get(model) for model in ("base", f"teacher:{teacher.name}", "student")]
+        values = [rewards[teacher.name][teacher.rewards[0]] for rewards in trio if rewards is not None]
+        if len(values) == len(trio):
+            base, best, student = values
+            summary["kept"][teacher.name] = kept_share(base, best, student, prompts[teacher.name], spec.evaluation.seed)
+    means = {
+        model: {
+            (task, reward): float(np.mean(v)) for task, by_reward in rewards.items() for reward, v in by_reward.items()
+        }
+        for model, rewards in models.items()
+    }
+    summary["gate"] = check_gate(spec.evaluation.gate, means)
+    return summary
+
+
+def task_means(spec: Spec, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per task: mean of its first reward for base, its teacher and the student, and the share kept."""
+    rows = []
+    for teacher in spec.teachers:
+        name = score_name(spec, teacher.name, teacher.rewards[0])
+        models = {"base": "base", "teacher": f"teacher:{teacher.name}", "student": "student"}
+        means = {role: summary["scores"][model][name]["mean"] for role, model in models.items()}
+        share = summary["kept"][teacher.name]["share"]
+        row = {
+            "task": teacher.name,
+            "reward": teacher.rewards[0],
+            **means,
+            **({} if share is None else {"kept": share}),
+        }
+        rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+    return rows

@@ -1,0 +1,117 @@
+"""The training loop: Algorithm 1 of DiffusionOPD (arXiv 2605.15055).
+
+A round rolls the student out on prompts of every task, asks each task's teacher about the states it visited, and makes
+one optimiser step on
+
+    sum over tasks of share * mean over images of sum over steps of w_step * mean over elements of (v_S - v_T)^2
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from opd_core.api.types import Passes
+from opd_core.errors import DivergedError
+from torch import Tensor
+
+from opd_trainer.engine import all_reduce, learning_rate
+from opd_trainer.record import PHASES, RoundRecord, largest_term, task_record
+from opd_trainer.rollout import one_pass, two_passes
+from opd_trainer.run import Run
+from opd_trainer.trajectories import Trajectories
+
+# Clipping makes a large gradient harmless once; one this far beyond maxGradNorm means that training has left the rails.
+EXPLODED = 1e4
+
+
+def train(
+    run: Run, start: int, finish_round: Callable[[RoundRecord, bool], None], stop_requested: Callable[[], bool]
+) -> None:
+    """Rounds `start` to the last one.
+
+    Args:
+        finish_round: gets the record of every round, equal on all ranks, and whether it was the last before stopping.
+
+    Raises:
+        DivergedError: a loss or gradient left the finite numbers, or the gradient exploded.
+    """
+    optimizer = run.training.optimizer
+    for round_ in range(start, run.training.rounds):
+        began = time.monotonic()
+        run.seconds = dict.fromkeys(PHASES, 0.0)
+        rate = learning_rate(optimizer, run.training.rounds, round_)
+
+        errors = distil(run, round_)
+        with run.spent("update"):
+            grad_norm = run.engine.step(rate)
+            run.ema.update(round_)
+
+        record, stop = summarise(run, round_, errors, grad_norm, rate, began, stop_requested())
+        check_finite(record, {task.name: task.share for task in run.tasks}, optimizer.max_grad_norm)
+        finish_round(record, stop)
+        if stop:
+            return
+
+
+def distil(run: Run, round_: int) -> Tensor:
+    """Accumulate the gradient of one round. Returns, per task and step [T, N], the sum of its images' errors."""
+    rollout = one_pass if run.training.passes == Passes.ONE else two_passes
+    errors = torch.zeros(len(run.tasks), len(run.path), dtype=torch.float64, device=run.model.device)
+    left = len(run.batches) * sum(weight > 0 for weight in run.weights)
+    for rows in run.batches:
+        trajectories = Trajectories.of(run, rows, round_)
+        batch = trajectories.batch
+        for step, v_student, v_teacher in rollout(run.path, run.weights, trajectories):
+            left -= 1
+            with run.spent("update"):
+                error = (v_student - v_teacher).square().flatten(1).mean(1)
+                loss = run.weights[step] * (batch.loss_weights * error).sum()
+                run.engine.backward(loss, last=left == 0)
+                errors[:, step].index_add_(0, batch.task_of_row, error.detach().double())
+    return errors
+
+
+def summarise(
+    run: Run, round_: int, errors: Tensor, grad_norm: float, rate: float, began: float, stop: bool
+) -> tuple[RoundRecord, bool]:
+    """The round over all ranks, and whether any of them was told to stop."""
+    stats = run.teachers.stats
+    phases = [run.seconds[phase] for phase in PHASES]
+    local = torch.tensor([*phases, time.monotonic() - began, stats.requests, stats.retries, float(stop)])
+    total = all_reduce(torch.cat([errors.flatten(), local.to(errors)]), run.world).cpu()
+    mse = total[: errors.numel()].view(errors.shape) / run.training.images_per_task
+    *seconds, whole, requests, retries, stops = total[errors.numel() :].tolist()
+    tasks = {task.name: task_record(mse[i].tolist(), run.weights, run.path) for i, task in enumerate(run.tasks)}
+    record = RoundRecord(
+        round=round_ + 1,
+        seconds=whole / run.world.size,
+        tasks=tasks,
+        loss=sum(task.share * tasks[task.name].loss for task in run.tasks),
+        grad_norm=grad_norm,
+        learning_rate=rate,
+        images=len(run.tasks) * run.training.images_per_task,
+        phases={phase: value / run.world.size for phase, value in zip(PHASES, seconds, strict=True)},
+        teacher_requests=int(requests),
+        teacher_retries=int(retries),
+    )
+    return record, stops > 0
+
+
+def check_finite(record: RoundRecord, shares: Mapping[str, float], max_grad_norm: float) -> None:
+    """Refuse to go on from a round that has left the finite numbers."""
+    for name, task in record.tasks.items():
+        for step, term in enumerate(task.loss_per_step):
+            if not math.isfinite(term):
+                raise DivergedError(
+                    f"round {record.round}: the loss of task {name} is {term} at step {step} (gradient norm "
+                    f"{record.grad_norm}); the last checkpoint is intact; lower training.optimizer.learningRate"
+                )
+    if not record.grad_norm <= EXPLODED * max_grad_norm:
+        name, step, term = largest_term(record, shares)
+        raise DivergedError(
+            f"round {record.round}: the gradient's norm is {record.grad_norm:.3g}, and {EXPLODED:.0f} times "
+            f"training.optimizer.maxGradNorm={max_grad_norm:g} is the limit. The largest of the loss {record.loss:.3g} "
+            f"is task {name} at solver step {step}: {term:.3g}. The last checkpoint is intact; lower the learning "
+            "rate, or raise the noise level of a KL objective"
+        )

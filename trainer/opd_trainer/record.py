@@ -1,0 +1,98 @@
+"""What is known about one round, and its line in the log."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from opd_core.diffusion.objectives import OBJECTIVES
+from opd_core.diffusion.transitions import Transition
+
+PHASES = ("rollout", "teacher_wait", "update")
+Rewards = Mapping[str, Mapping[str, float]]  # task -> reward -> mean over its validation prompts
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """Means over a task's images, per latent element.
+
+    Args:
+        loss: the spec's objective. loss_per_step: what each solver step adds to it, 0 for a step that is not trained.
+        velocity_mse: (v_S - v_T)^2, mean over trained steps.
+        kl_per_step: closed-form KL of the student's and the teacher's transition, whatever the objective; None for a
+            step without noise or without training, and no entry at all under a deterministic sampler.
+    """
+
+    loss: float
+    velocity_mse: float
+    loss_per_step: list[float]
+    kl_per_step: list[float | None]
+
+    @property
+    def kl(self) -> float | None:
+        """Over the whole trajectory; None where no step has one."""
+        known = [kl for kl in self.kl_per_step if kl is not None]
+        return sum(known) if known else None
+
+
+def task_record(mse: Sequence[float], weights: Sequence[float], path: Sequence[Transition]) -> TaskRecord:
+    """From the mean squared velocity difference of every step; a step with weight 0 was not looked at."""
+    kl = OBJECTIVES["KL"]
+    trained = [weight > 0 for weight in weights]
+    kl_per_step = [kl(j, step) * mse[j] if trained[j] and step.std > 0 else None for j, step in enumerate(path)]
+    terms = [weight * error for weight, error in zip(weights, mse, strict=True)]
+    return TaskRecord(
+        loss=sum(terms),
+        velocity_mse=sum(error for error, seen in zip(mse, trained, strict=True) if seen) / sum(trained),
+        loss_per_step=terms,
+        kl_per_step=kl_per_step if any(step.std > 0 for step in path) else [],
+    )
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round over all ranks. `round` counts finished rounds; seconds are means over ranks; requests and retries are
+    counted since the process started; `rewards` are there in rounds with a validation."""
+
+    round: int
+    seconds: float
+    tasks: Mapping[str, TaskRecord]
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    images: int
+    phases: Mapping[str, float]
+    teacher_requests: int
+    teacher_retries: int
+    rewards: Rewards = field(default_factory=dict)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
+
+    def line(self) -> dict[str, Any]:
+        """As JSON for train/log.jsonl."""
+        return {
+            "round": self.round,
+            "seconds": round(self.seconds, 4),
+            "tasks": {name: asdict(task) for name, task in self.tasks.items()},
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
+            "images_per_second": round(self.images_per_second, 3),
+            **{f"{phase}_seconds": round(seconds, 4) for phase, seconds in self.phases.items()},
+            "teacher_requests": self.teacher_requests,
+            "teacher_retries": self.teacher_retries,
+            **({"rewards": self.rewards} if self.rewards else {}),
+        }
+
+
+def largest_term(record: RoundRecord, shares: Mapping[str, float]) -> tuple[str, int, float]:
+    """Task, solver step and size of what adds most to the round's loss."""
+    return max(
+        (
+            (name, step, shares[name] * term)
+            for name, task in record.tasks.items()
+            for step, term in enumerate(task.loss_per_step)
+        ),
+        key=lambda found: found[2],
+    )

@@ -1,0 +1,1 @@
+"""Rewards: how good an image is for its prompt. More is better."""

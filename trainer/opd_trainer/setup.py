@@ -1,0 +1,158 @@
+"""From a spec to everything that a round needs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from opd_core.api.types import Placement, Precision, Spec
+from opd_core.conditioning import Conditioning
+from opd_core.diffusion.objectives import step_weights
+from opd_core.diffusion.transitions import Transition, transitions
+from opd_core.errors import InvalidError
+from opd_core.models.adapters import adapter_parameters, add_student_adapter, load_adapter
+from opd_core.models.pipeline import Model, load_model
+from opd_core.precision import TORCH_DTYPES
+from opd_core.teachers.agreement import check_identity, self_test
+from opd_core.teachers.client import TeacherClient
+from opd_core.teachers.grpc_client import connect
+from opd_core.teachers.local import LocalTeachers
+from opd_core.uris import resolve
+
+from opd_trainer.batches import Encode, Task, cached, rank_rows
+from opd_trainer.ema import Ema
+from opd_trainer.engine import Engine, World
+from opd_trainer.precision import GradientScale
+from opd_trainer.prompts import task_prompts
+from opd_trainer.rewards.registry import load_rewards
+from opd_trainer.run import Run
+from opd_trainer.validation import build_validation, validation_prompts
+
+STUDENT = "student"  # name of the trained adapter
+# Largest difference between two answers to one question, relative to the answer. Float16 on the wire is 5e-4 of it.
+_AGREEMENT = {Precision.FP32: 2e-3, Precision.FP16: 1e-2, Precision.BF16: 5e-2}
+_PROMPT_CACHE_BYTES = 2 << 30
+
+
+def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, world: World) -> Run:
+    """Load the base, put the student on it, hand its parameters to DeepSpeed, connect the teachers."""
+    training = spec.training
+    tasks = load_tasks(spec, claims)
+    validated = spec.evaluation.every_rounds is not None
+    # First of all: a wrong name ends here and not at the first validation.
+    prompts, rewards = (validation_prompts(spec, claims), load_rewards(spec, device)) if validated else ({}, {})
+    base = resolve(spec.model.uri, claims)
+    parts = {"text", "transformer", *(["vae"] if validated else [])}
+    model = load_model(base, device=device, dtype=TORCH_DTYPES[training.precision], parts=parts)
+    path = sampler_path(spec, model)
+    weights = step_weights(training.objective.type, path, training.objective.trained_steps)
+    encode = cached_encoder(model, spec.model.max_sequence_length)
+    add_student(spec, model, claims)
+    parameters = adapter_parameters(model.transformer, STUDENT)
+    return Run(
+        training=training,
+        tasks=tasks,
+        model=model,
+        path=path,
+        weights=weights,
+        encode=encode,
+        negative=encode([""])[0],
+        # Before DeepSpeed, whose own hooks must see gradients without their scale.
+        scale=GradientScale(parameters) if training.precision == Precision.FP16 else None,
+        engine=Engine(parameters, training.optimizer, training.deepspeed.zero_stage),
+        ema=Ema(parameters, training.ema.decay),
+        teachers=open_teachers(spec, claims, addresses, device),
+        world=world,
+        batches=rank_rows(len(tasks), training.images_per_task, world.rank, world.size, training.micro_batch_size),
+        validation=build_validation(spec, prompts, rewards, model) if validated else None,
+    )
+
+
+def load_tasks(spec: Spec, claims: Path) -> list[Task]:
+    """In the order of the spec."""
+    total = sum(teacher.weight for teacher in spec.teachers)
+    return [
+        Task(
+            name=teacher.name,
+            guidance=teacher.guidance_scale,
+            share=teacher.weight / total,
+            prompts=task_prompts(teacher, spec.evaluation, claims).training,
+        )
+        for teacher in spec.teachers
+    ]
+
+
+def cached_encoder(model: Model, max_sequence_length: int) -> Encode:
+    def encode(prompts: Sequence[str]) -> list[Conditioning]:
+        return model.encode(prompts, max_sequence_length)
+
+    size = encode([""])[0].nbytes
+    return cached(encode, max(1024, _PROMPT_CACHE_BYTES // size))
+
+
+def sampler_path(spec: Spec, model: Model) -> tuple[Transition, ...]:
+    training = spec.training
+    schedule = model.schedule(training.sampler.steps, training.resolution.width, training.resolution.height)
+    return transitions(schedule, training.sampler.solver, training.sampler.noise_level)
+
+
+def add_student(spec: Spec, model: Model, claims: Path) -> None:
+    """Put the trainable adapter on the base: a fresh one, or `initFrom`; float32 whatever the base is."""
+    adapter = spec.student.adapter
+    if spec.student.init_from:
+        config = load_adapter(model.transformer, resolve(spec.student.init_from, claims), STUDENT)
+        if (config.r, config.lora_alpha) != (adapter.rank, adapter.alpha):
+            raise InvalidError(
+                f"student.initFrom {spec.student.init_from} has rank {config.r} and alpha {config.lora_alpha}, "
+                f"student.adapter says rank {adapter.rank} and alpha {adapter.alpha}; make them equal"
+            )
+    else:
+        add_student_adapter(
+            model.transformer,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            target_modules=adapter.target_modules,
+            seed=spec.training.seed,
+            name=STUDENT,
+        )
+    for parameter in adapter_parameters(model.transformer, STUDENT):
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    if spec.training.gradient_checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+
+
+def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: str) -> TeacherClient:
+    """A client of the servers at `addresses`, or of teachers in this process, as the placement says."""
+    if spec.teacher_serving.placement == Placement.IN_PROCESS:
+        return LocalTeachers(
+            resolve(spec.model.uri, claims),
+            {teacher.name: resolve(teacher.adapter.uri, claims) for teacher in spec.teachers},
+            precision=spec.teacher_serving.precision,
+            max_sequence_length=spec.model.max_sequence_length,
+            device=device,
+        )
+    if not addresses:
+        raise InvalidError(
+            f"teacherServing.placement is {spec.teacher_serving.placement}, which needs --teachers HOST:PORT,...; "
+            "give them, or use placement InProcess"
+        )
+    return connect(addresses)
+
+
+def agree(run: Run, spec: Spec, claims: Path) -> None:
+    """Check that the teachers are those of the spec, and that an answer does not depend on who else asks.
+
+    Raises:
+        RefusedError: with what differs.
+    """
+    check_identity(
+        run.teachers,
+        base=resolve(spec.model.uri, claims),
+        teachers={teacher.name: resolve(teacher.adapter.uri, claims) for teacher in spec.teachers},
+        max_sequence_length=spec.model.max_sequence_length,
+    )
+    resolution = spec.training.resolution
+    shape = run.model.latent_shape(resolution.width, resolution.height)
+    prompt = run.encode(["a"])[0]
+    tolerance = _AGREEMENT[spec.teacher_serving.precision]
+    for teacher in spec.teachers:
+        self_test(run.teachers, teacher.name, shape, teacher.guidance_scale, prompt, run.negative, tolerance)

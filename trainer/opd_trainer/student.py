@@ -1,0 +1,63 @@
+"""The student directory that a finished run leaves."""
+
+from pathlib import Path
+
+from opd_core.api.load import spec_digest
+from opd_core.api.types import OPDDistillation
+from opd_core.artifacts import (
+    SamplingDefaults,
+    Source,
+    StudentManifest,
+    TeacherSource,
+    installed_versions,
+    write_student,
+)
+from opd_core.models.adapters import save_adapter
+from opd_core.models.pipeline import Model
+from torch import Tensor
+
+from opd_trainer.checkpoint import Identity
+from opd_trainer.ema import Ema
+from opd_trainer.setup import STUDENT
+
+
+def save_student(
+    directory: Path, distillation: OPDDistillation, model: Model, ema: Ema, identity: Identity
+) -> StudentManifest:
+    """The averaged weights, in float32, with where they come from."""
+    spec = distillation.spec
+    names = [name for name, _ in model.transformer.named_parameters() if f".{STUDENT}." in name]
+    state: dict[str, Tensor] = {
+        name.replace(f".{STUDENT}.", "."): tensor for name, tensor in zip(names, ema.tensors, strict=True)
+    }
+
+    def describe(digest: str) -> StudentManifest:
+        return StudentManifest(
+            name=distillation.metadata.name,
+            digest=digest,
+            base=Source(uri=spec.model.uri, fingerprint=identity.base),
+            teachers=[
+                TeacherSource(
+                    name=teacher.name,
+                    uri=teacher.adapter.uri,
+                    fingerprint=identity.teachers[teacher.name],
+                    guidance_scale=teacher.guidance_scale,
+                    prompts_uri=teacher.prompts.uri,
+                    prompts_digest=identity.prompts[teacher.name],
+                )
+                for teacher in spec.teachers
+            ],
+            spec_digest=spec_digest(distillation),
+            round=spec.training.rounds,
+            sampling=SamplingDefaults(
+                width=spec.training.resolution.width,
+                height=spec.training.resolution.height,
+                steps=spec.evaluation.sampler.steps,
+                guidance_scale=spec.training.guidance_scale,
+                max_sequence_length=spec.model.max_sequence_length,
+            ),
+            license=f"that of the base model {spec.model.uri}",
+            versions=installed_versions(),
+        )
+
+    return write_student(directory, lambda folder: save_adapter(model.transformer, folder, STUDENT, state), describe)

@@ -1,0 +1,174 @@
+"""One rank of the trainer: `python -m opd_trainer.train`, started by `opd_trainer.launch` or by torchrun."""
+
+import sys
+import time
+import traceback
+from argparse import Namespace
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from opd_core.api.digests import digest, weights_fields
+from opd_core.api.load import load_spec
+from opd_core.api.types import OPDDistillation
+from opd_core.device import choose_device
+from opd_core.errors import OPDError
+from opd_core.exit_codes import ExitCode
+from opd_core.models.preflight import refuse
+from opd_core.process import die_with_parent
+from opd_core.termination import last_words
+from opd_core.uris import resolve
+
+from opd_trainer import arguments, checkpoint, loop
+from opd_trainer.checkpoint import Identity
+from opd_trainer.engine import World, barrier, init_distributed, is_peer_loss, shutdown
+from opd_trainer.log import RoundLog
+from opd_trainer.metrics import Metrics
+from opd_trainer.preflight import data_problems
+from opd_trainer.prompts import prompts_digest
+from opd_trainer.record import RoundRecord
+from opd_trainer.run import Run
+from opd_trainer.server import serve
+from opd_trainer.setup import STUDENT, agree, build_run
+from opd_trainer.stopping import StopSignal
+from opd_trainer.student import save_student
+from opd_trainer.validation import validate
+
+CHECKPOINTS = "checkpoints"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code of the rank."""
+    die_with_parent()
+    args = arguments.parse(sys.argv[1:] if argv is None else argv)
+    try:
+        return train(args)
+    except OPDError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        last_words(error.exit_code, str(error))
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        if is_peer_loss(error):
+            message = f"another rank was lost or did not answer in time: {error}; start again to continue"
+            last_words(ExitCode.UNAVAILABLE, message)
+            return ExitCode.UNAVAILABLE
+        last_words(ExitCode.INTERNAL, f"{type(error).__name__}: {error}")
+        return ExitCode.INTERNAL
+
+
+def train(args: Namespace) -> int:
+    stop = StopSignal()
+    distillation = load_spec(args.spec)
+    training = distillation.spec.training
+    device = choose_device(args.device)
+    world = init_distributed(device)
+
+    tasks = [teacher.name for teacher in distillation.spec.teachers]
+    metrics = Metrics(tasks, training.rounds, distillation.spec.evaluation.every_rounds)
+    if args.metrics_port and world.local_rank == 0:
+        serve(metrics, args.metrics_host, args.metrics_port)
+
+    find = partial(resolve, claims=args.claims)
+    refuse(data_problems(distillation.spec, args.claims, find), distillation.metadata.name)
+    addresses = [address for address in args.teachers.split(",") if address]
+    run = build_run(distillation.spec, args.claims, addresses, device, world)
+    try:
+        metrics.stage("WaitingForTeachers")
+        if world.rank == 0:
+            agree(run, distillation.spec, args.claims)
+        identity = identify(run, distillation)
+        start = resume(run, args.work / CHECKPOINTS, identity, metrics)
+        barrier(world)
+        metrics.stage("Training")
+        finished = play(run, args, start, identity, metrics, stop)
+    finally:
+        run.teachers.close()
+
+    if finished < training.rounds:
+        last_words(stop.exit_code, f"stopped after round {finished}; a new start continues there")
+    elif world.rank == 0:
+        metrics.stage("Saving")
+        student = save_student(args.work / STUDENT, distillation, run.model, run.ema, identity)
+        say(world, f"student {student.digest} written to {args.work / STUDENT}")
+        last_words(ExitCode.OK, "trained", round=training.rounds, digest=student.digest)
+    metrics.stage("Done")
+    barrier(world)
+    shutdown()
+    return ExitCode.OK if finished == training.rounds else stop.exit_code
+
+
+def identify(run: Run, distillation: OPDDistillation) -> Identity:
+    """What a checkpoint of this run belongs to; the teachers' fingerprints have been compared with the spec's."""
+    info = run.teachers.describe()
+    return Identity(
+        training_digest=digest(weights_fields(distillation)),
+        base=info.base,
+        teachers={task.name: info.teachers[task.name] for task in run.tasks},
+        prompts={task.name: prompts_digest(task.prompts) for task in run.tasks},
+        world_size=run.world.size,
+        zero_stage=distillation.spec.training.deepspeed.zero_stage,
+    )
+
+
+def resume(run: Run, checkpoints: Path, identity: Identity, metrics: Metrics) -> int:
+    """Rounds that are already finished."""
+    found = checkpoint.latest(checkpoints)
+    if found is None:
+        return 0
+    folder, manifest = found
+    checkpoint.load(folder, manifest, run.engine, run.ema, identity)
+    metrics.resumed(manifest.round)
+    say(run.world, f"continuing after round {manifest.round} from {folder}")
+    return manifest.round
+
+
+def play(run: Run, args: Namespace, start: int, identity: Identity, metrics: Metrics, stop: StopSignal) -> int:
+    """All rounds that are left, with their log and checkpoints. Returns the rounds finished."""
+    training, world = run.training, run.world
+    log = RoundLog(args.work / "train", start, args.tensorboard) if world.rank == 0 else None
+    finished = start
+
+    def finish_round(record: RoundRecord, stopping: bool) -> None:
+        nonlocal finished
+        if run.validation is not None and run.validation.due(record.round) and not stopping:
+            metrics.stage("Validating")
+            began = time.monotonic()
+            record = replace(record, rewards=validate(run.validation, run.model, STUDENT, run.ema, world))
+            metrics.validated(began)
+            metrics.stage("Training")
+        metrics.finish_round(record)
+        if log is not None:
+            log.write(record, datetime.now(UTC).isoformat(timespec="seconds"))
+        if stopping or record.round == training.rounds or record.round % training.checkpoint.every_rounds == 0:
+            began = time.monotonic()
+            folder = checkpoint.save(
+                args.work / CHECKPOINTS, record.round, run.engine, run.ema, identity, world, training.checkpoint.keep
+            )
+            metrics.saved(record.round, folder, began)
+            say(world, describe(record, training.rounds))
+        finished = record.round
+
+    try:
+        loop.train(run, start, finish_round, stop.requested)
+    finally:
+        if log is not None:
+            log.close()
+    return finished
+
+
+def say(world: World, text: str) -> None:
+    if world.rank == 0:
+        print(text, flush=True)
+
+
+def describe(record: RoundRecord, rounds: int) -> str:
+    tasks = ", ".join(f"{name} {task.velocity_mse:.4g}" for name, task in record.tasks.items())
+    return f"round {record.round}/{rounds}: loss {record.loss:.4g}, velocity error {tasks}, {record.seconds:.2f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

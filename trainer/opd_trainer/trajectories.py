@@ -1,0 +1,120 @@
+"""One batch of a round as the rollout sees it: its noise, its student and its teachers, at the states it visits."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from opd_core.diffusion.guidance import guided_velocity
+from opd_core.errors import DivergedError
+from torch import Tensor
+
+from opd_trainer.batches import Batch, Row, batch_noise, build_batch
+from opd_trainer.precision import arithmetic
+from opd_trainer.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """B trajectories of one round that are computed at once. States and velocities are [B, C, H, W] float32."""
+
+    run: Run
+    batch: Batch
+    negative_embeds: Tensor
+    negative_pooled: Tensor
+
+    @classmethod
+    def of(cls, run: Run, rows: list[Row], round_: int) -> Self:
+        training, device, dtype = run.training, run.model.device, run.model.dtype
+        with run.spent("rollout"):
+            batch = build_batch(
+                run.tasks, rows, round_, training.seed, training.images_per_task, run.world.size,
+                run.encode, device, dtype,
+            )  # fmt: skip
+            return cls(
+                run,
+                batch,
+                run.negative.embeds.to(device, dtype).expand(len(rows), -1, -1),
+                run.negative.pooled.to(device, dtype).expand(len(rows), -1),
+            )
+
+    def start(self) -> Tensor:
+        """Where the trajectories begin: standard normal."""
+        return self._noise(None)
+
+    def noise(self, step: int) -> Tensor:
+        """What the sampler adds at `step`: standard normal."""
+        return self._noise(step)
+
+    def student(self, x: Tensor, step: int) -> Tensor:
+        """The student's guided velocity at `x`, with its graph where gradients are on."""
+        run, batch, count = self.run, self.batch, len(self.batch.rows)
+        device = run.model.device
+        with run.spent("rollout"), arithmetic(device, run.training.precision):
+            velocity = guided_velocity(
+                run.model.forward,
+                x,
+                torch.full((count,), run.path[step].sigma, device=device),
+                batch.embeds,
+                batch.pooled,
+                self.negative_embeds,
+                self.negative_pooled,
+                torch.full((count,), run.training.guidance_scale),
+            )
+        if run.scale is not None and velocity.requires_grad:
+            run.scale.attach(velocity)
+        return velocity
+
+    def teachers(self, x: Tensor, step: int) -> "TimedAnswers":
+        """Ask the teacher of every row's task about `x`; returns at once.
+
+        Raises:
+            DivergedError: `x` has left the finite numbers: it is the student that failed, not its teacher.
+        """
+        run = self.run
+        with run.spent("teacher_wait"):
+            states = x.cpu()
+            self._check(states, step)
+            return TimedAnswers(run, [self._submit(task, states, span, step) for task, span in self.batch.spans])
+
+    def _submit(self, task: int, states: Tensor, span: slice, step: int) -> "Future[Tensor]":
+        run, rows = self.run, (span.stop - span.start,)
+        return run.teachers.submit(
+            run.tasks[task].name,
+            states[span],
+            torch.full(rows, run.path[step].sigma),
+            torch.full(rows, run.tasks[task].guidance),
+            self.batch.conditioning[span],
+            run.negative,
+        )
+
+    def _noise(self, step: int | None) -> Tensor:
+        run, resolution = self.run, self.run.training.resolution
+        with run.spent("rollout"):
+            shape = run.model.latent_shape(resolution.width, resolution.height)
+            return batch_noise(run.tasks, self.batch, shape, run.training.seed, run.model.device, step)
+
+    def _check(self, states: Tensor, step: int) -> None:
+        for task, span in self.batch.spans:
+            if not torch.isfinite(states[span]).all():
+                raise DivergedError(
+                    f"round {self.batch.round + 1}: the student left the finite numbers before step {step} on task "
+                    f"{self.run.tasks[task].name}; the last checkpoint is intact; lower "
+                    "training.optimizer.learningRate"
+                )
+
+
+@dataclass(frozen=True)
+class TimedAnswers:
+    """The answers to one state of a batch, from all its teachers; waiting for them is counted."""
+
+    run: Run
+    futures: Sequence["Future[Tensor]"]
+
+    def done(self) -> bool:
+        return all(future.done() for future in self.futures)
+
+    def result(self) -> Tensor:
+        with self.run.spent("teacher_wait"):
+            return torch.cat([future.result() for future in self.futures])

@@ -1,0 +1,89 @@
+"""How good the student is while it trains: the average, a few held-out prompts per task, the task's rewards.
+
+Prompts and noise are the first ones of the evaluation, so points of one run can be compared with each other, and with
+the scores of base and teachers on the same images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from opd_core.api.types import Spec
+from opd_core.conditioning import Conditioning
+from opd_core.models.pipeline import Model
+
+from opd_trainer.ema import Ema
+from opd_trainer.engine import World, all_reduce
+from opd_trainer.evaluation import VALIDATION_PROMPTS
+from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
+from opd_trainer.prompts import PromptRecord, held_out_prompts
+from opd_trainer.record import Rewards
+from opd_trainer.rewards.registry import RewardFn
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What is scored, and by what; by task. `prompts` and `conditioning` are in the order of the evaluation."""
+
+    spec: Spec
+    prompts: Mapping[str, Sequence[PromptRecord]]
+    conditioning: Mapping[str, Sequence[Conditioning]]
+    negative: Conditioning
+    rewards: Mapping[str, Mapping[str, RewardFn]]
+
+    def due(self, round_: int) -> bool:
+        """After `round_` finished rounds."""
+        assert self.spec.evaluation.every_rounds is not None
+        return round_ % self.spec.evaluation.every_rounds == 0
+
+
+def validation_prompts(spec: Spec, claims: Path) -> dict[str, list[PromptRecord]]:
+    """The first of the evaluation's held-out prompts, by task."""
+    return {task: records[:VALIDATION_PROMPTS] for task, records in held_out_prompts(spec, claims).items()}
+
+
+def build_validation(
+    spec: Spec,
+    prompts: Mapping[str, Sequence[PromptRecord]],
+    rewards: Mapping[str, Mapping[str, RewardFn]],
+    model: Model,
+) -> Validation:
+    length = spec.model.max_sequence_length
+    conditioning = {task: model.encode([r.prompt for r in records], length) for task, records in prompts.items()}
+    return Validation(spec, prompts, conditioning, model.encode([""], length)[0], rewards)
+
+
+def validate(validation: Validation, model: Model, adapter: str, ema: Ema, world: World) -> Rewards:
+    """Mean rewards of the averaged student, equal on all ranks. The weights are afterwards what they were before.
+
+    Every rank scores its share of the images; the means do not depend on how many ranks there are.
+
+    Args:
+        adapter: name of the student's adapter, whose weights `ema` averages.
+    """
+    spec = validation.spec
+    candidate = Candidate("student", adapter, student_guidance(spec), fingerprint="")
+    scores = {
+        (task, name): torch.zeros(len(validation.prompts[task]), dtype=torch.float64)
+        for task, rewards in validation.rewards.items()
+        for name in rewards
+    }
+    everything = [(task, number) for task, records in validation.prompts.items() for number in range(len(records))]
+    mine = everything[world.rank :: world.size]
+    with ema.applied():
+        for task, records in validation.prompts.items():
+            numbers = [number for owner, number in mine if owner == task]
+            conditioning = [validation.conditioning[task][number] for number in numbers]
+            batches = sample_images(model, candidate, spec, task, numbers, conditioning, validation.negative)
+            for part, images in batches:
+                chosen = [records[number] for number in part]
+                for name, reward in validation.rewards[task].items():
+                    answer = reward(images, [r.prompt for r in chosen], [r.metadata for r in chosen])
+                    scores[task, name][part] = answer.double()
+    total = all_reduce(torch.cat(list(scores.values())).to(model.device), world).cpu()
+    parts = dict(zip(scores, torch.split(total, [len(values) for values in scores.values()]), strict=True))
+    return {
+        task: {name: float(parts[task, name].mean()) for name in rewards}
+        for task, rewards in validation.rewards.items()
+    }
