@@ -217,3 +217,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(trainer: Trainer,
     assert code == ExitCode.DIVERGED, output
     assert "round 1: the student left the finite numbers before step 1 on task geneval" in output
     assert not (trainer.folder / "diverged" / "checkpoints").exists()
+
+
+def test_a_reward_nobody_knows_and_prompts_that_are_not_there_are_all_named_before_the_first_round(
+    trainer: Trainer,
+) -> None:
+    wrong = {
+        "spec.teachers.0.rewards": ["geneval-tyni"],
+        "spec.teachers.2.prompts": {"uri": "pvc://tiny-world/prompts/none.jsonl"},
+    }
+    code, output = trainer.run("wrong", wrong)
+    assert code == ExitCode.INVALID, output
+    assert "spec.teachers[0].rewards[0] is geneval-tyni" in output
+    assert "spec.teachers[2].prompts.uri" in output
+    assert not trainer.log("wrong")

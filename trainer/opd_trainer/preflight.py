@@ -1,4 +1,4 @@
-"""What is wrong with a spec's prompts and rewards: found before the first round, not by the evaluator after the last."""
+"""What is wrong with a spec's prompts and rewards, found before the first round and not after the last."""
 
 from collections.abc import Iterator
 from pathlib import Path

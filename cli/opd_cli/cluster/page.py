@@ -21,7 +21,7 @@ _BAD = (
     *(Reason.BACKOFF_LIMIT_EXCEEDED, Reason.USER_ERROR, Reason.REJECTED, Reason.ROLLED_BACK, Reason.UNAVAILABLE),
     Reason.UNKNOWN_STUDENT,
 )
-STYLES: dict[str, str] = {
+_STYLES: dict[str, str] = {
     **{reason.value: style for reason, style in STYLES.items()},
     **dict.fromkeys((reason.value for reason in _BAD), "red"),
     **dict.fromkeys((Reason.DISRUPTED.value, Reason.SUSPENDED.value, Reason.STOPPING.value), "yellow"),
@@ -82,7 +82,7 @@ def lines(before: Distillation | None, now: Distillation) -> Iterator[str]:
 def _conditions(distillation: Distillation, now: datetime) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for each in distillation.status.conditions or []:
-        reason = Text(each.reason, style=STYLES.get(each.reason, ""))
+        reason = Text(each.reason, style=_STYLES.get(each.reason, ""))
         since = Text(ago(parse_time(each.last_transition_time), now), style="dim")
         table.add_row(Text(each.type, style="bold"), each.status, reason, since, Text(each.message))
     return table
