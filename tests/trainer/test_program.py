@@ -223,11 +223,11 @@ def test_a_reward_nobody_knows_and_prompts_that_are_not_there_are_all_named_befo
     trainer: Trainer,
 ) -> None:
     wrong = {
-        "spec.teachers.0.rewards": ["geneval-tyni"],
+        "spec.teachers.0.rewards": ["tiny-geneval", "geneval-tyni"],
         "spec.teachers.2.prompts": {"uri": "pvc://tiny-world/prompts/none.jsonl"},
     }
     code, output = trainer.run("wrong", wrong)
     assert code == ExitCode.INVALID, output
-    assert "spec.teachers[0].rewards[0] is geneval-tyni" in output
+    assert "spec.teachers[0].rewards[1] is geneval-tyni" in output
     assert "spec.teachers[2].prompts.uri" in output
     assert not trainer.log("wrong")
