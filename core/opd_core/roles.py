@@ -98,7 +98,7 @@ def teacher_server(place: Place, name: str, teachers: Sequence[str], ports: Mapp
         *(f"--teacher={teacher}" for teacher in teachers),
     )
     probe = (place.python, "-m", "opd_serving.teacher.probe", f"--address={place.probe_host}:{ports['http']}")
-    ready = Probe(argv=(*probe, "--timeout=5"), timeout=10)
+    ready = Probe(argv=(*probe, "--timeout=5"), timeout=10, failures=3)
     # One row waits behind whole batches: slow is not dead.
     alive = Probe(argv=(*probe, "--timeout=60"), timeout=65, period=15, failures=3)
     return Recipe(name, argv, place.env, ports, ready, alive)

@@ -176,7 +176,7 @@ def _pod(pod: Object) -> PodView:
         disrupted=_disrupted(status, true),
         ended=words(containers),
         before=words(containers, "lastState"),
-        trouble=_trouble(conditions, containers),
+        trouble=_leaving(pod, conditions) or _trouble(conditions, containers),
         restarts=sum(container.get("restartCount", 0) for container in containers),
         job=labels.get("job-name", labels.get("batch.kubernetes.io/job-name", "")),
         revision=labels.get(REVISION, ""),
@@ -191,6 +191,19 @@ def _disrupted(status: Object, true: set[str]) -> bool:
     if status.get("reason") == "Evicted" and _OWN_LIMIT.search(status.get("message", "")):
         return False
     return "DisruptionTarget" in true or status.get("reason") in ("Evicted", "NodeLost", "Shutdown")
+
+
+def _leaving(pod: Object, conditions: Iterable[Object]) -> tuple[Reason, str] | None:
+    """A pod sent away while it runs. That of a lost node stays so, since only a person knows whether it is off."""
+    why = next((c for c in conditions if c["type"] == "DisruptionTarget" and c.get("status") == "True"), None)
+    if why is None or "deletionTimestamp" not in pod["metadata"] or (pod.get("status") or {}).get("phase") != "Running":
+        return None
+    name, node = pod["metadata"]["name"], pod["spec"].get("nodeName", "")
+    said = why.get("message") or why.get("reason", "")
+    return (
+        Reason.DISRUPTED,
+        f"pod {name} is leaving node {node} ({said}); if that machine is off: kubectl delete node {node}",
+    )
 
 
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ErrImageInspect"}
@@ -236,8 +249,7 @@ def failure_of(job: JobView, pods: Iterable[PodView]) -> Failure:
         text = f"pod {disrupted.name} was evicted or lost"
         return Failure(Reason.DISRUPTED, text, disrupted.name, "", 0, counts=False, final=False)
     spoke = [pod for pod in failed if pod.ended is not None and pod.ended.exit_code != 0]
-    # A pod that Kubernetes stopped because another failed says 143; it is the cause only where nobody else is.
-    spoke.sort(key=lambda pod: (_told_to_stop(pod), pod.ended.finished if pod.ended else "", pod.index))
+    spoke.sort(key=lambda pod: (_follows(pod), pod.ended.finished if pod.ended else "", pod.index))
     if not spoke and failed:
         text = failed[0].message or job.message
         return Failure(Reason.FAILED, text, failed[0].name, "", 0, counts=True, final=False)
@@ -248,14 +260,21 @@ def failure_of(job: JobView, pods: Iterable[PodView]) -> Failure:
     pod = spoke[0]
     assert pod.ended is not None
     said = pod.ended
-    # The launcher may be gone before it could speak for its rank: the code the program wrote is the closer one.
-    code = said.exit_code if said.facts.exit_code is None else said.facts.exit_code
+    code = _code(pod)
     reason, counts, final = _classify(code, said.reason)
     return Failure(reason, said.message or said.reason, pod.name, said.container, code, counts, final)
 
 
-def _told_to_stop(pod: PodView) -> bool:
-    return pod.ended is not None and pod.ended.exit_code == ExitCode.TERMINATED
+def _follows(pod: PodView) -> int:
+    """How likely a pod ended because of another: 143 was told to stop, 75 may have lost another rank."""
+    order: dict[int, int] = {ExitCode.TERMINATED: 2, ExitCode.UNAVAILABLE: 1}
+    return order.get(_code(pod), 0)
+
+
+def _code(pod: PodView) -> int:
+    """The launcher may be gone before it could speak for its rank: the code the program wrote is the closer one."""
+    assert pod.ended is not None
+    return pod.ended.exit_code if pod.ended.facts.exit_code is None else pod.ended.facts.exit_code
 
 
 def _classify(code: int, reason: str) -> tuple[Reason, bool, bool]:

@@ -95,16 +95,17 @@ def _trainer(d: Draft) -> None:
         d.complete(TRAINER_READY)
         _progress(d)
     else:
-        default = Reason.RESUMED if this.number > 0 else Reason.STARTING
-        reason, message = d.observed.trouble(names.TRAINER) or (
-            default,
-            _missing(d, job) or f"{counts[0]} of {nodes} training pods run",
-        )
-        d.mark(Stage.TRAINED, False, reason, message)
+        trouble = d.observed.trouble(names.TRAINER)
         if d.completed(TRAINER_READY):
             _progress(d)  # a pod that turns unready for a moment is no new start
-        elif d.late(d.times[TRAINER_READY]["startTime"], d.spec.run_policy.stage_deadlines.trainer_ready):
-            deadline(d, Stage.TRAINED, "stageDeadlines.trainerReady", names.TRAINER)
+        else:
+            default = Reason.RESUMED if this.number > 0 else Reason.STARTING
+            d.mark(Stage.TRAINED, False, default, _missing(d, job) or f"{counts[0]} of {nodes} training pods run")
+            if d.late(d.times[TRAINER_READY]["startTime"], d.spec.run_policy.stage_deadlines.trainer_ready):
+                deadline(d, Stage.TRAINED, "stageDeadlines.trainerReady", names.TRAINER)
+                return
+        if trouble:
+            d.mark(Stage.TRAINED, False, *trouble)
 
 
 def _missing(d: Draft, job: JobView | None) -> str:

@@ -167,17 +167,24 @@ def test_the_documented_way_a_better_student_and_a_worse_one(
     assert not refused, "the chart's role lacks a verb"
 
 
-def test_a_suspended_run_goes_on_from_its_checkpoint(
-    namespace: Namespace, operator: str, example: dict[str, Any]
+def test_a_run_followed_with_opd_goes_on_from_its_checkpoint_after_a_suspension(
+    namespace: Namespace, operator: str, example: dict[str, Any], tmp_path: Path
 ) -> None:
     example["spec"]["training"]["rounds"] = 20
     example["spec"]["endpoint"]["enabled"] = False
-    name = namespace.apply(example)
+    name = example["metadata"]["name"]
+    (tmp_path / "distill.yaml").write_text(yaml.safe_dump(example))
+    namespace.opd("submit", tmp_path / "distill.yaml")
     wait_until(lambda: namespace.rounds(name) >= 5, "five rounds", 300)
     namespace.opd("suspend", name)
-    namespace.kubectl("wait", f"opd/{name}", "--for=condition=Suspended", "--timeout=120s")
+    namespace.opd("wait", name, "--for=Suspended", "--timeout=2m")
     assert not namespace.pods()
     namespace.opd("resume", name)
-    wait_until(lambda: "continuing after round" in namespace.log("trainer"), "the second start", 300)
-    namespace.until(name, "Trained", "True", seconds=600)
+    followed = namespace.opd("logs", "trainer", name, "-f")
+    assert "continuing after round" in followed
+    assert "student sha256:" in followed, "followed from before the pod's start to its end"
+    assert "passed its gate" in namespace.opd("status", name, "-w"), "it ends with the run"
     assert namespace.status(name)["restarts"] == 0, "a suspension is no failure"
+    assert "Pod/" in namespace.opd("events", name)
+    namespace.opd("delete", name, "--wait", "--timeout=5m")
+    assert not namespace.pods()

@@ -135,6 +135,18 @@ def test_disruptions_and_failures_are_counted_apart(code, reason, more, cause):
     assert world.wait(60).job(names.TRAINER)["metadata"]["name"] == "tiny-trainer-1-1"
 
 
+def test_a_trainer_on_a_lost_node_is_awaited_and_the_condition_says_what_to_do():
+    world = World().settle().up(names.TEACHERS).run()
+    job = world.job(names.TRAINER)
+    job["status"] = {"active": 1, "ready": 0, "terminating": 1}
+    lost = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+    world.pod(job, "tiny-trainer-1-0-0", "Running", conditions=(lost,), leaving=True)
+    world.settle().wait(3600)
+    assert world.condition("Trained") == ("False", "Disrupted")
+    assert "if that machine is off: kubectl delete node machine-1" in world.message("Trained")
+    assert [each["metadata"]["name"] for each in world.jobs()] == ["tiny-trainer-1-0"], "never two in one folder"
+
+
 def test_disruptions_never_use_up_the_limit():
     world = World(runPolicy={"backoffLimit": 0}).settle().up(names.TEACHERS)
     for _ in range(5):
@@ -143,11 +155,12 @@ def test_disruptions_never_use_up_the_limit():
     assert world.condition("Failed")[0] == "False"
 
 
-def test_the_cause_is_the_pod_that_failed_by_itself():
+@pytest.mark.parametrize("consequence", [ExitCode.TERMINATED, ExitCode.UNAVAILABLE])
+def test_the_cause_is_the_pod_that_failed_by_itself(consequence):
     world = World(training__nodes=2).settle().up(names.TEACHERS).run()
     job = world.job(names.TRAINER)
     job["status"] = {"failed": 2, "conditions": [{"type": "Failed", "status": "True"}]}
-    told = {"exitCode": 143, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}
+    told = {"exitCode": int(consequence), "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}
     broke = {"exitCode": 2, "reason": "Error", "message": "bad prompt", "finishedAt": "2026-01-01T00:00:01Z"}
     world.pod(job, "tiny-trainer-1-0-0", "Failed", ended=told, index=0)
     world.pod(job, "tiny-trainer-1-0-1", "Failed", ended=broke, index=1)

@@ -193,6 +193,7 @@ class World:
         self, parent: dict[str, Any], name: str, phase: str, *, ready: bool = False, index: int = 0,
         ended: dict[str, Any] | None = None, conditions: tuple[dict[str, Any], ...] = (),
         waiting: dict[str, Any] | None = None, restarts: int = 0, before: dict[str, Any] | None = None,
+        leaving: bool = False,
     ) -> None:  # fmt: skip
         state = {"terminated": ended} if ended else {"waiting": waiting} if waiting else {"running": {}}
         own = [{"type": "Ready", "status": str(ready)}]
@@ -203,7 +204,9 @@ class World:
                 "name": name,
                 "labels": {**parent["spec"]["template"]["metadata"]["labels"], "job-name": parent["metadata"]["name"]},
                 "annotations": {names.COMPLETION_INDEX: str(index)},
+                **({"deletionTimestamp": timestamp(self.now)} if leaving else {}),
             },
+            "spec": {"nodeName": "machine-1"},
             "status": {
                 "phase": phase,
                 "podIP": "10.0.0.1",
