@@ -121,3 +121,13 @@ def writes(namespace: Namespace) -> list[tuple[str, str, str]]:
         if ref.get("namespace") == namespace.name and line["verb"] not in ("get", "list", "watch"):
             found.append((line["verb"], ref["resource"], ref.get("name", "")))
     return found
+
+
+def refusals(cluster: node.Node) -> list[str]:
+    """What the operator had no right to; in a namespace that is going, nobody may make anything."""
+    return [
+        f"{line['verb']} {line['requestURI']}: {line['responseStatus'].get('message', '')}"
+        for line in audit(cluster)
+        if line["responseStatus"]["code"] == 403
+        and "is being terminated" not in line["responseStatus"].get("message", "")
+    ]
