@@ -78,12 +78,18 @@ def save(directory: Path, round_: int, engine: Engine, ema: Ema, identity: Ident
     except (OSError, SafetensorError, RuntimeError) as error:
         if not _is_storage_failure(error):
             raise
+        free = _free_space(directory)  # torch's own error does not say that the disk is full
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(
-            f"cannot write the checkpoint of round {round_} to {directory}: {error}; older checkpoints are intact; "
-            "free some space and start again"
+            f"cannot write the checkpoint of round {round_} to {directory}, where {free}: {error}; older checkpoints "
+            "are intact; free some space and start again"
         ) from error
     return final
+
+
+def _free_space(directory: Path) -> str:
+    usage = shutil.disk_usage(next(place for place in (directory, *directory.parents) if place.exists()))
+    return f"{usage.free / 1e6:.1f} MB of {usage.total / 1e6:.1f} MB are free"
 
 
 def latest(directory: Path) -> tuple[Path, Manifest] | None:
