@@ -59,6 +59,23 @@ def test_a_server_that_dies_and_comes_back_is_found_again_unless_it_is_another(m
     client.close()
 
 
+def test_a_server_that_is_told_to_stop_while_it_is_asked_is_waited_for(make_server, rows):
+    """As when a pod is deleted: on its way out Triton still answers, that it has no such model."""
+    server = make_server().start()
+    client = connect([server.address], PATIENT)
+    before = rows.ask(client, "ocr").result()
+    asked = []
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(server.stop)
+        while not stopping.done():
+            asked.append(rows[:1].ask(client, "ocr"))
+            time.sleep(0.01)
+    server.start()
+    for answer in asked:
+        torch.testing.assert_close(answer.result(), before[:1], rtol=0, atol=2e-3)
+    client.close()
+
+
 def test_dedicated_servers_share_the_teachers_and_a_dead_replica_is_passed_over(make_server, rows):
     of_ocr, of_both = make_server("ocr"), make_server("ocr", "aesthetic")
     of_ocr.start(), of_both.start()

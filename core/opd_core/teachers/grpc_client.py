@@ -32,6 +32,7 @@ _CHANNEL = [
     ("grpc.max_receive_message_length", -1),
 ]
 _RETRYABLE = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
+_LEAVING = "has no available versions"  # of a server told to stop: it unloads its model before it closes its port
 _DEAD_STUB = "Stub process"  # is INTERNAL; https://github.com/triton-inference-server/server/issues/7230
 
 
@@ -174,7 +175,7 @@ class GrpcTeachers:
                     # Evicted, or a restarted server, which gRPC reconnects to without a word: look who it is.
                     replica.registered.clear()
                     replica.verified = False
-                elif status in _RETRYABLE or _DEAD_STUB in message:
+                elif status in _RETRYABLE or _DEAD_STUB in message or _LEAVING in message:
                     failed.add(replica.address)
                     replica.verified = False
                 else:
