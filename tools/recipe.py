@@ -1,0 +1,140 @@
+"""What makes the difference: the example distilled with one thing changed at a time, at equal work.
+
+    python tools/recipe.py [--images 800] [NAME ...]      all variants, or those named
+
+Every variant sees about as many latents per task (images times solver steps) as the first one. What is measured is the
+objective itself on prompts nobody trained on: the student follows its own trajectory over the evaluation's solver steps,
+and the squared difference to its task's teacher is averaged over elements, steps and prompts. That tells variants apart
+with a tenth of the images that rewards need. Results are added to runs/recipe.jsonl; the table of all is printed.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import yaml
+from opd_core.api.load import check_spec
+from opd_core.api.types import OPDDistillation
+from opd_core.diffusion.guidance import guided_velocity
+from opd_core.diffusion.transitions import transitions
+from opd_core.ports import free_ports
+from opd_trainer.engine import World, init_distributed, learning_rate, shutdown
+from opd_trainer.loop import distil
+from opd_trainer.prompts import held_out_prompts
+from opd_trainer.run import Run
+from opd_trainer.setup import build_run
+from reproduce import REPOSITORY, SPEC, change
+
+RESULTS = REPOSITORY / "runs" / "recipe.jsonl"
+PROMPTS = 24
+FIRST = "as in the example"
+VARIANTS: dict[str, dict[str, Any]] = {
+    FIRST: {},
+    "4 images a task": {"imagesPerTask": 4, "optimizer.learningRate": 4e-3},
+    "4 images a task, learning rate 8e-3": {"imagesPerTask": 4, "optimizer.learningRate": 8e-3},
+    "1 image a task": {"imagesPerTask": 1},
+    "1 image a task, learning rate 8e-3": {"imagesPerTask": 1, "optimizer.learningRate": 8e-3},
+    "learning rate 1e-2": {"optimizer.learningRate": 1e-2},
+    "learning rate 3e-4": {"optimizer.learningRate": 3e-4},
+    "4 images a task, 10 steps": {"imagesPerTask": 4, "sampler.steps": 10, "optimizer.learningRate": 4e-3},
+    "4 steps": {"sampler.steps": 4},
+    "beta2 0.99": {"optimizer.betas": [0.9, 0.99]},
+    "MeanMatching": {"objective.type": "MeanMatching"},
+    "rank 8": {"adapter.rank": 8, "adapter.alpha": 16},
+    "geneval with weight 3": {"teachers.0.weight": 3.0},
+}
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--images", type=int, default=800, help="per task, at six solver steps")
+    options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(VARIANTS))
+    arguments = options.parse_args()
+    if unknown := [name for name in arguments.names if name not in VARIANTS]:
+        options.error(f"unknown variant {unknown[0]!r}")
+    (port,) = free_ports(1)
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(port)
+    world = init_distributed("cpu")
+    RESULTS.parent.mkdir(exist_ok=True)
+    for name in arguments.names or VARIANTS:
+        result = measure(name, variant(VARIANTS[name], arguments.images), world)
+        with RESULTS.open("a") as lines:
+            print(json.dumps(result), file=lines)
+        print(json.dumps(result), file=sys.stderr, flush=True)
+    shutdown()
+    print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+    return 0
+
+
+def variant(changes: Mapping[str, Any], images: int) -> OPDDistillation:
+    content = yaml.safe_load(SPEC.read_text())
+    content["spec"]["teacherServing"] = {"placement": "InProcess", "precision": "FP32"}
+    for path, value in changes.items():
+        place = content["spec"] if path.startswith("teachers") else content["spec"]["training"]
+        change(content["spec"]["student"] if path.startswith("adapter") else place, path.split("."), value)
+    training = content["spec"]["training"]
+    training["rounds"] = round(images * 6 / training["sampler"]["steps"] / training["imagesPerTask"])
+    return check_spec(content)
+
+
+def measure(name: str, distillation: OPDDistillation, world: World) -> dict[str, Any]:
+    run = build_run(distillation.spec, SPEC.parent, [], "cpu", world)
+    began = time.monotonic()
+    for round_ in range(run.training.rounds):
+        distil(run, round_)
+        run.engine.step(learning_rate(run.training.optimizer, run.training.rounds, round_))
+    minutes = (time.monotonic() - began) / 60
+    errors = held_out_errors(run, distillation)
+    run.teachers.close()
+    run.engine.close()
+    return {"variant": name, "rounds": run.training.rounds, "minutes": minutes, "errors": errors}
+
+
+@torch.no_grad()
+def held_out_errors(run: Run, distillation: OPDDistillation) -> dict[str, float]:
+    """By task: mean of (v_S - v_T)^2 over elements, solver steps and prompts, at states the student visits."""
+    spec = distillation.spec
+    resolution, guidance = spec.training.resolution, torch.full((PROMPTS,), spec.training.guidance_scale)
+    schedule = run.model.schedule(spec.evaluation.sampler.steps, resolution.width, resolution.height)
+    path = transitions(schedule, spec.training.sampler.solver, 0.0)
+    prompts, errors = held_out_prompts(spec, SPEC.parent), {}
+    for i, task in enumerate(run.tasks):
+        conditioning = run.encode([record.prompt for record in prompts[task.name][:PROMPTS]])
+        embeds = torch.stack([each.embeds for each in conditioning])
+        pooled = torch.stack([each.pooled for each in conditioning])
+        embeds, pooled = embeds.view(PROMPTS, *embeds.shape[-2:]), pooled.view(PROMPTS, -1)
+        negative = run.negative.embeds.expand_as(embeds), run.negative.pooled.expand_as(pooled)
+        shape = run.model.latent_shape(resolution.width, resolution.height)
+        x = torch.randn((PROMPTS, *shape), generator=torch.Generator().manual_seed(7 + i))
+        total = 0.0
+        for step in path:
+            sigmas = torch.full((PROMPTS,), step.sigma)
+            student = guided_velocity(run.model.forward, x, sigmas, embeds, pooled, *negative, guidance)
+            teacher = run.teachers.submit(task.name, x, sigmas, guidance, conditioning, run.negative).result()
+            total += (student - teacher).square().mean().item()
+            x = step.a * x + step.b * student
+        errors[task.name] = total / len(path)
+    return errors
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The last result of every variant, as Markdown."""
+    last = {result["variant"]: result for result in results}
+    tasks = list(results[0]["errors"])
+    lines = [f"| variant | rounds | {' | '.join(tasks)} | mean |", "|---|" + "---:|" * (len(tasks) + 2)]
+    for name in VARIANTS:
+        if name in last:
+            values = [last[name]["errors"][task] for task in tasks]
+            cells = [f"{value:.3f}" for value in (*values, sum(values) / len(values))]
+            lines.append(f"| {name} | {last[name]['rounds']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
