@@ -1,10 +1,7 @@
-"""`make reproduce`: the example's spec at full length with three seeds; the page docs/reproduction.md from what is done.
+"""`make reproduce`: the example's spec at full length with three seeds, and the page docs/reproduction.md of what is done.
 
-    python tools/reproduce.py                the seeds
-    python tools/reproduce.py --ablate       variants of one seed with fewer rounds: what made the difference
-
-Each is an ordinary `opd run` in runs/reproduce/seed-N or runs/reproduce/ablation-NAME; a finished one is not repeated.
-Base and teachers are the same in all of them and are scored once.
+Each is an ordinary `opd run` in runs/reproduce/seed-N; a finished one is not repeated. Base and teachers are the same in
+all of them and are scored once. What made the difference: tools/recipe.py.
 """
 
 import argparse
@@ -25,32 +22,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SPEC = REPOSITORY / "examples" / "tiny" / "distill.yaml"
 PAGE = REPOSITORY / "docs" / "reproduction.md"
 SEEDS = (42, 43, 44)
-ROUNDS, ABLATION_ROUNDS = 1200, 400
+ROUNDS = 1200
 PROMPTS = 256
-# Changes of the spec by dotted path, one thing at a time.
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "as-in-the-spec": {},
-    "objective-MeanMatching": {"training.objective": {"type": "MeanMatching"}},
-    "learning-rate-0.001": {"training.optimizer.learningRate": 1e-3},
-    "learning-rate-0.0003": {"training.optimizer.learningRate": 3e-4},
-    "rank-8": {"student.adapter.rank": 8, "student.adapter.alpha": 16},
-    "equal-task-weights": {"teachers.0.weight": 1.0},
-}
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--work", type=Path, default=REPOSITORY / "runs" / "reproduce")
-    options.add_argument("--rounds", type=int, help=f"{ROUNDS}, with --ablate {ABLATION_ROUNDS}")
+    options.add_argument("--rounds", type=int, default=ROUNDS)
     options.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    options.add_argument("--ablate", action="store_true", help="variants of the first seed instead of the seeds")
     arguments = options.parse_args()
-    if arguments.ablate:
-        for name, changes in ABLATIONS.items():
-            run(arguments.work, f"ablation-{name}", arguments.seeds[0], arguments.rounds or ABLATION_ROUNDS, changes)
-    else:
-        for seed in arguments.seeds:
-            run(arguments.work, f"seed-{seed}", seed, arguments.rounds or ROUNDS, {})
+    for seed in arguments.seeds:
+        run(arguments.work, seed, arguments.rounds)
     text = page(arguments.work)
     print(text)
     PAGE.write_text(text)
@@ -60,8 +43,8 @@ def main() -> int:
 # ---------------------------------------------------------------------------------------------------- runs
 
 
-def run(work: Path, name: str, seed: int, rounds: int, changes: Mapping[str, Any]) -> None:
-    """One distillation, in work/name."""
+def run(work: Path, seed: int, rounds: int) -> None:
+    """One distillation, in work/seed-N."""
     content = yaml.safe_load(SPEC.read_text())
     ours = {
         "training.seed": seed,
@@ -70,9 +53,9 @@ def run(work: Path, name: str, seed: int, rounds: int, changes: Mapping[str, Any
         "evaluation.gate": [],
         "endpoint.enabled": False,
     }
-    for path, value in {**ours, **changes}.items():
+    for path, value in ours.items():
         change(content["spec"], path.split("."), value)
-    folder, known = work / name, work / "base-and-teachers"
+    folder, known = work / f"seed-{seed}", work / "base-and-teachers"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "distill.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -106,7 +89,7 @@ def copy_scores(source: Path, target: Path) -> None:
 class Finished:
     """A finished run: `rewards` of base, each task's teacher and the student, by task and model [N]."""
 
-    name: str
+    seed: int
     summary: Mapping[str, Any]
     rounds: int
     prompts: Mapping[str, list[str]]
@@ -118,8 +101,8 @@ class Finished:
         return {stage: (seconds or 0) / 60 for stage, seconds in self.summary["stageSeconds"].items()}
 
 
-def finished(work: Path, prefix: str) -> Iterator[Finished]:
-    for file in sorted(work.glob(f"{prefix}-*/summary.json")):
+def finished(work: Path) -> Iterator[Finished]:
+    for file in sorted(work.glob("seed-*/summary.json")):
         spec = json.loads((file.parent / "spec.json").read_text())["spec"]
         first = {teacher["name"]: teacher["rewards"][0] for teacher in spec["teachers"]}
         scored = {
@@ -127,7 +110,7 @@ def finished(work: Path, prefix: str) -> Iterator[Finished]:
             for model in ("base", "student", *(f"teacher-{task}" for task in first))
         }
         yield Finished(
-            name=file.parent.name.removeprefix(f"{prefix}-"),
+            seed=spec["training"]["seed"],
             summary=json.loads(file.read_text()),
             rounds=spec["training"]["rounds"],
             prompts=scored["base"]["prompts"],
@@ -167,37 +150,24 @@ def pooled(runs: Sequence[Finished], seed: int = 0) -> dict[str, tuple[float, fl
 
 
 def page(work: Path) -> str:
-    seeds, ablations = list(finished(work, "seed")), list(finished(work, "ablation"))
+    runs = list(finished(work))
+    tasks = list(runs[0].prompts)
     lines = ["# Reproduction on the tiny world", ""]
     lines += [
-        "Share of each teacher's gain over the base that the student keeps, on the task's own reward, with 95 % "
-        "bootstrap intervals.",
+        f"`make reproduce`: examples/tiny/distill.yaml with {runs[0].rounds} rounds and {len(runs)} seeds. Share of each "
+        "teacher's gain over the base that the student keeps, on the task's own reward, with 95 % bootstrap intervals.",
         f"{PROMPTS} held-out images per task, the same prompts and noise for all models.",
-    ]
-    if seeds:
-        lines += ["", "## Seeds", "", f"`make reproduce`: examples/tiny/distill.yaml with {seeds[0].rounds} rounds."]
-        lines += ["", *share_table("seed", seeds, pooled_row=True)]
-        lines += ["", "The last row draws seeds and prompts anew, with replacement.", "", *reward_table(seeds)]
-    if ablations:
-        lines += ["", "## What made the difference", ""]
-        lines += [
-            f"`tools/reproduce.py --ablate`: one seed, {ablations[0].rounds} rounds, one thing changed at a time."
-        ]
-        lines += ["", *share_table("variant", sorted(ablations, key=lambda each: list(ABLATIONS).index(each.name)))]
-    return "\n".join(lines) + "\n"
-
-
-def share_table(what: str, runs: Sequence[Finished], *, pooled_row: bool = False) -> list[str]:
-    tasks = list(runs[0].prompts)
-    lines = [
-        f"| {what} | " + " | ".join(tasks) + " | mean | training | evaluation |",
+        "",
+        "| seed | " + " | ".join(tasks) + " | mean | training | evaluation |",
         "|---|" + "---:|" * (len(tasks) + 3),
+        *(row(str(each.seed), pooled([each]), [each]) for each in runs),
+        row("all", pooled(runs), runs),
+        "",
+        "The last row draws seeds and prompts anew, with replacement.",
+        "",
+        *reward_table(runs),
     ]
-    for each in runs:
-        lines.append(row(each.name, pooled([each]), [each]))
-    if pooled_row:
-        lines.append(row("all", pooled(runs), runs))
-    return lines
+    return "\n".join(lines) + "\n"
 
 
 def row(name: str, shares: Mapping[str, tuple[float, float, float]], runs: Sequence[Finished]) -> str:

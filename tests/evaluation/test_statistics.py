@@ -139,14 +139,14 @@ def test_the_summary_has_every_model_share_and_check(repository):
 # ---------------------------------------------------------------- the page of `make reproduce`
 
 
-def distilled(name, student_gain, rng, noise=0.0):
+def distilled(seed, student_gain, rng, noise=0.0):
     """A finished run on 100 prompts: base 0, teacher 1 on both tasks, and the student's gain on each."""
 
     def rewards(level):
         return level + rng.normal(0, noise, 100)
 
     return reproduce.Finished(
-        name=name,
+        seed=seed,
         summary={},
         rounds=1,
         prompts={task: names(100) for task in student_gain},
@@ -159,7 +159,7 @@ def distilled(name, student_gain, rng, noise=0.0):
 
 def test_the_pooled_share_counts_prompts_and_seeds():
     rng = np.random.default_rng(0)
-    alike = [distilled(str(i), {"a": 0.9, "b": 0.7}, rng, noise=0.5) for i in range(3)]
+    alike = [distilled(i, {"a": 0.9, "b": 0.7}, rng, noise=0.5) for i in range(3)]
     shares = reproduce.pooled(alike)
     assert list(shares) == ["a", "b", "all"]
     share, low, high = shares["all"]
@@ -169,7 +169,7 @@ def test_the_pooled_share_counts_prompts_and_seeds():
     single = reproduce.pooled(alike[:1])["all"]
     assert high - low < single[2] - single[1]  # three seeds know more than one
 
-    apart = [distilled(str(gain), {"a": gain}, rng) for gain in (0.5, 0.7, 0.9)]
+    apart = [distilled(0, {"a": gain}, rng) for gain in (0.5, 0.7, 0.9)]
     assert reproduce.pooled(apart)["a"] == pytest.approx((0.7, 0.5, 0.9), abs=0.07)  # no noise but between seeds
     assert reproduce.pooled(apart[:1])["a"] == pytest.approx((0.5, 0.5, 0.5))
 
