@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SPEC = REPOSITORY / "examples" / "tiny" / "distill.yaml"
 PAGE = REPOSITORY / "docs" / "reproduction.md"
 SEEDS = (42, 43, 44)
-ROUNDS = 1200
+ROUNDS = 2200
 PROMPTS = 256
 
 

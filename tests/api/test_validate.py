@@ -25,7 +25,7 @@ def good(repository: Path) -> Path:
 def bad(good: Path, tmp_path: Path) -> Path:
     """Three problems in three places."""
     file = tmp_path / "bad.yaml"
-    text = good.read_text().replace("rounds: 500", "rounds: 0").replace("zeroStage: 0", "zeroStages: 0")
+    text = good.read_text().replace("rounds: 1000", "rounds: 0").replace("zeroStage: 0", "zeroStages: 0")
     file.write_text(text.replace("- name: ocr", "- name: Ocr"))
     return file
 

@@ -82,9 +82,10 @@ def namespace(cluster: node.Node, world: Path, tmp_path: Path) -> Iterator[Names
 
 @pytest.fixture
 def example(repository: Path) -> dict[str, Any]:
-    """`examples/tiny/distill.yaml`, shortened to minutes: few rounds at a constant learning rate, few prompts."""
+    """`examples/tiny/distill.yaml`, shortened to minutes: few larger rounds at a constant learning rate, few prompts."""
     document: dict[str, Any] = yaml.safe_load((repository / "examples" / "tiny" / "distill.yaml").read_text())
-    document["spec"]["training"].update(rounds=10, checkpoint={"everyRounds": 4, "keep": 2})
+    document["spec"]["training"].update(rounds=10, imagesPerTask=4, checkpoint={"everyRounds": 4, "keep": 2})
+    document["spec"]["training"]["sampler"]["steps"] = 6
     document["spec"]["training"]["optimizer"] = {"learningRate": 4e-3}
     document["spec"]["evaluation"].update(promptsPerTask=16)
     document["spec"]["evaluation"]["gate"] = [{"task": "aesthetic", "reward": "tiny-aesthetic", "ofTeacher": 0.5}]

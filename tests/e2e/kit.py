@@ -110,7 +110,7 @@ class Namespace:
 def audit(cluster: node.Node, user: str = OPERATOR) -> list[dict[str, Any]]:
     """The audit log's lines of a user."""
     lines = (json.loads(line) for line in cluster.audit_log.read_text().splitlines())
-    return [line for line in lines if line["user"]["username"] == user]
+    return [line for line in lines if line["user"].get("username") == user]
 
 
 def writes(namespace: Namespace) -> list[tuple[str, str, str]]:

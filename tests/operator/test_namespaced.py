@@ -56,7 +56,7 @@ def test_a_life_with_the_rights_of_one_namespace(api: Api, start: Callable[..., 
     wait_for(gone, "everything to go")
     user = f"system:serviceaccount:{api.namespace}:own-diffusion-opd"
     lines = [json.loads(line) for line in api.cluster.audit_log.read_text().splitlines()]
-    ours = [line for line in lines if line["user"]["username"] == user]
+    ours = [line for line in lines if line["user"].get("username") == user]
     assert ours
     assert [line for line in ours if line["responseStatus"]["code"] == 403] == []
     foreign = {line["objectRef"].get("namespace") for line in ours if line.get("objectRef", {}).get("resource")}

@@ -31,7 +31,8 @@ _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
-_RETRYABLE = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"}
+# CANCELLED by a server that ends; what this client cancels never comes back as an error.
+_RETRYABLE = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"}
 _LEAVING = "has no available versions"  # of a server told to stop: it unloads its model before it closes its port
 _DEAD_STUB = "Stub process"  # is INTERNAL; https://github.com/triton-inference-server/server/issues/7230
 
