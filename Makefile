@@ -20,7 +20,7 @@ reproduce: setup ## The full-length run with three seeds, and the table in docs/
 
 test: setup ## All tests but those of `make e2e`; they need a control plane, built once in 6 minutes
 	@tools/devcluster/build.sh control-plane >/dev/null
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: setup ## ruff, mypy --strict, import-linter, hadolint
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -32,21 +32,22 @@ from reproduce import REPOSITORY, SPEC, change
 
 RESULTS = REPOSITORY / "runs" / "recipe.jsonl"
 PROMPTS = 24
-FIRST = "as in the example"
+SIX = {"sampler.steps": 6}
+LARGE = {**SIX, "imagesPerTask": 4, "optimizer.learningRate": 4e-3}
 VARIANTS: dict[str, dict[str, Any]] = {
-    FIRST: {},
-    "4 images a task": {"imagesPerTask": 4, "optimizer.learningRate": 4e-3},
-    "4 images a task, learning rate 8e-3": {"imagesPerTask": 4, "optimizer.learningRate": 8e-3},
-    "1 image a task": {"imagesPerTask": 1},
-    "1 image a task, learning rate 8e-3": {"imagesPerTask": 1, "optimizer.learningRate": 8e-3},
-    "learning rate 1e-2": {"optimizer.learningRate": 1e-2},
+    "as in the example": {},
+    "3 steps": {"sampler.steps": 3},
+    "6 steps": SIX,
+    "6 steps, learning rate 1e-2": {**SIX, "optimizer.learningRate": 1e-2},
+    "6 steps, geneval with weight 3": {**SIX, "teachers.0.weight": 3.0},
+    "6 steps, 1 image a task, learning rate 8e-3": {**SIX, "imagesPerTask": 1, "optimizer.learningRate": 8e-3},
+    "6 steps, 4 images a task, learning rate 8e-3": {**LARGE, "optimizer.learningRate": 8e-3},
+    "6 steps, 4 images a task, learning rate 4e-3": LARGE,
+    "10 steps, 4 images a task, learning rate 4e-3": {**LARGE, "sampler.steps": 10},
     "learning rate 3e-4": {"optimizer.learningRate": 3e-4},
-    "4 images a task, 10 steps": {"imagesPerTask": 4, "sampler.steps": 10, "optimizer.learningRate": 4e-3},
-    "4 steps": {"sampler.steps": 4},
-    "beta2 0.99": {"optimizer.betas": [0.9, 0.99]},
     "MeanMatching": {"objective.type": "MeanMatching"},
     "rank 8": {"adapter.rank": 8, "adapter.alpha": 16},
-    "geneval with weight 3": {"teachers.0.weight": 3.0},
+    "rank 64": {"adapter.rank": 64, "adapter.alpha": 128},
 }
 
 

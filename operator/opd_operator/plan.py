@@ -108,6 +108,9 @@ def _suspend(d: Draft) -> None:
             endpoint.pop("stable", None)  # its time to come up begins anew
         endpoint.update(replicas=0, readyReplicas=0)
     pods = [pod for pod in d.observed.pods if pod.active]
+    # A trainer that was told to stop finishes its round, and asks about it.
+    there = any(view.role == names.TEACHERS for view in d.observed.deployments.values())
+    d.wanted.teachers = there and bool(d.observed.active(names.TRAINER))
     if pods or d.observed.jobs or d.observed.deployments:
         d.mark(Condition.SUSPENDED, False, Reason.STOPPING, f"{len(pods)} pods are still ending")
     else:

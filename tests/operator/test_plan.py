@@ -372,6 +372,9 @@ def test_suspended_is_true_only_when_every_pod_is_gone():
     world.edit(suspend=True)
     assert world.condition("Suspended") == ("False", "Stopping")
     assert world.status["phase"] == "Suspending"
+    assert world.of("Deployment", names.TEACHERS), "a trainer that was told to stop finishes its round"
+    assert not world.jobs()
+    world.leave()  # the trainer; then the teachers
     assert world.leave().condition("Suspended") == ("True", "Suspended")
 
 

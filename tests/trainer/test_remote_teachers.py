@@ -1,8 +1,11 @@
 """Training against a real tritonserver: the answers, a server that dies in the middle, a server of another spec."""
 
+import json
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +52,26 @@ def test_a_server_lost_in_the_middle_changes_nothing_but_time(
     assert process.returncode == 0, output
     assert trainer.log("disturbed")[-1]["teacher_retries"] > 0
     assert numbers(trainer.log("disturbed")) == numbers(steady)
+
+
+def test_told_to_stop_while_the_server_is_away_it_does_not_wait_for_it(
+    trainer: Trainer, server: TeacherServer, tmp_path: Path
+) -> None:
+    last_words = tmp_path / "last-words"
+    often = {**REMOTE, "spec.training.checkpoint": {"everyRounds": 1, "keep": 1}}
+    process = trainer.start("left", often, "--teachers", server.address, env={"OPD_TERMINATION_LOG": str(last_words)})
+    wait_for_round(trainer, "left", 3, process)
+    server.kill()
+    try:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        server.start()
+    assert process.returncode == ExitCode.TERMINATED, output
+    assert "told to stop while teachers were away" in json.loads(last_words.read_text())["message"]
+    code, output = trainer.run("left", often, "--teachers", server.address)
+    assert code == 0, output
+    assert "continuing after round" in output
 
 
 def test_remote_and_local_teachers_teach_the_same(make_run: Callable[..., Run], steady: list[dict[str, Any]]) -> None:

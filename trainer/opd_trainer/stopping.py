@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -10,6 +11,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number = 0
+        self._hurry: list[Callable[[], None]] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
@@ -17,6 +19,14 @@ class StopSignal:
         if self.number:
             os._exit(128 + number)
         self.number = number
+        for hurry in self._hurry:
+            hurry()
+
+    def then(self, hurry: Callable[[], None]) -> None:
+        """Call `hurry` when the signal comes, or now if it has come."""
+        self._hurry.append(hurry)
+        if self.number:
+            hurry()
 
     def requested(self) -> bool:
         return self.number != 0

@@ -13,7 +13,7 @@ from opd_core.api.digests import digest, weights_fields
 from opd_core.api.load import load_spec
 from opd_core.api.types import OPDDistillation
 from opd_core.device import choose_device
-from opd_core.errors import OPDError
+from opd_core.errors import OPDError, UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.preflight import refuse
 from opd_core.process import die_with_parent
@@ -76,6 +76,7 @@ def train(args: Namespace) -> int:
     refuse(data_problems(distillation.spec, args.claims, find), distillation.metadata.name)
     addresses = [address for address in args.teachers.split(",") if address]
     run = build_run(distillation.spec, args.claims, addresses, device, world)
+    stop.then(run.teachers.stop_waiting)
     try:
         metrics.stage("WaitingForTeachers")
         if world.rank == 0:
@@ -85,6 +86,15 @@ def train(args: Namespace) -> int:
         barrier(world)
         metrics.stage("Training")
         finished = play(run, args, start, identity, metrics, stop)
+    except UnavailableError as error:
+        if not stop.requested():
+            raise
+        say(
+            world,
+            message := f"told to stop while teachers were away; a new start continues at the last checkpoint: {error}",
+        )
+        last_words(stop.exit_code, message)
+        return stop.exit_code
     finally:
         run.teachers.close()
 

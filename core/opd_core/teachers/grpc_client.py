@@ -63,6 +63,7 @@ class GrpcTeachers:
     def __init__(self, addresses: Sequence[str], patience: Patience = Patience()) -> None:
         self.stats = ClientStats()
         self._patience = patience
+        self._waits = True
         self._jitter = random.Random()  # noqa: S311  (spreads retries; nothing secret)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-client", daemon=True)
@@ -110,6 +111,9 @@ class GrpcTeachers:
             negative=negative,
         )
         return asyncio.run_coroutine_threadsafe(self._query(rows), self._loop)
+
+    def stop_waiting(self) -> None:
+        self._waits = False
 
     def close(self) -> None:
         self._run(self._close())
@@ -184,10 +188,11 @@ class GrpcTeachers:
                 tries += 1
                 pause = min(self._patience.longest_pause, self._patience.first_pause * 2 ** min(tries, 10))
                 pause *= self._jitter.uniform(0.5, 1.0)
-                if self._loop.time() + pause > deadline:
+                if not self._waits or self._loop.time() + pause > deadline:
+                    waited = self._patience.total_seconds + self._loop.time() - deadline
                     raise UnavailableError(
-                        f"{what}: no answer from {', '.join(r.address for r in candidates)} within "
-                        f"{self._patience.total_seconds:.0f} s and {tries} tries; the last error was: {message}"
+                        f"{what}: no answer from {', '.join(r.address for r in candidates)} within {waited:.0f} s and "
+                        f"{tries} tries; the last error was: {message}"
                     ) from error
                 self.stats.retries += 1
                 await asyncio.sleep(pause)

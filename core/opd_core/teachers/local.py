@@ -77,5 +77,8 @@ class LocalTeachers:
             future.set_exception(RefusedError(str(error)))
         return future
 
+    def stop_waiting(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
