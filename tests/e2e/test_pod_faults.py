@@ -37,7 +37,7 @@ def restarted(namespace: Namespace, name: str, cause: str, count: int) -> None:
 
 def test_a_run_survives_its_pods(namespace: Namespace, operator: str, example: dict[str, Any]) -> None:
     """A teacher deleted, a rank killed, a pod evicted, the node cordoned: one training, to its end."""
-    example["spec"]["training"].update(rounds=60, checkpoint={"everyRounds": 2, "keep": 2})
+    example["spec"]["training"].update(rounds=40, checkpoint={"everyRounds": 2, "keep": 2})
     example["spec"]["evaluation"].update(promptsPerTask=2, gate=[])
     example["spec"]["endpoint"]["enabled"] = False
     name = namespace.apply(example)
