@@ -82,6 +82,9 @@ def pod_template(
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        # The kernel spares a container's first process signals that it has no handler for. A program that is told to
+        # stop while it still imports torch would hold its GPU until the grace period ends; so pause is the first one.
+        "shareProcessNamespace": True,
         "serviceAccountName": service_account,
         "securityContext": {
             "runAsNonRoot": True,

@@ -12,7 +12,7 @@ from .kit import Namespace, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
-# The launcher is process 1, which the kernel protects from signals of its own namespace; its child is a rank.
+# The ranks are the launcher's children.
 KILL_RANK = (
     "import os, signal, pathlib\n"
     "for entry in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
