@@ -123,12 +123,19 @@ def writes(namespace: Namespace) -> list[tuple[str, str, str]]:
     return found
 
 
-# In a namespace that is going nobody may make anything; and admission learns of a new type some seconds after it came.
-_PASSING = ("is being terminated", "cannot find RESTMapping for APIVersion opd.dev")
-
-
 def refusals(cluster: node.Node) -> list[str]:
-    """What the operator had no right to."""
-    refused = [line for line in audit(cluster) if line["responseStatus"]["code"] == 403]
+    """What the operator had no right to.
+
+    A right takes a moment to reach the API server, and admission learns of a new type some seconds after it came, so
+    what was allowed another time does not count; nor does a namespace that is going, where nobody may make anything.
+    """
+    lines = audit(cluster)
+    allowed = {_asked(line) for line in lines if line["responseStatus"]["code"] != 403}
+    refused = [line for line in lines if line["responseStatus"]["code"] == 403 and _asked(line) not in allowed]
     said = [f"{line['verb']} {line['requestURI']}: {line['responseStatus'].get('message', '')}" for line in refused]
-    return [each for each in said if not any(passing in each for passing in _PASSING)]
+    return [each for each in said if "is being terminated" not in each]
+
+
+def _asked(line: dict[str, Any]) -> tuple[str, ...]:
+    ref = line.get("objectRef", {})
+    return (line["verb"], *(ref.get(part, "") for part in ("apiGroup", "resource", "subresource", "namespace")))
