@@ -107,13 +107,20 @@ def test_a_wrong_image_is_mended_and_all_that_an_endpoint_may_have_comes_and_goe
         "autoscaling": {"minReplicas": 2, "maxReplicas": 3},
         "route": {"gateway": "web", "hostnames": ["images.example.com"]},
     }
-    alone["spec"]["runPolicy"] = {"ttlSecondsAfterFinished": 10}
+    alone["spec"]["runPolicy"] = {"ttlSecondsAfterFinished": 30}
     name = namespace.apply(alone)
     assert "localhost:1/none:1" in namespace.until(name, "Trained", "False", "ImagePullFailed")
     namespace.edit(name, training={"pod": None})
     namespace.until(name, "Serving", "True")
-    kinds = {line.split("/")[0].split(".")[0] for line in namespace.children().splitlines()}
-    assert {"poddisruptionbudget", "horizontalpodautoscaler", "httproute", "networkpolicy"} <= kinds
+    extras = {"poddisruptionbudget", "horizontalpodautoscaler", "httproute"}
+
+    def kinds() -> set[str]:
+        return {line.split("/")[0].split(".")[0] for line in namespace.children().splitlines()}
+
+    assert extras <= kinds()
+    namespace.edit(name, endpoint={"replicas": 1, "autoscaling": None, "route": None})
+    wait_until(lambda: not extras & kinds(), "what was taken out of the spec to go")
+    assert "networkpolicy" in kinds()
     wait_until(lambda: not namespace.kubectl("get", "opd", "-o", "name"), "its time to be over", 180)
     wait_until(lambda: not namespace.children(), "everything to go")
 
