@@ -32,18 +32,20 @@ from reproduce import REPOSITORY, SPEC, change
 
 RESULTS = REPOSITORY / "runs" / "recipe.jsonl"
 PROMPTS = 24
-SIX = {"sampler.steps": 6}
-LARGE = {**SIX, "imagesPerTask": 4, "optimizer.learningRate": 4e-3}
+FAST = {"optimizer.learningRate": 6e-3}
+SIX = {**FAST, "sampler.steps": 6}
+LARGE = {"sampler.steps": 6, "imagesPerTask": 4, "optimizer.learningRate": 4e-3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as in the example": {},
-    "3 steps": {"sampler.steps": 3},
-    "6 steps": SIX,
-    "6 steps, learning rate 1e-2": {**SIX, "optimizer.learningRate": 1e-2},
-    "6 steps, geneval with weight 3": {**SIX, "teachers.0.weight": 3.0},
-    "6 steps, 1 image a task, learning rate 8e-3": {**SIX, "imagesPerTask": 1, "optimizer.learningRate": 8e-3},
-    "6 steps, 4 images a task, learning rate 8e-3": {**LARGE, "optimizer.learningRate": 8e-3},
-    "6 steps, 4 images a task, learning rate 4e-3": LARGE,
-    "10 steps, 4 images a task, learning rate 4e-3": {**LARGE, "sampler.steps": 10},
+    "learning rate 6e-3": FAST,
+    "learning rate 6e-3, 3 steps": {**FAST, "sampler.steps": 3},
+    "learning rate 6e-3, 6 steps": SIX,
+    "learning rate 6e-3, 6 steps, geneval with weight 3": {**SIX, "teachers.0.weight": 3.0},
+    "learning rate 1e-2, 6 steps": {**SIX, "optimizer.learningRate": 1e-2},
+    "learning rate 8e-3, 6 steps, 1 image a task": {**SIX, "imagesPerTask": 1, "optimizer.learningRate": 8e-3},
+    "learning rate 8e-3, 6 steps, 4 images a task": {**LARGE, "optimizer.learningRate": 8e-3},
+    "learning rate 4e-3, 6 steps, 4 images a task": LARGE,
+    "learning rate 4e-3, 10 steps, 4 images a task": {**LARGE, "sampler.steps": 10},
     "learning rate 3e-4": {"optimizer.learningRate": 3e-4},
     "MeanMatching": {"objective.type": "MeanMatching"},
     "rank 8": {"adapter.rank": 8, "adapter.alpha": 16},
