@@ -92,6 +92,7 @@ class Finished:
     seed: int
     summary: Mapping[str, Any]
     rounds: int
+    learning_rate: float
     prompts: Mapping[str, list[str]]
     rewards: Mapping[str, Mapping[str, Floats]]
 
@@ -113,6 +114,7 @@ def finished(work: Path) -> Iterator[Finished]:
             seed=spec["training"]["seed"],
             summary=json.loads(file.read_text()),
             rounds=spec["training"]["rounds"],
+            learning_rate=spec["training"]["optimizer"]["learningRate"],
             prompts=scored["base"]["prompts"],
             rewards={
                 task: {
@@ -154,8 +156,9 @@ def page(work: Path) -> str:
     tasks = list(runs[0].prompts)
     lines = ["# Reproduction on the tiny world", ""]
     lines += [
-        f"`make reproduce`: examples/tiny/distill.yaml with {runs[0].rounds} rounds and {len(runs)} seeds. Share of each "
-        "teacher's gain over the base that the student keeps, on the task's own reward, with 95 % bootstrap intervals.",
+        f"`make reproduce`: examples/tiny/distill.yaml with {runs[0].rounds} rounds at a peak learning rate of "
+        f"{runs[0].learning_rate:g}; seeds that are done: {len(runs)} of {len(SEEDS)}.",
+        "Share of each teacher's gain over the base that the student keeps, on the task's own reward, with 95 % bootstrap intervals.",
         f"{PROMPTS} held-out images per task, the same prompts and noise for all models.",
         "",
         "| seed | " + " | ".join(tasks) + " | mean | training | evaluation |",

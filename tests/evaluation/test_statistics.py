@@ -149,6 +149,7 @@ def distilled(seed, student_gain, rng, noise=0.0):
         seed=seed,
         summary={},
         rounds=1,
+        learning_rate=1e-3,
         prompts={task: names(100) for task in student_gain},
         rewards={
             task: {"base": np.zeros(100), "teacher": np.ones(100), "student": rewards(gain)}

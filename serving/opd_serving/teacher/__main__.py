@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code of the server: 0 after SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     options = arguments.parse(argv)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of what cleans up
     try:
         found = find_server()
         for port in (options.grpc_port, options.http_port, options.metrics_port):
