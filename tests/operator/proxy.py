@@ -18,9 +18,8 @@ class Proxy:
         self._silent: set[int] = set()
         self._open: set[int] = set()
         self._count = 0
-        self._loop = asyncio.new_event_loop()
         ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(ready),), daemon=True)
         self._thread.start()
         ready.wait()
         self._config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{self.port}"
@@ -32,16 +31,16 @@ class Proxy:
         self._silent |= self._open
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
-    def _run(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._connected, "127.0.0.1", 0))
+    async def _serve(self, ready: threading.Event) -> None:
+        self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         ready.set()
-        self._loop.run_forever()
-        server.close()
+        await self._closing.wait()
+        server.close()  # and `asyncio.run` cancels what is open
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._count += 1
