@@ -176,7 +176,7 @@ async def record() -> tuple[str, list[Request]]:
         while before != len(recorder.sent):
             before = len(recorder.sent)
             await reconciler.reconcile((NAMESPACE, SAMPLE))
-        return cache.distillations[NAMESPACE, SAMPLE]["metadata"]["uid"], recorder.sent
+        return str(cache.get((NAMESPACE, SAMPLE))["metadata"]["uid"]), recorder.sent
 
 
 async def bare(count: int, sample: str, requests: list[Request], created: Any) -> None:

@@ -1,9 +1,15 @@
 """The objects as they were last seen: filled by listing, kept up by events and by our own writes. Never ahead of the
-API server, never behind what this process wrote itself."""
+API server, never behind what this process wrote itself.
 
+Thousands of objects have to fit, and each is read only when somebody looks at it: what is kept is compressed JSON, a
+tenth of what the same takes as dicts.
+"""
+
+import json
+import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from opd_core.api.types import KIND
 
@@ -15,11 +21,40 @@ _Family = tuple[str, str]  # namespace and uid of a distillation: what another n
 _GONE = 20_000  # deleted objects that are remembered
 
 
+class _Kept(NamedTuple):
+    """`owner`: name of the distillation."""
+
+    uid: str
+    version: int
+    owner: str
+    packed: bytes
+
+
 class Cache:
     def __init__(self) -> None:
-        self.distillations: dict[Key, Object] = {}
-        self._children: defaultdict[_Family, dict[tuple[str, str], Object]] = defaultdict(dict)
+        self._distillations: dict[Key, _Kept] = {}
+        self._children: defaultdict[_Family, dict[tuple[str, str], _Kept]] = defaultdict(dict)
         self._gone: OrderedDict[str, None] = OrderedDict()  # uids
+
+    def __len__(self) -> int:
+        return len(self._distillations)
+
+    def __iter__(self) -> Iterator[Key]:
+        """The distillations that are known now."""
+        return iter(list(self._distillations))
+
+    def inhabited(self) -> list[Key]:
+        """Of the distillations that have pods."""
+        return [
+            key
+            for key, kept in list(self._distillations.items())
+            if any(kind == "Pod" for kind, _ in self._children.get((key[0], kept.uid), ()))
+        ]
+
+    def get(self, key: Key) -> Object | None:
+        """A distillation."""
+        kept = self._distillations.get(key)
+        return _unpacked(kept) if kept else None
 
     def put(self, obj: dict[str, Any]) -> Key | None:
         """Keep `obj` unless a newer one is known. Returns the distillation that it concerns, if it is news."""
@@ -29,49 +64,60 @@ class Cache:
         metadata.pop("managedFields", None)  # half of an object, and nobody here reads it
         if obj["kind"] == KIND:
             key = (metadata["namespace"], metadata["name"])
-            if not _newer(obj, self.distillations.get(key)):
+            if not _newer(obj, self._distillations.get(key)):
                 return None
-            self.distillations[key] = obj
+            self._distillations[key] = _packed(obj, key[1])
             return key
         owner = _owner(obj)
         if owner is None:
             return None
+        uid, name = owner
         slot = (obj["kind"], metadata["name"])
-        family = self._children[metadata["namespace"], owner[0]]
+        family = self._children[metadata["namespace"], uid]
         if not _newer(obj, family.get(slot)):
             return None
-        family[slot] = obj
-        return metadata["namespace"], owner[1]
+        family[slot] = _packed(obj, name)
+        return metadata["namespace"], name
 
     def remove(self, obj: Object) -> Key | None:
         """Forget a deleted object. Returns the distillation that it concerns."""
         metadata = obj["metadata"]
-        self._gone[metadata["uid"]] = None
-        if len(self._gone) > _GONE:
-            self._gone.popitem(last=False)
         if obj["kind"] == KIND:
-            key = (metadata["namespace"], metadata["name"])
-            last = self.distillations.get(key)
-            if last is not None and last["metadata"]["uid"] == metadata["uid"]:
-                del self.distillations[key]
-                self._children.pop((metadata["namespace"], metadata["uid"]), None)
-            return key
+            return self._drop_distillation((metadata["namespace"], metadata["name"]), metadata["uid"])
         owner = _owner(obj)
         if owner is None:
             return None
-        slot, home = (obj["kind"], metadata["name"]), (metadata["namespace"], owner[0])
+        uid, name = owner
+        self._drop_child((metadata["namespace"], uid), (obj["kind"], metadata["name"]), metadata["uid"])
+        return metadata["namespace"], name
+
+    def _drop_distillation(self, key: Key, uid: str) -> Key:
+        self._bury(uid)
+        known = self._distillations.get(key)
+        if known is not None and known.uid == uid:
+            del self._distillations[key]
+            self._children.pop((key[0], uid), None)
+        return key
+
+    def _drop_child(self, home: _Family, slot: tuple[str, str], uid: str) -> None:
+        self._bury(uid)
         family = self._children.get(home, {})
         known = family.get(slot)
-        if known is not None and known["metadata"]["uid"] == metadata["uid"]:
+        if known is not None and known.uid == uid:
             del family[slot]
             if not family:
                 self._children.pop(home, None)
-        return metadata["namespace"], owner[1]
+
+    def _bury(self, uid: str) -> None:
+        self._gone[uid] = None
+        if len(self._gone) > _GONE:
+            self._gone.popitem(last=False)
 
     def children(self, obj: Object) -> list[Object]:
         """By uid, not by name: an object made again under an old name adopts nothing."""
         metadata = obj["metadata"]
-        return list(self._children.get((metadata["namespace"], metadata["uid"]), {}).values())
+        family = self._children.get((metadata["namespace"], metadata["uid"]), {})
+        return [_unpacked(kept) for kept in family.values()]
 
     def replace(self, kind: str, listed: Iterable[dict[str, Any]], version: int) -> tuple[set[Key], int]:
         """Take over a complete list of one kind. Returns the distillations whose objects were news, and the newest
@@ -84,17 +130,17 @@ class Cache:
             if key := self.put(obj):
                 news.add(key)
                 newest = max(newest, _version(obj))
-        for known in list(self._all(kind)):
-            if known["metadata"]["uid"] not in present and _version(known) <= version and (key := self.remove(known)):
-                news.add(key)
-        return news, newest
-
-    def _all(self, kind: str) -> Iterator[Object]:
         if kind == KIND:
-            yield from self.distillations.values()
-            return
-        for family in list(self._children.values()):
-            yield from (child for (of_kind, _), child in list(family.items()) if of_kind == kind)
+            for key, kept in list(self._distillations.items()):
+                if kept.uid not in present and kept.version <= version:
+                    news.add(self._drop_distillation(key, kept.uid))
+            return news, newest
+        for home, family in list(self._children.items()):
+            for slot, kept in list(family.items()):
+                if slot[0] == kind and kept.uid not in present and kept.version <= version:
+                    self._drop_child(home, slot, kept.uid)
+                    news.add((home[0], kept.owner))
+        return news, newest
 
 
 def _owner(obj: Object) -> tuple[str, str] | None:
@@ -108,10 +154,17 @@ def _owner(obj: Object) -> tuple[str, str] | None:
     return None
 
 
-def _newer(obj: Object, known: Object | None) -> bool:
-    if known is None or known["metadata"]["uid"] != obj["metadata"]["uid"]:
-        return True
-    return _version(obj) > _version(known)
+def _newer(obj: Object, known: _Kept | None) -> bool:
+    return known is None or obj["metadata"]["uid"] != known.uid or _version(obj) > known.version
+
+
+def _packed(obj: Object, owner: str) -> _Kept:
+    return _Kept(obj["metadata"]["uid"], _version(obj), owner, zlib.compress(json.dumps(obj).encode(), 1))
+
+
+def _unpacked(kept: _Kept) -> Object:
+    content: Object = json.loads(zlib.decompress(kept.packed))
+    return content
 
 
 def _version(obj: Object) -> int:

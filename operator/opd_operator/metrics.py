@@ -104,7 +104,8 @@ class _Objects(Collector):
             name: GaugeMetricFamily(name, text, labels=["namespace", "name", *labels])
             for name, text, *labels in _OBJECT_SERIES
         }
-        for key, obj in list(self._cache.distillations.items()):
+        for key in self._cache:
+            obj = self._cache.get(key) or {}  # scrapes have a thread of their own: it may have gone in between
             for name, labels, value in _samples(obj.get("status") or {}):
                 families[name].add_metric([*key, *labels], value)
         yield from families.values()

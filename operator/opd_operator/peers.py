@@ -45,7 +45,10 @@ class Peers:
                 return await self._get(url)
 
         while True:
-            asked = {key: found for key, obj in list(cache.distillations.items()) if (found := _questions(obj, cache))}
+            asked = {}
+            for key in cache.inhabited():
+                if (obj := cache.get(key)) and (found := _questions(obj, cache)):
+                    asked[key] = found
             for gone in self.answers.keys() - asked.keys():
                 del self.answers[gone]
             said = await asyncio.gather(*(ask(get, *found) for found in asked.values()))

@@ -63,7 +63,7 @@ class Reconciler:
         self.metrics.reconciled(result, time.monotonic() - began, waited)
 
     async def reconcile(self, key: Key) -> None:
-        obj = self.cache.distillations.get(key)
+        obj = self.cache.get(key)
         if obj is None or "deletionTimestamp" in obj["metadata"]:
             self._rejected.pop(key, None)  # the garbage collector takes the children
             return

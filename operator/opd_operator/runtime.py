@@ -17,7 +17,7 @@ from opd_operator.probes import serve_probes
 from opd_operator.queue import WorkQueue, work
 from opd_operator.reconcile import Reconciler
 from opd_operator.settings import Settings
-from opd_operator.watch import Watches, fill, registry, resync, watched
+from opd_operator.watch import NoMemories, Watches, fill, registry, resync, watched
 
 log = logging.getLogger("opd_operator")
 
@@ -51,11 +51,12 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             metrics.leader.set(1)
             watches = await _first_listing(kube, cache, settings)
             listed.set()
-            for key in cache.distillations:
+            for key in cache:
                 queue.add(key)
-            log.info("%d objects; watching %s", len(cache.distillations), settings.namespaces or "all namespaces")
+            log.info("%d objects; watching %s", len(cache), settings.namespaces or "all namespaces")
             eyes = kopf.operator(
                 registry=registry(cache, queue, watches),
+                memories=NoMemories(),
                 standalone=True,
                 clusterwide=not settings.namespaces,
                 namespaces=settings.namespaces,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory  # the type of an argument of kopf.operator
 
 from opd_operator import names
 from opd_operator.cache import Cache, Key
@@ -33,6 +34,13 @@ class Watches:
 
     def saw(self, kind: str, version: str) -> None:
         self.seen[kind] = max(self.seen.get(kind, 0), int(version))
+
+
+class NoMemories(ResourceMemories):  # type: ignore[misc]
+    """kopf remembers every object it has seen, for daemons and indices; there are none here, and it adds up."""
+
+    async def recall(self, *args: Any, **kwargs: Any) -> ResourceMemory:
+        return await super().recall(*args, **{**kwargs, "ephemeral": True})
 
 
 async def watched(kube: Kube) -> Sequence[Resource]:
@@ -65,6 +73,7 @@ def registry(cache: Cache, queue: WorkQueue[Key], watches: Watches) -> kopf.Oper
         settings.watching.server_timeout = 290
         settings.watching.client_timeout = 300
         settings.watching.chunk_size = 500
+        settings.queueing.idle_timeout = 0.1  # a task and a queue of every object, as long as this after its last event
         for resource in watches.resources:
             if resource is not DISTILLATION:
                 settings.watching.label_selectors[resource.plural] = _OURS

@@ -1,5 +1,6 @@
 """The cache: never behind what it has seen, and no child in the wrong family."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import given
@@ -36,6 +37,12 @@ def pod(owner: str = "u1", version: int = 1) -> dict[str, Any]:
     return found
 
 
+def stored(cache: Cache) -> Mapping[str, Any]:
+    found = cache.get(KEY)
+    assert found is not None
+    return found
+
+
 def versions(cache: Cache, uid: str = "u1") -> dict[str, str]:
     return {each["metadata"]["name"]: each["metadata"]["resourceVersion"] for each in cache.children(distillation(uid))}
 
@@ -44,7 +51,7 @@ def test_an_older_event_does_not_overwrite_a_newer_object() -> None:
     cache = Cache()
     assert cache.put(distillation(version=10, status={"phase": "Running"})) == KEY
     assert cache.put(distillation(version=9)) is None
-    assert cache.distillations[KEY]["status"] == {"phase": "Running"}
+    assert stored(cache)["status"] == {"phase": "Running"}
     assert cache.put(child(version=100)) == KEY
     assert cache.put(child(version=99)) is None  # as numbers: "99" > "100" as text
     assert versions(cache) == {"tiny-trainer": "100"}
@@ -84,7 +91,7 @@ def test_the_late_deletion_of_an_object_leaves_the_one_made_again() -> None:
     cache.put(distillation("u2", 5))
     cache.put(child(owner="u2"))
     assert cache.remove(distillation("u1", 4)) == KEY
-    assert cache.distillations[KEY]["metadata"]["uid"] == "u2"
+    assert stored(cache)["metadata"]["uid"] == "u2"
     assert versions(cache, "u2") == {"tiny-trainer": "1"}
 
 
@@ -102,7 +109,7 @@ def test_with_an_object_its_children_are_forgotten() -> None:
     cache.put(child())
     cache.put(pod())
     assert cache.remove(distillation(version=2)) == KEY
-    assert cache.distillations == {}
+    assert list(cache) == []
     assert cache.children(distillation("u1")) == []
 
 
@@ -138,7 +145,7 @@ def test_managed_fields_are_not_kept() -> None:
     cache, obj = Cache(), distillation()
     obj["metadata"]["managedFields"] = [{"manager": "kubectl"}]
     cache.put(obj)
-    assert "managedFields" not in cache.distillations[KEY]["metadata"]
+    assert "managedFields" not in stored(cache)["metadata"]
 
 
 def test_a_list_that_says_what_the_watches_said_is_no_news() -> None:
@@ -166,7 +173,7 @@ def test_a_list_finds_deleted_distillations() -> None:
     cache.put(distillation("u1", 1))
     cache.put(distillation("u2", 1, name="other"))
     assert cache.replace(KIND, [distillation("u1", 1)], 5) == ({("team", "other")}, 0)
-    assert set(cache.distillations) == {KEY}
+    assert list(cache) == [KEY]
 
 
 def test_what_was_made_after_the_list_is_not_taken_for_deleted() -> None:
@@ -186,7 +193,7 @@ def test_what_was_deleted_does_not_come_back_with_an_older_word() -> None:
     assert cache.replace("Job", [child(version=5)], 5) == (set(), 0)
     cache.remove(distillation(version=7))
     assert cache.put(distillation(version=7, status={"phase": "Starting"})) is None
-    assert cache.distillations == {}
+    assert list(cache) == []
 
 
 def test_the_memory_of_deleted_objects_is_bounded() -> None:

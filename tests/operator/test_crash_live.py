@@ -59,7 +59,7 @@ async def lives(api: Api, stop: threading.Event) -> None:
             settings = Settings(images=IMAGES, device="cpu", namespaces=(namespace,))
             reconciler = Reconciler(kube, cache, queue, Metrics(cache, queue), settings, Peers(session))
             try:
-                for key in list(cache.distillations):
+                for key in cache:
                     await reconciler.reconcile(key)
                 await asyncio.sleep(0.05)
             except KilledError:

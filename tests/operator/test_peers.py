@@ -157,4 +157,8 @@ def test_a_pod_that_does_not_answer_holds_up_nobody(
 
 
 def test_nobody_is_asked_who_neither_trains_nor_rolls_out() -> None:
-    assert peers._questions(next(iter(family({"student": {"digest": "d"}}).distillations.values())), Cache()) is None
+    for status, asked in (({"workers": 1}, True), ({"workers": 1, "student": {"digest": "d"}}, False), ({}, False)):
+        cache = family(status)
+        obj = cache.get(("team", "tiny"))
+        assert obj is not None
+        assert (peers._questions(obj, cache) is not None) == asked, status
