@@ -1,5 +1,6 @@
 """A real teacher server for tests, started as `opd run` starts it."""
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -41,14 +42,18 @@ class TeacherServer:
         return self._program
 
     def start(self) -> "TeacherServer":
-        """Until it answers."""
-        program = self.launch()
+        """Until it answers. One that aborts on its way up is started once more, as `opd run` and the kubelet do: on busy
+        cores it sometimes throws boost::interprocess::lock_exception, like the ones in
+        https://github.com/triton-inference-server/server/issues/8882."""
+        program, again = self.launch(), True
         deadline = time.monotonic() + 240
         while True:
             try:
                 probe(self.http, 5)
                 return self
             except OPDError as error:
+                if program.exit_code == 128 + signal.SIGABRT and again:
+                    program, again = self.launch(), False
                 if program.exit_code is not None or time.monotonic() > deadline:
                     raise RuntimeError(self.log) from error
                 time.sleep(0.2)

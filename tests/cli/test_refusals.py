@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import kubernetes
 import pytest
 import yaml
 from devcluster.control_plane import ControlPlane
 from devcluster.control_plane import control_plane as run_control_plane
+from opd_cli.cluster.connection import Connection
 from opd_cli.cluster.refusals import refusal
 from opd_core.errors import UnavailableError
 from opd_core.exit_codes import ExitCode
@@ -142,6 +146,35 @@ def test_a_server_in_trouble_may_be_asked_again(status: int) -> None:
     error = refusal(status, body, "https://host")
     assert isinstance(error, UnavailableError)
     assert str(error) == "https://host: etcdserver: request timed out; try again"
+
+
+@pytest.mark.parametrize(("busy", "asked"), [(2, 3), (99, 5)])
+def test_a_server_that_says_when_to_ask_again_is_asked_again_with_an_end(busy: int, asked: int) -> None:
+    seen = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(429 if len(seen) <= busy else 200)
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            self.wfile.write(b'{"message": "storage is (re)initializing"}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = kubernetes.client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+        settings.retries = 0
+        connection = Connection(kubernetes.client.ApiClient(settings), "default")
+        if busy < asked:
+            assert connection.request("GET", "/api")["message"]
+        else:
+            with pytest.raises(UnavailableError, match=r"storage is \(re\)initializing; try again"):
+                connection.request("GET", "/api")
+        server.shutdown()
+    assert len(seen) == asked
 
 
 def test_what_no_rule_knows_is_passed_on() -> None:

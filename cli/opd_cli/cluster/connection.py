@@ -1,9 +1,11 @@
 """Requests to one API server as plain data, through the official client; its refusals come back in our words."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import TOO_MANY_REQUESTS
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +16,8 @@ from opd_cli.cluster.refusals import refusal
 
 MANAGER = "opd-cli"  # of server-side apply: the owner of every field in a submitted file
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
+# Not done, says the server, and when to ask again: it is busy, or has just learnt of a type. kubectl asks again, too.
+_TRIES, _LONGEST_PAUSE = 5, 10  # seconds
 JSON, TABLE = "application/json", "application/json;as=Table;v=v1;g=meta.k8s.io"
 
 
@@ -69,12 +73,17 @@ class Connection:
             body=body,
             auth_settings=["BearerToken"],
         )
-        response = self.api.rest_client.request(
-            request[0], request[1], headers=request[2], body=request[3], _request_timeout=timeout
-        )
-        if response.status >= 300:
-            raise refusal(response.status, response.read().decode(errors="replace"), self.host)
-        return response
+        for tries_left in reversed(range(_TRIES)):
+            response = self.api.rest_client.request(
+                request[0], request[1], headers=request[2], body=request[3], _request_timeout=timeout
+            )
+            if response.status < 300:
+                return response
+            said, pause = response.read().decode(errors="replace"), response.headers.get("Retry-After", "")
+            if response.status != TOO_MANY_REQUESTS or not pause.isdecimal() or not tries_left:
+                break
+            time.sleep(min(int(pause), _LONGEST_PAUSE))
+        raise refusal(response.status, said, self.host)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
