@@ -28,12 +28,13 @@ from opd_trainer.loop import distil
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.run import Run
 from opd_trainer.setup import build_run
-from reproduce import REPOSITORY, SPEC, change
+from reproduce import REPOSITORY, SPEC, change, from_the_mean
 
 RESULTS = REPOSITORY / "runs" / "recipe.jsonl"
 PROMPTS = 24
 FAST = {"optimizer.learningRate": 6e-3}
 SIX = {**FAST, "sampler.steps": 6}
+MEAN = "from the mean"
 LARGE = {"sampler.steps": 6, "imagesPerTask": 4, "optimizer.learningRate": 4e-3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as in the example": {},
@@ -48,8 +49,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learning rate 4e-3, 10 steps, 4 images a task": {**LARGE, "sampler.steps": 10},
     "learning rate 3e-4": {"optimizer.learningRate": 3e-4},
     "MeanMatching": {"objective.type": "MeanMatching"},
-    "rank 8": {"adapter.rank": 8, "adapter.alpha": 16},
-    "rank 64": {"adapter.rank": 64, "adapter.alpha": 128},
+    "rank 8": {"student.adapter.rank": 8, "student.adapter.alpha": 16},
+    "rank 64": {"student.adapter.rank": 64, "student.adapter.alpha": 128},
+    "from the teachers' mean": {MEAN: True},
+    "from the teachers' mean, learning rate 1.5e-3": {MEAN: True, "optimizer.learningRate": 1.5e-3},
 }
 
 
@@ -78,9 +81,12 @@ def main() -> int:
 def variant(changes: Mapping[str, Any], images: int) -> OPDDistillation:
     content = yaml.safe_load(SPEC.read_text())
     content["spec"]["teacherServing"] = {"placement": "InProcess", "precision": "FP32"}
-    for path, value in changes.items():
-        place = content["spec"] if path.startswith("teachers") else content["spec"]["training"]
-        change(content["spec"]["student"] if path.startswith("adapter") else place, path.split("."), value)
+    start = RESULTS.parent / "recipe-start"
+    mean = from_the_mean(start, f"file://{start}") if MEAN in changes else {}
+    for path, value in {**changes, **mean}.items():
+        if path != MEAN:
+            place = content["spec"] if path.startswith(("teachers", "student")) else content["spec"]["training"]
+            change(place, path.split("."), value)
     training = content["spec"]["training"]
     training["rounds"] = round(images * 6 / training["sampler"]["steps"] / training["imagesPerTask"])
     return check_spec(content)

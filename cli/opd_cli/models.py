@@ -1,4 +1,4 @@
-"""`opd models`: what a model or an adapter is."""
+"""`opd models`: what a model or an adapter is, and adapters in one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,3 +26,25 @@ def fingerprint(
     from opd_core.uris import resolve
 
     typer.echo(compute(resolve(uri, claims) if "://" in uri else Path(uri)))
+
+
+@app.command()
+def merge(
+    adapters: Annotated[list[str], typer.Argument(help="Two or more LoRAs of one base: paths or URIs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the merged one; made if it is not there.")],
+    claims: Annotated[Path, typer.Option(help="Folder with one entry per claim.")] = Path(),
+) -> None:
+    """Write the mean of several LoRAs as one, for a student to start from; exact, since their ranks add up.
+
+    Example: opd models merge teachers/geneval teachers/ocr -o start
+    """
+    from opd_core.models.merge import merge as write
+    from opd_core.uris import resolve
+
+    config = write([resolve(uri, claims) if "://" in uri else Path(uri) for uri in adapters], out)
+    typer.echo(
+        f"{out}: rank {config.r}, alpha {config.lora_alpha}. In a spec, with the folder on the claim `students`:\n"
+    )
+    typer.echo("  student:")
+    typer.echo(f"    initFrom: pvc://students/{out.name}")
+    typer.echo(f"    adapter: {{type: LoRA, rank: {config.r}, alpha: {config.lora_alpha}}}")

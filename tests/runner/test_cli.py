@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from opd_core.exit_codes import ExitCode
+from opd_core.models.adapter_file import read_adapter_file
 
-COMMANDS = ["run", "validate", "serve", "generate", "eval", "models", "models fingerprint"]
+COMMANDS = ["run", "validate", "serve", "generate", "eval", "models", "models fingerprint", "models merge"]
 
 
 def opd(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
@@ -44,6 +45,16 @@ def test_every_command_has_an_example(command: str) -> None:
     done = opd(*command.split(), "--help")
     assert done.returncode == 0
     assert re.search(rf"Example: +opd {command}", done.stdout), done.stdout
+
+
+def test_merged_teachers_are_a_start_for_a_student(tiny_claims: Path, tmp_path: Path) -> None:
+    teachers = [f"pvc://tiny-world/teachers/{name}" for name in ("geneval", "ocr", "aesthetic")]
+    done = opd("models", "merge", *teachers, f"--claims={tiny_claims}", "-o", str(tmp_path / "start"))
+    assert done.returncode == 0, done.stderr
+    assert "initFrom: pvc://students/start" in done.stdout
+    assert "adapter: {type: LoRA, rank: 48, alpha: 96}" in done.stdout
+    written = read_adapter_file(tmp_path / "start")
+    assert (written.rank, written.alpha) == (48, 96)
 
 
 def test_commands_are_there_without_torch() -> None:

@@ -84,12 +84,18 @@ def save_adapter(
         state: tensors to write instead of the adapter's own (its moving average, say), keyed like `adapter_state`.
     """
     tensors = dict(state) if state is not None else adapter_state(transformer, name)
-    fields = transformer.peft_config[name].to_dict()  # type: ignore[union-attr, index]
+    return write_adapter(directory, tensors, transformer.peft_config[name])  # type: ignore[index]
+
+
+def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoraConfig) -> Path:
+    """Write tensors keyed like `adapter_state` as `save_adapter` does."""
     StableDiffusion3Pipeline.save_lora_weights(
         str(directory),
-        transformer_lora_layers={key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+        transformer_lora_layers={key: value.detach().cpu().contiguous() for key, value in state.items()},
         # PEFT keeps names in sets, whose order changes from process to process and with it the file's digest.
-        transformer_lora_adapter_metadata={k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()},
+        transformer_lora_adapter_metadata={
+            k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()
+        },
     )
     sort_metadata(directory / WEIGHTS)
     return directory / WEIGHTS

@@ -1,0 +1,63 @@
+"""The mean of several LoRAs as one LoRA: a student that starts from it has something of every teacher."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+
+from opd_core.artifacts import WEIGHTS
+from opd_core.errors import InvalidError
+from opd_core.models.adapter_file import AdapterFile, read_adapter_file
+from opd_core.models.adapters import read_adapter, write_adapter
+
+
+def merge(paths: Sequence[Path], directory: Path) -> LoraConfig:
+    """Write the LoRA whose change of every layer is the mean of those at `paths`; exact, since their ranks add up.
+
+    Each changes a layer by s_i B_i A_i, with the scale s_i = alpha_i / r_i. The result stacks the A_i and puts the B_i
+    side by side, times s_i / (N s), under its own scale s: the first one's, so that its numbers are of the size of a
+    LoRA that was trained.
+
+    Raises:
+        InvalidError: fewer than two, one that is no LoRA, two that change different layers or layers of different
+            shape, or a directory that holds an adapter already.
+    """
+    if (directory / WEIGHTS).exists():
+        raise InvalidError(f"{directory} holds an adapter already; name another folder")
+    adapters = [read_adapter_file(path) for path in paths]
+    if len(adapters) < 2:
+        raise InvalidError("one adapter has no mean with others; name two or more")
+    first, rank = adapters[0], sum(adapter.rank for adapter in adapters)
+    for other in adapters[1:]:
+        _check_alike(first, other)
+    alpha = max(1, round(_scale(first) * rank))
+    shares = [_scale(adapter) * rank / alpha / len(adapters) for adapter in adapters]
+    states, merged = [read_adapter(adapter) for adapter in adapters], {}
+    for key in first.shapes:
+        parts = [state[key].float() for state in states]
+        if ".lora_A." in key:
+            merged[key] = torch.cat(parts, dim=0)
+        else:
+            merged[key] = torch.cat([share * part for share, part in zip(shares, parts, strict=True)], dim=1)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=first.targets)
+    write_adapter(directory, merged, config)
+    return config
+
+
+def _check_alike(first: AdapterFile, other: AdapterFile) -> None:
+    """The same layers, and the same sizes of them."""
+    if missing := sorted(first.shapes.keys() ^ other.shapes.keys()):
+        raise InvalidError(
+            f"{first.file} and {other.file} do not change the same layers: only one of them has {missing[0]}"
+        )
+    for key, shape in first.shapes.items():
+        size = 1 if ".lora_A." in key else 0  # the other one is the rank
+        if shape[size] != other.shapes[key][size]:
+            raise InvalidError(
+                f"{key} is {shape} in {first.file} and {other.shapes[key]} in {other.file}; are they for one base?"
+            )
+
+
+def _scale(adapter: AdapterFile) -> float:
+    return float(adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank))
