@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 from opd_core.api.load import check_spec
-from opd_core.api.types import OPDDistillation
+from opd_core.api.types import LoRA, OPDDistillation
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.diffusion.transitions import transitions
 from opd_core.ports import free_ports
@@ -28,7 +28,7 @@ from opd_trainer.loop import distil
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.run import Run
 from opd_trainer.setup import build_run
-from reproduce import REPOSITORY, SPEC, change, from_the_mean
+from reproduce import REPOSITORY, SPEC, WIDER, change, from_the_mean
 
 RESULTS = REPOSITORY / "runs" / "recipe.jsonl"
 PROMPTS = 24
@@ -36,6 +36,7 @@ FAST = {"optimizer.learningRate": 6e-3}
 SIX = {**FAST, "sampler.steps": 6}
 MEAN = "from the mean"
 LARGE = {"sampler.steps": 6, "imagesPerTask": 4, "optimizer.learningRate": 4e-3}
+HALF = {MEAN: True, "optimizer.learningRate": 1.5e-3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as in the example": {},
     "learning rate 6e-3": FAST,
@@ -52,7 +53,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rank 8": {"student.adapter.rank": 8, "student.adapter.alpha": 16},
     "rank 64": {"student.adapter.rank": 64, "student.adapter.alpha": 128},
     "from the teachers' mean": {MEAN: True},
-    "from the teachers' mean, learning rate 1.5e-3": {MEAN: True, "optimizer.learningRate": 1.5e-3},
+    "from the teachers' mean, learning rate 1.5e-3": HALF,
+    "from the teachers' mean, learning rate 1.5e-3, more layers": {
+        **HALF,
+        "student.adapter.targetModules": [*LoRA().target_modules, *WIDER],
+    },
 }
 
 
@@ -121,11 +126,11 @@ def held_out_errors(run: Run, distillation: OPDDistillation) -> dict[str, float]
         negative = run.negative.embeds.expand_as(embeds), run.negative.pooled.expand_as(pooled)
         shape = run.model.latent_shape(resolution.width, resolution.height)
         x = torch.randn((PROMPTS, *shape), generator=torch.Generator().manual_seed(7 + i))
-        total = 0.0
+        theirs, total = torch.full((PROMPTS,), task.guidance), 0.0
         for step in path:
             sigmas = torch.full((PROMPTS,), step.sigma)
             student = guided_velocity(run.model.forward, x, sigmas, embeds, pooled, *negative, guidance)
-            teacher = run.teachers.submit(task.name, x, sigmas, guidance, conditioning, run.negative).result()
+            teacher = run.teachers.submit(task.name, x, sigmas, theirs, conditioning, run.negative).result()
             total += (student - teacher).square().mean().item()
             x = step.a * x + step.b * student
         errors[task.name] = total / len(path)

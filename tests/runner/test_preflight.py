@@ -148,6 +148,14 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
             "spec.student.adapter.alpha is 64: the adapter of initFrom has 32; make them equal",
         ],
     ),
+    "fewer layers than initFrom's": (
+        {
+            "student.initFrom": "pvc://tiny-world/teachers/ocr",
+            "student.adapter": {"rank": 16, "alpha": 32, "targetModules": ["attn.to_q", "attn.to_k"]},
+        },
+        None,
+        ["spec.student.adapter.targetModules leaves out transformer_blocks.0.attn.add_k_proj, which the adapter of"],
+    ),
     "an empty prompt file": (
         {},
         write("prompts/ocr.train.jsonl", "\n"),

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from opd_core.api.types import LearningRateSchedule, Optimizer, Training
+from opd_core.api.types import LearningRateSchedule, LoRA, Optimizer, Training
 from opd_core.conditioning import Conditioning
+from opd_core.diffusion.guidance import guided_velocity
 from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.schedule import Schedule
 from opd_core.diffusion.transitions import transitions
@@ -267,8 +268,22 @@ def test_no_prompts_are_refused_before_anything_is_loaded(make_spec, tiny_world:
 
 
 def test_an_initial_adapter_must_have_the_spec_s_rank(make_run: Callable[..., Run]) -> None:
-    with pytest.raises(InvalidError, match=r"rank \d+ and alpha \d+, student.adapter says rank 8 and alpha 16"):
+    with pytest.raises(InvalidError, match="spec.student.adapter.rank is 8: the adapter of initFrom has 16"):
         make_run({"spec.student.initFrom": "pvc://tiny-world/teachers/ocr"})
+
+
+def test_a_student_with_more_layers_than_its_start_starts_as_that(make_run: Callable[..., Run]) -> None:
+    adapter = {"rank": 16, "alpha": 32, "targetModules": [*LoRA().target_modules, "ff.net.2"]}
+    run = make_run({"spec.student.initFrom": "pvc://tiny-world/teachers/ocr", "spec.student.adapter": adapter})
+    x = torch.randn((1, *run.model.latent_shape(32, 32)), generator=torch.Generator().manual_seed(0))
+    prompt, guidance, sigma = run.encode(["3 1"]), torch.tensor([4.5]), torch.tensor([0.9])
+    embeds, pooled = prompt[0].embeds[None], prompt[0].pooled[None]
+    negative = run.negative.embeds[None], run.negative.pooled[None]
+    student = guided_velocity(run.model.forward, x, sigma, embeds, pooled, *negative, guidance)
+    teacher = run.teachers.submit("ocr", x, sigma, guidance, prompt, run.negative).result()
+    torch.testing.assert_close(student, teacher, rtol=1e-4, atol=1e-4)
+    wider = [p for name, p in run.model.transformer.named_parameters() if "ff.net.2.lora_" in name]
+    assert wider and all(parameter.requires_grad for parameter in wider)
 
 
 # ---------------------------------------------------------------------------------------------------- last words

@@ -8,8 +8,10 @@ from opd_core.conditioning import Conditioning
 from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
-from opd_core.models.adapters import adapter_parameters, add_student_adapter, load_adapter
+from opd_core.models.adapter_file import read_adapter_file
+from opd_core.models.adapters import adapter_parameters, add_student_adapter, start_adapter
 from opd_core.models.pipeline import Model, load_model
+from opd_core.models.preflight import refuse, start_problems
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.agreement import check_identity, self_test
 from opd_core.teachers.client import TeacherClient
@@ -95,24 +97,21 @@ def sampler_path(spec: Spec, model: Model) -> tuple[Transition, ...]:
 
 
 def add_student(spec: Spec, model: Model, claims: Path) -> None:
-    """Put the trainable adapter on the base: a fresh one, or `initFrom`; float32 whatever the base is."""
+    """Put the trainable adapter on the base, with the numbers of `initFrom` where that has some; float32 whatever the
+    base is."""
     adapter = spec.student.adapter
+    add_student_adapter(
+        model.transformer,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=adapter.target_modules,
+        seed=spec.training.seed,
+        name=STUDENT,
+    )
     if spec.student.init_from:
-        config = load_adapter(model.transformer, resolve(spec.student.init_from, claims), STUDENT)
-        if (config.r, config.lora_alpha) != (adapter.rank, adapter.alpha):
-            raise InvalidError(
-                f"student.initFrom {spec.student.init_from} has rank {config.r} and alpha {config.lora_alpha}, "
-                f"student.adapter says rank {adapter.rank} and alpha {adapter.alpha}; make them equal"
-            )
-    else:
-        add_student_adapter(
-            model.transformer,
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            target_modules=adapter.target_modules,
-            seed=spec.training.seed,
-            name=STUDENT,
-        )
+        start = read_adapter_file(resolve(spec.student.init_from, claims))
+        refuse(list(start_problems(adapter, start)), spec.student.init_from)
+        start_adapter(model.transformer, start, STUDENT)
     for parameter in adapter_parameters(model.transformer, STUDENT):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)

@@ -37,6 +37,16 @@ class AdapterFile:
     rslora: bool
     shapes: Mapping[str, tuple[int, ...]]
 
+    @property
+    def scale(self) -> float:
+        """What the product of its two matrices is multiplied by."""
+        return float(self.alpha / (self.rank**0.5 if self.rslora else self.rank))
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers it changes."""
+        return sorted({key.partition(".lora_")[0] for key in self.shapes})
+
 
 def read_adapter_file(path: Path) -> AdapterFile:
     """The LoRA at `path`: a file or its folder, diffusers' or PEFT's format.

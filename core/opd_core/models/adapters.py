@@ -52,6 +52,19 @@ def add_student_adapter(
         _add(transformer, config, name)
 
 
+def start_adapter(transformer: nn.Module, start: AdapterFile, name: str = "student") -> None:
+    """Give adapter `name`, of the same rank, the change that `start` makes; layers that it leaves alone stay as they are.
+
+    Raises:
+        InvalidError: `start` does not fit the transformer, or holds numbers that are not finite.
+    """
+    check_fit(start, _linear_layers(transformer))
+    config = transformer.peft_config[name]  # type: ignore[index]
+    ratio = start.scale / (config.lora_alpha / config.r)  # not one where `start` is scaled by the root of its rank
+    state = {key: value * ratio if ".lora_B." in key else value for key, value in read_adapter(start).items()}
+    set_peft_model_state_dict(transformer, state, adapter_name=name)
+
+
 def use_adapter(transformer: nn.Module, name: str | None) -> None:
     """Compute with adapter `name`, or with none. Unlike PEFT's own switch it leaves `requires_grad` alone."""
     trainable = [parameter for parameter in transformer.parameters() if parameter.requires_grad]

@@ -31,8 +31,8 @@ def merge(paths: Sequence[Path], directory: Path) -> LoraConfig:
     first, rank = adapters[0], sum(adapter.rank for adapter in adapters)
     for other in adapters[1:]:
         _check_alike(first, other)
-    alpha = max(1, round(_scale(first) * rank))
-    shares = [_scale(adapter) * rank / alpha / len(adapters) for adapter in adapters]
+    alpha = max(1, round(first.scale * rank))
+    shares = [adapter.scale * rank / alpha / len(adapters) for adapter in adapters]
     states, merged = [read_adapter(adapter) for adapter in adapters], {}
     for key in first.shapes:
         parts = [state[key].float() for state in states]
@@ -57,7 +57,3 @@ def _check_alike(first: AdapterFile, other: AdapterFile) -> None:
             raise InvalidError(
                 f"{key} is {shape} in {first.file} and {other.shapes[key]} in {other.file}; are they for one base?"
             )
-
-
-def _scale(adapter: AdapterFile) -> float:
-    return float(adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank))

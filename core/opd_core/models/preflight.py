@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from opd_core.api.types import LoRA, Spec
 from opd_core.errors import InvalidError
-from opd_core.models.adapter_file import AdapterFile, check_fit, read_adapter_file, unknown_targets
+from opd_core.models.adapter_file import AdapterFile, check_fit, matches, read_adapter_file, unknown_targets
 from opd_core.models.outline import Outline, linear_layers, read_outline
 
 _T = TypeVar("_T")
@@ -37,16 +37,30 @@ def student_problems(spec: Spec, find: Find) -> list[str]:
     found: list[str] = []
     _, linear = _base(spec, find, [])  # a base that cannot be read is told with the teachers
     adapter = spec.student.adapter
-    if spec.student.init_from:
-        path = "spec.student.initFrom"
-        start = attempt(path, spec.student.init_from, find, lambda place: _fitting(place, linear), found)
-        return found + list(_scale(adapter, start) if start else ())
     unknown = unknown_targets(adapter.target_modules, linear) if linear is not None else []
-    return [
+    found += [
         f"spec.student.adapter.targetModules names {target}: no linear layer of the model ends so; "
         "leave it out, or write e.g. attn.to_q"
         for target in unknown
     ]
+    if spec.student.init_from:
+        path = "spec.student.initFrom"
+        start = attempt(path, spec.student.init_from, find, lambda place: _fitting(place, linear), found)
+        found += start_problems(adapter, start) if start else []
+    return found
+
+
+def start_problems(adapter: LoRA, start: AdapterFile) -> Iterator[str]:
+    """Why the student's adapter cannot start from `start`."""
+    for name, ours, theirs in (("rank", adapter.rank, start.rank), ("alpha", adapter.alpha, start.alpha)):
+        if ours != theirs:
+            yield f"spec.student.adapter.{name} is {ours}: the adapter of initFrom has {theirs}; make them equal"
+    outside = [layer for layer in start.layers if not matches(layer, adapter.target_modules)]
+    if outside:
+        yield (
+            f"spec.student.adapter.targetModules leaves out {outside[0]}, which the adapter of initFrom changes; "
+            f"add it ({len(outside)} such layers)"
+        )
 
 
 def attempt(path: str, uri: str, find: Find, check: Callable[[Path], _T], found: list[str]) -> _T | None:
@@ -84,9 +98,3 @@ def _fitting(place: Path, linear: Linear | None) -> AdapterFile:
     if linear is not None:
         check_fit(adapter, linear)
     return adapter
-
-
-def _scale(adapter: LoRA, start: AdapterFile) -> Iterator[str]:
-    for name, ours, theirs in (("rank", adapter.rank, start.rank), ("alpha", adapter.alpha, start.alpha)):
-        if ours != theirs:
-            yield f"spec.student.adapter.{name} is {ours}: the adapter of initFrom has {theirs}; make them equal"
