@@ -37,6 +37,7 @@ SIX = {**FAST, "sampler.steps": 6}
 MEAN = "from the mean"
 LARGE = {"sampler.steps": 6, "imagesPerTask": 4, "optimizer.learningRate": 4e-3}
 HALF = {MEAN: True, "optimizer.learningRate": 1.5e-3}
+WIDE = {**HALF, "student.adapter.targetModules": [*LoRA().target_modules, *WIDER]}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as in the example": {},
     "learning rate 6e-3": FAST,
@@ -54,10 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rank 64": {"student.adapter.rank": 64, "student.adapter.alpha": 128},
     "from the teachers' mean": {MEAN: True},
     "from the teachers' mean, learning rate 1.5e-3": HALF,
-    "from the teachers' mean, learning rate 1.5e-3, more layers": {
-        **HALF,
-        "student.adapter.targetModules": [*LoRA().target_modules, *WIDER],
-    },
+    "the same, more layers": WIDE,
+    "the same, more layers, student without guidance": {**WIDE, "guidanceScale": 1.0},
 }
 
 

@@ -59,7 +59,7 @@ def start_adapter(transformer: nn.Module, start: AdapterFile, name: str = "stude
         InvalidError: `start` does not fit the transformer, or holds numbers that are not finite.
     """
     check_fit(start, _linear_layers(transformer))
-    config = transformer.peft_config[name]  # type: ignore[index]
+    config: LoraConfig = transformer.peft_config[name]  # type: ignore[index]
     ratio = start.scale / (config.lora_alpha / config.r)  # not one where `start` is scaled by the root of its rank
     state = {key: value * ratio if ".lora_B." in key else value for key, value in read_adapter(start).items()}
     set_peft_model_state_dict(transformer, state, adapter_name=name)
