@@ -1,8 +1,8 @@
 """The objects as they were last seen: filled by listing, kept up by events and by our own writes. Never ahead of the
 API server, never behind what this process wrote itself.
 
-Thousands of objects have to fit, and each is read only when somebody looks at it: what is kept is compressed JSON, a
-tenth of what the same takes as dicts.
+Thousands of objects have to fit, and each is read only when somebody looks at it: what is kept is JSON, compressed against
+the first object of its kind, which differs from it in little more than names.
 """
 
 import json
@@ -35,6 +35,7 @@ class Cache:
         self._distillations: dict[Key, _Kept] = {}
         self._children: defaultdict[_Family, dict[tuple[str, str], _Kept]] = defaultdict(dict)
         self._gone: OrderedDict[str, None] = OrderedDict()  # uids
+        self._samples: dict[str, bytes] = {}  # the first object of every kind
 
     def __len__(self) -> int:
         return len(self._distillations)
@@ -54,7 +55,7 @@ class Cache:
     def get(self, key: Key) -> Object | None:
         """A distillation."""
         kept = self._distillations.get(key)
-        return _unpacked(kept) if kept else None
+        return self._unpacked(kept, KIND) if kept else None
 
     def put(self, obj: dict[str, Any]) -> Key | None:
         """Keep `obj` unless a newer one is known. Returns the distillation that it concerns, if it is news."""
@@ -66,7 +67,7 @@ class Cache:
             key = (metadata["namespace"], metadata["name"])
             if not _newer(obj, self._distillations.get(key)):
                 return None
-            self._distillations[key] = _packed(obj, key[1])
+            self._distillations[key] = self._packed(obj, key[1])
             return key
         owner = _owner(obj)
         if owner is None:
@@ -76,7 +77,7 @@ class Cache:
         family = self._children[metadata["namespace"], uid]
         if not _newer(obj, family.get(slot)):
             return None
-        family[slot] = _packed(obj, name)
+        family[slot] = self._packed(obj, name)
         return metadata["namespace"], name
 
     def remove(self, obj: Object) -> Key | None:
@@ -117,7 +118,7 @@ class Cache:
         """By uid, not by name: an object made again under an old name adopts nothing."""
         metadata = obj["metadata"]
         family = self._children.get((metadata["namespace"], metadata["uid"]), {})
-        return [_unpacked(kept) for kept in family.values()]
+        return [self._unpacked(kept, kind) for (kind, _), kept in family.items()]
 
     def replace(self, kind: str, listed: Iterable[dict[str, Any]], version: int) -> tuple[set[Key], int]:
         """Take over a complete list of one kind. Returns the distillations whose objects were news, and the newest
@@ -142,6 +143,15 @@ class Cache:
                     news.add((home[0], kept.owner))
         return news, newest
 
+    def _packed(self, obj: Object, owner: str) -> _Kept:
+        text = json.dumps(obj).encode()
+        deflate = zlib.compressobj(level=1, zdict=self._samples.setdefault(obj["kind"], text))
+        return _Kept(obj["metadata"]["uid"], _version(obj), owner, deflate.compress(text) + deflate.flush())
+
+    def _unpacked(self, kept: _Kept, kind: str) -> Object:
+        content: Object = json.loads(zlib.decompressobj(zdict=self._samples[kind]).decompress(kept.packed))
+        return content
+
 
 def _owner(obj: Object) -> tuple[str, str] | None:
     """(uid, name) of the distillation."""
@@ -156,15 +166,6 @@ def _owner(obj: Object) -> tuple[str, str] | None:
 
 def _newer(obj: Object, known: _Kept | None) -> bool:
     return known is None or obj["metadata"]["uid"] != known.uid or _version(obj) > known.version
-
-
-def _packed(obj: Object, owner: str) -> _Kept:
-    return _Kept(obj["metadata"]["uid"], _version(obj), owner, zlib.compress(json.dumps(obj).encode(), 1))
-
-
-def _unpacked(kept: _Kept) -> Object:
-    content: Object = json.loads(zlib.decompress(kept.packed))
-    return content
 
 
 def _version(obj: Object) -> int:
