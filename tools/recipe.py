@@ -20,6 +20,7 @@ import torch
 import yaml
 from opd_core.api.load import check_spec
 from opd_core.api.types import LoRA, OPDDistillation
+from opd_core.conditioning import stack
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.diffusion.transitions import transitions
 from opd_core.ports import free_ports
@@ -119,9 +120,7 @@ def held_out_errors(run: Run, distillation: OPDDistillation) -> dict[str, float]
     prompts, errors = held_out_prompts(spec, SPEC.parent), {}
     for i, task in enumerate(run.tasks):
         conditioning = run.encode([record.prompt for record in prompts[task.name][:PROMPTS]])
-        embeds = torch.stack([each.embeds for each in conditioning])
-        pooled = torch.stack([each.pooled for each in conditioning])
-        embeds, pooled = embeds.view(PROMPTS, *embeds.shape[-2:]), pooled.view(PROMPTS, -1)
+        embeds, pooled = stack(conditioning, "cpu", torch.float32)
         negative = run.negative.embeds.expand_as(embeds), run.negative.pooled.expand_as(pooled)
         shape = run.model.latent_shape(resolution.width, resolution.height)
         x = torch.randn((PROMPTS, *shape), generator=torch.Generator().manual_seed(7 + i))

@@ -283,7 +283,8 @@ def test_a_student_with_more_layers_than_its_start_starts_as_that(make_run: Call
     teacher = run.teachers.submit("ocr", x, sigma, guidance, prompt, run.negative).result()
     torch.testing.assert_close(student, teacher, rtol=1e-4, atol=1e-4)
     wider = [p for name, p in run.model.transformer.named_parameters() if "ff.net.2.lora_" in name]
-    assert wider and all(parameter.requires_grad for parameter in wider)
+    assert wider
+    assert all(parameter.requires_grad for parameter in wider)
 
 
 # ---------------------------------------------------------------------------------------------------- last words
