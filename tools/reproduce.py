@@ -192,7 +192,7 @@ def page(work: Path) -> str:
     lines = ["# Reproduction on the tiny world", ""]
     lines += [
         f"`make reproduce`: examples/tiny/distill.yaml from the mean of the teachers' LoRAs, with LoRA on feed-forward and "
-        f"modulation layers too, {runs[0].rounds} rounds at a peak learning rate of {runs[0].learning_rate:g}; seeds that are done: {len(runs)} of {len(SEEDS)}.",
+        f"modulation layers too, weights 2 / 1 / 1.5, {runs[0].rounds} rounds at a peak learning rate of {runs[0].learning_rate:g}; seeds that are done: {len(runs)} of {len(SEEDS)}.",
         "Share of each teacher's gain over the base that the student keeps, on the task's own reward, with 95 % bootstrap intervals.",
         f"{PROMPTS} held-out images per task, the same prompts and noise for all models.",
         "",
