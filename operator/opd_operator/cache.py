@@ -1,8 +1,8 @@
 """The objects as they were last seen: filled by listing, kept up by events and by our own writes. Never ahead of the
 API server, never behind what this process wrote itself.
 
-Thousands of objects have to fit, and each is read only when somebody looks at it: what is kept is JSON, compressed against
-the first object of its kind, which differs from it in little more than names.
+Thousands of objects have to fit, and each is read only when somebody looks at it: what is kept is JSON, compressed
+against the first object of its kind, which differs from it in little more than names.
 """
 
 import json

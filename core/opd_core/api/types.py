@@ -122,7 +122,11 @@ class Output(Model):
 
 class Student(Model):
     adapter: LoRA = Field(default_factory=LoRA, description="The student's adapter on the base.")
-    init_from: OptionalUri = Field(default="", description="A LoRA to start from, of rank and alpha of the adapter and of layers among targetModules; empty: the base.")
+    init_from: OptionalUri = Field(
+        default="",
+        description="A LoRA to start from, with the adapter's rank and alpha, on layers among its targetModules; "
+        "empty: start as the base.",
+    )
     output: Output = Field(description="Where the trained student goes.")
 
 

@@ -53,7 +53,7 @@ def add_student_adapter(
 
 
 def start_adapter(transformer: nn.Module, start: AdapterFile, name: str = "student") -> None:
-    """Give adapter `name`, of the same rank, the change that `start` makes; layers that it leaves alone stay as they are.
+    """Give adapter `name`, of the same rank, the change that `start` makes; layers that it leaves alone stay.
 
     Raises:
         InvalidError: `start` does not fit the transformer, or holds numbers that are not finite.
