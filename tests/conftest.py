@@ -20,6 +20,16 @@ REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)
 
 
+# Folders of the longest files, so that no worker has one left when the other has nothing. Those that need a control
+# plane are late: each worker has its own, which takes time from the others even while it idles.
+LONGEST = ("runner", "teacher", "trainer", "endpoint", "evaluation", "operator")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: folders.get(item.path.parent.name, len(folders)))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

@@ -69,7 +69,7 @@ def test_a_server_that_is_told_to_stop_while_it_is_asked_is_waited_for(make_serv
         stopping = pool.submit(server.stop)
         while not stopping.done():
             asked.append(rows[:1].ask(client, "ocr"))
-            time.sleep(0.01)
+            time.sleep(0.05)
     server.start()
     for answer in asked:
         torch.testing.assert_close(answer.result(), before[:1], rtol=0, atol=2e-3)

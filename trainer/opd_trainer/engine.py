@@ -40,6 +40,9 @@ def init_distributed(device: str) -> World:
     # On a CPU DeepSpeed compiles a shared-memory collective that only inference uses: without a compiler it cannot
     # start, with one the first start takes a minute, and its buffers stay behind in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Whatever the optimiser, DeepSpeed imports its Muon, which asks for torch.compile on import: two seconds of
+    # inductor for functions that nobody calls.
+    deepspeed.runtime.compiler.compile = lambda: lambda function: function
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     if kind == "cuda":
         torch.cuda.set_device(world.local_rank)
