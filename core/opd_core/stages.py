@@ -74,5 +74,6 @@ class Reason(_Described):
     ROLLED_BACK = "RolledBack", "the new student failed in service; the old one keeps the traffic"
     AVAILABLE = "Available", "as many pods as asked for answer"
     UNAVAILABLE = "Unavailable", "no pod answers"
+    NOT_ROUTED = "NotRouted", "no gateway sends requests through the endpoint's HTTPRoute"
     UNKNOWN_STUDENT = "UnknownStudent", "spec.endpoint.studentDigest names no student of this object"
     NOT_FAILED = "NotFailed", "nothing has gone wrong for good"

@@ -23,15 +23,15 @@ class Changes:
     sweep: list[Object]
 
 
-def changes(desired: Iterable[dict[str, Any]], live: Iterable[Object], keep: Iterable[str] = ()) -> Changes:
+def changes(desired: Iterable[dict[str, Any]], live: Iterable[Object], keep: Iterable[tuple[str, str]] = ()) -> Changes:
     """What makes the children what they shall be. An object that is being deleted is waited for; a ConfigMap stays as
     long as a Job that stays mounts it, since a Job keeps the spec that it was made with.
 
     Args:
-        keep: names of Jobs that stay although nothing wants them any more.
+        keep: (kind, name) of what stays as it is although nothing wants it any more.
     """
     existing = {(child["kind"], child["metadata"]["name"]): child for child in live if child["kind"] not in _NOT_OURS}
-    apply, wanted = [], {("Job", name) for name in keep}
+    apply, wanted = [], set(keep)
     for manifest in desired:
         key = (manifest["kind"], manifest["metadata"]["name"])
         wanted.add(key)

@@ -35,7 +35,7 @@ class Wanted:
     trainer: int | None = None  # number of the start
     evaluator: tuple[str, int] | None = None  # key of the evaluation, number of the start
     served: list[Served] = field(default_factory=list)
-    keep: set[str] = field(default_factory=set)  # finished Jobs that stay for their logs
+    keep: set[tuple[str, str]] = field(default_factory=set)  # (kind, name) that stay although unwanted
 
 
 @dataclass

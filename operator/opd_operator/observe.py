@@ -69,6 +69,12 @@ class DeploymentView:
 
 
 @dataclass(frozen=True)
+class RouteView:
+    name: str
+    trouble: str  # why no gateway sends requests through it
+
+
+@dataclass(frozen=True)
 class Requests:
     """Of a canary's pods since they started."""
 
@@ -83,6 +89,7 @@ class Observed:
     jobs: Mapping[str, JobView] = field(default_factory=dict)
     deployments: Mapping[str, DeploymentView] = field(default_factory=dict)
     pods: tuple[PodView, ...] = ()
+    route: RouteView | None = None
     progress: Progress | None = None  # of the trainer's port
     requests: Requests | None = None  # to the canary
     rejected: str = ""  # why the API server refused an object last time
@@ -109,7 +116,7 @@ def observe(
     rejected: str = "",
 ) -> Observed:
     """Views of `children`, whatever their kind."""
-    jobs, deployments, pods = {}, {}, []
+    jobs, deployments, pods, route = {}, {}, [], None
     for child in children:
         if child["kind"] == "Job":
             view = _job(child)
@@ -119,7 +126,9 @@ def observe(
             deployments[deployment.name] = deployment
         elif child["kind"] == "Pod":
             pods.append(_pod(child))
-    return Observed(jobs, deployments, tuple(pods), progress, requests, rejected)
+        elif child["kind"] == "HTTPRoute":
+            route = _route(child)
+    return Observed(jobs, deployments, tuple(pods), route, progress, requests, rejected)
 
 
 def _job(job: Object) -> JobView:
@@ -157,6 +166,21 @@ def _deployment(deployment: Object) -> DeploymentView:
         revision=metadata["labels"].get(REVISION, ""),
         trouble=(Reason.REJECTED, refused[0].get("message", "")) if refused else None,
     )
+
+
+def _route(route: Object) -> RouteView:
+    """What its gateways say. Of an older generation, too: every step of a rollout is a new one."""
+    name = route["metadata"]["name"]
+    troubles = []
+    for parent in (route.get("status") or {}).get("parents") or []:
+        said = {c["type"]: c for c in parent.get("conditions") or []}
+        if said.get("Accepted", {}).get("status") == "True" and said.get("ResolvedRefs", {}).get("status") != "False":
+            return RouteView(name, "")
+        for condition in ("Accepted", "ResolvedRefs"):
+            if said.get(condition, {}).get("status") == "False":
+                why = f"{said[condition].get('reason')}: {said[condition].get('message')}"
+                troubles.append(f"Gateway {parent['parentRef']['name']} does not use HTTPRoute {name}: {why}")
+    return RouteView(name, "; ".join(troubles) or f"no controller of a Gateway has answered for HTTPRoute {name} yet")
 
 
 def _pod(pod: Object) -> PodView:

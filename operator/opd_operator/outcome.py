@@ -60,7 +60,7 @@ def keep_finished(d: Draft) -> None:
     for role in (names.TRAINER, names.EVALUATOR):
         finished = [job for job in d.observed.jobs.values() if job.role == role and job.finished]
         if finished:
-            d.wanted.keep.add(max(finished, key=lambda job: (job.created, job.name)).name)
+            d.wanted.keep.add(("Job", max(finished, key=lambda job: (job.created, job.name)).name))
 
 
 def conclude(d: Draft) -> None:
@@ -118,6 +118,7 @@ _WARNINGS = {
     Reason.FAILED, Reason.DEADLINE_EXCEEDED, Reason.GATE_MISSED, Reason.INVALID, Reason.UNSCHEDULABLE, Reason.CRASHING,
     Reason.IMAGE_PULL_FAILED, Reason.OUT_OF_MEMORY, Reason.DISRUPTED, Reason.BACKOFF_LIMIT_EXCEEDED, Reason.USER_ERROR,
     Reason.REJECTED, Reason.ROLLED_BACK, Reason.RESTARTING, Reason.UNAVAILABLE, Reason.UNKNOWN_STUDENT,
+    Reason.NOT_ROUTED,
 }  # fmt: skip
 _SILENT = {Reason.WAITING, Reason.ACCEPTED, Reason.ACTIVE, Reason.NOT_FAILED}
 

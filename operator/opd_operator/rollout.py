@@ -1,6 +1,8 @@
 """How students replace one another behind the endpoint: canary steps, promotion, rollback. Pure.
 
 With a route, traffic goes to revisions by its weights; without one, by their share of the ready pods of one Service.
+Gateways follow a route, and the pods behind it, seconds later and in no order: a revision gets its weight when it has
+been ready for a while, and stays for a while without one.
 The old revision shrinks only as fast as the new one becomes ready, and gives no weight away before (kserve#5983); one
 pod of it stays until the new one has all the traffic. A promotion restarts nothing.
 """
@@ -17,6 +19,7 @@ from opd_operator.draft import Draft, Served, timestamp
 from opd_operator.observe import DeploymentView, Requests
 
 _REVISION_LENGTH = 8
+_GATEWAY = 5  # seconds in which a gateway has seen what changed
 _CRASHES = 3  # of a canary's container, before its deadline
 _SURELY = 0.01  # chance at which so many failures are no accident of a good student
 _NOT_IN_TEMPLATE = ("enabled", "replicas", "rollout", "autoscaling", "route", "studentDigest")
@@ -38,6 +41,7 @@ def serve(d: Draft) -> None:
         _canary(d, endpoint)
     if "stable" in endpoint and "canary" not in endpoint:
         _stable(d, endpoint, told=target is None)
+    _leave(d, endpoint)
     _report(d, endpoint, target)
 
 
@@ -117,14 +121,16 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     if problem := _problem(d, canary):
         _reject(endpoint, canary, *problem)
         return
+    lead = _GATEWAY if d.spec.endpoint.route else 0
     if enough:
         canary.setdefault("since", timestamp(d.now))
-        if percent == 100:
+        enough = d.late(canary["since"], lead)
+        if enough and percent == 100:
             endpoint["stable"] = {name: canary[name] for name in ("revision", "digest", "key", "image", "started")}
             _in_service(d, endpoint["stable"])
             del endpoint["canary"]
             return
-        if d.late(canary["since"], rollout.interval_seconds):
+        if enough and d.late(canary["since"], lead + rollout.interval_seconds):
             canary.update(step=canary["step"] + 1, stepStarted=timestamp(d.now))
             del canary["since"]
             _canary(d, endpoint)
@@ -144,6 +150,21 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     message = f"{canary['digest'][:19]} gets {canary['trafficPercent']} % of the traffic, aims at {percent} %"
     d.begin(Stage.DEPLOYED)
     d.mark(Stage.DEPLOYED, False, Reason.CANARY, message)
+
+
+def _leave(d: Draft, endpoint: dict[str, Any]) -> None:
+    """What has just lost its place in the route."""
+    before = endpoint.pop("leaving", {})
+    if d.spec.endpoint.route is None or not d.wanted.served:
+        return
+    serving = {each.revision for each in d.wanted.served}
+    for view in d.observed.deployments.values():
+        if view.role == names.ENDPOINT and view.revision not in serving:
+            since = endpoint.setdefault("leaving", {}).setdefault(
+                view.revision, before.get(view.revision, timestamp(d.now))
+            )
+            if not d.late(since, _GATEWAY):
+                d.wanted.keep |= {("Deployment", view.name), ("Service", view.name)}
 
 
 def _in_service(d: Draft, stable: dict[str, Any]) -> None:
@@ -198,20 +219,22 @@ def _report(d: Draft, endpoint: dict[str, Any], target: dict[str, Any] | None) -
     stable, rejected = endpoint.get("stable"), endpoint.get("rejected")
     views = [view for view in d.observed.deployments.values() if view.role == names.ENDPOINT]
     ready = sum(view.ready for view in views)
+    trouble = _trouble(d, ready)
     if rejected:
         d.mark(Stage.DEPLOYED, False, Reason(rejected["reason"]), rejected["message"])
         if d.marks[Condition.EVALUATED][0] == "True" and Condition.FAILED not in d.marks:
             d.mark(Condition.FAILED, True, Reason(rejected["reason"]), rejected["message"])
     elif stable and target and "canary" not in endpoint and "deployed" in stable:
-        up = ready > 0 or d.spec.endpoint.replicas == 0
-        reason, message = d.observed.trouble(names.ENDPOINT) or (Reason.UNAVAILABLE, "no endpoint pod is ready")
-        d.mark(Stage.DEPLOYED, up, Reason.COMPLETED if up else reason, stable["digest"][:19] if up else message)
+        if trouble is None or d.spec.endpoint.replicas == 0:
+            d.mark(Stage.DEPLOYED, True, Reason.COMPLETED, stable["digest"][:19])
+        else:
+            d.mark(Stage.DEPLOYED, False, *trouble)
     if not stable and not d.wanted.served:
         d.mark(Condition.SERVING, False, Reason.WAITING, "no student has passed its gate yet")
         if not rejected:
             d.status.pop("endpoint", None)
         return
-    d.mark(Condition.SERVING, ready > 0, Reason.AVAILABLE if ready else Reason.UNAVAILABLE)
+    d.mark(Condition.SERVING, trouble is None, *(trouble or (Reason.AVAILABLE,)))
     route = d.spec.endpoint.route
     endpoint.update(
         url=f"http://{route.hostnames[0] if route else names.host(d.name, d.namespace)}",
@@ -219,6 +242,17 @@ def _report(d: Draft, endpoint: dict[str, Any], target: dict[str, Any] | None) -
         readyReplicas=ready,
         selector=",".join(f"{key}={value}" for key, value in sorted(names.selector(d.name, names.ENDPOINT).items())),
     )
+
+
+def _trouble(d: Draft, ready: int) -> tuple[Reason, str] | None:
+    """Why nobody answers at the endpoint's address, if nobody does."""
+    if ready == 0:
+        return d.observed.trouble(names.ENDPOINT) or (Reason.UNAVAILABLE, "no endpoint pod is ready")
+    if d.spec.endpoint.route is None:
+        return None
+    if d.observed.route is None:
+        return Reason.NOT_ROUTED, "its HTTPRoute is not there yet"
+    return (Reason.NOT_ROUTED, d.observed.route.trouble) if d.observed.route.trouble else None
 
 
 def _view(d: Draft, served: dict[str, Any]) -> DeploymentView | None:

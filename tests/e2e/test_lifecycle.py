@@ -1,16 +1,13 @@
 """From `kubectl apply` to an image, to a better student, past a worse one, and back to nothing."""
 
-import base64
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import yaml
 from devcluster import images, node
@@ -18,53 +15,12 @@ from devcluster.control_plane import build
 from opd_core.artifacts import read_student
 
 from .kit import Namespace, refusals, wait_until, writes
+from .load import Load, connect, image
 from .walk import Walker
 
 pytestmark = pytest.mark.timeout(1500)
 
 STAGES = ("Accepted", "TeachersReady", "Trained", "Evaluated", "Deployed", "Serving", "Ready")
-
-
-class Load:
-    """Clients that ask for one image after the other, with a breath in between since everything shares two cores, and
-    keep count; a request is never repeated."""
-
-    def __init__(self, url: str, model: str, clients: int = 2) -> None:
-        self.url, self.model = url, model
-        self.answered = 0
-        self.lost: list[str] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
-        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
-        seed = number
-        while not self._stop.is_set():
-            seed += 2
-            try:
-                image(client, self.model, seed)
-                self.answered += 1
-            except Exception as error:
-                self.lost.append(repr(error))
-            self._stop.wait(0.4)
-
-
-def image(client: openai.OpenAI, model: str, seed: int) -> bytes:
-    answer = client.images.generate(
-        model=model, prompt="a red 3", response_format="b64_json", extra_body={"seed": seed, "num_inference_steps": 4}
-    )
-    assert answer.data
-    return base64.b64decode(answer.data[0].b64_json or "")
 
 
 def url(namespace: Namespace, name: str) -> str:
@@ -118,7 +74,7 @@ def test_the_documented_way_a_better_student_and_a_worse_one(
     roles = {pod["metadata"]["labels"]["opd.dev/role"] for pod in namespace.pods()}
     assert roles == {"endpoint"}, "a GPU is held"
 
-    client = openai.OpenAI(base_url=f"{url(namespace, name)}/v1", api_key="none")
+    client = connect(url(namespace, name))
     picture = image(client, name, 1)
     assert picture.startswith(b"\x89PNG")
     assert image(client, name, 1) == picture

@@ -111,7 +111,7 @@ def test_a_wrong_image_is_mended_and_all_that_an_endpoint_may_have_comes_and_goe
     name = namespace.apply(alone)
     assert "localhost:1/none:1" in namespace.until(name, "Trained", "False", "ImagePullFailed")
     namespace.edit(name, training={"pod": None})
-    namespace.until(name, "Serving", "True")
+    assert "no controller of a Gateway has answered" in namespace.until(name, "Serving", "False", "NotRouted")
     extras = {"poddisruptionbudget", "horizontalpodautoscaler", "httproute"}
 
     def kinds() -> set[str]:
@@ -119,6 +119,7 @@ def test_a_wrong_image_is_mended_and_all_that_an_endpoint_may_have_comes_and_goe
 
     assert extras <= kinds()
     namespace.edit(name, endpoint={"replicas": 1, "autoscaling": None, "route": None})
+    namespace.until(name, "Serving", "True")
     wait_until(lambda: not extras & kinds(), "what was taken out of the spec to go")
     assert "networkpolicy" in kinds()
     wait_until(lambda: not namespace.kubectl("get", "opd", "-o", "name"), "its time to be over", 180)

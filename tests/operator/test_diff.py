@@ -132,7 +132,7 @@ def test_a_child_that_is_leaving_is_waited_for(kind: str) -> None:
 
 def test_finished_jobs_that_are_kept_are_not_deleted_but_other_kinds_of_that_name_are() -> None:
     job, service = live("Job", "kept"), live("Service", "kept")
-    assert decided([], [job, service], keep=["kept"]) == ([], [service])
+    assert decided([], [job, service], keep=[("Job", "kept")]) == ([], [service])
 
 
 def test_pods_are_left_to_their_jobs_and_deployments() -> None:
@@ -147,7 +147,7 @@ def test_what_pods_mount_goes_after_what_mounts_it_is_replaced() -> None:
     assert [each["kind"] for each in due.apply] == ["Deployment"]
 
 
-@pytest.mark.parametrize("kept", [{"keep": ["a"]}, {"desired": [manifest("Job", "a")]}])
+@pytest.mark.parametrize("kept", [{"keep": [("Job", "a")]}, {"desired": [manifest("Job", "a")]}])
 def test_a_spec_stays_as_long_as_a_job_mounts_it(kept: dict[str, Any]) -> None:
     job, spec, other = live("Job", "a"), live("ConfigMap", "a-spec-1"), live("ConfigMap", "a-spec-0")
     job["spec"]["template"] = {"spec": {"volumes": [{"emptyDir": {}}, {"configMap": {"name": "a-spec-1"}}]}}

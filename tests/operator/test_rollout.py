@@ -1,11 +1,13 @@
 """How students replace one another, decided on paper."""
 
+from typing import Any
+
 import pytest
 from opd_operator import names
 from opd_operator.observe import Requests
 from opd_operator.rollout import too_many_failed
 
-from tests.operator.world import STUDENT, World
+from tests.operator.world import STUDENT, World, answer
 
 NEXT = "sha256:" + "b" * 64
 
@@ -311,11 +313,12 @@ def weights(world: World) -> dict[str, int]:
 def test_a_route_gives_the_canary_its_share_to_the_percent_and_nothing_before_it_is_ready():
     world = replacing(route=ROUTE)
     assert weights(world) == {"old": 100, "new": 0}
-    assert weights(world.up(names.ENDPOINT)) == {"old": 90, "new": 10}
+    assert weights(world.up(names.ENDPOINT)) == {"old": 100, "new": 0}, "no gateway knows its pods yet"
+    assert weights(world.wait(5)) == {"old": 90, "new": 10}
     assert world.status["endpoint"]["canary"]["trafficPercent"] == 10
-    assert weights(world.wait(61).up(names.ENDPOINT)) == {"old": 50, "new": 50}
+    assert weights(world.wait(60).up(names.ENDPOINT).wait(5)) == {"old": 50, "new": 50}
     for _ in range(4):
-        world.wait(61).up(names.ENDPOINT)
+        world.wait(65).up(names.ENDPOINT)
     assert weights(world) == {"new": 100}
     assert world.status["endpoint"]["url"] == "http://images.example.com"
     (route,) = world.of("HTTPRoute")
@@ -323,10 +326,42 @@ def test_a_route_gives_the_canary_its_share_to_the_percent_and_nothing_before_it
     assert route["spec"]["hostnames"] == ["images.example.com"]
 
 
+def at_ten_percent() -> World:
+    world = replacing(route=ROUTE).up(names.ENDPOINT).wait(5)
+    assert weights(world) == {"old": 90, "new": 10}
+    return world
+
+
 def test_a_rollback_takes_the_weight_back_at_once():
-    world = replacing(route=ROUTE).up(names.ENDPOINT)
+    world = at_ten_percent()
     world.requests = Requests(failed=50, total=100)
     assert weights(world.settle()) == {"old": 100}
+
+
+def test_what_has_left_the_route_stays_until_every_gateway_has_seen_that():
+    """Its Service, too: a backend that is not there is answered with 500."""
+
+    def there(world: World, revision: str) -> tuple[bool, bool, int]:
+        name = names.endpoint("tiny", revision)
+        deployments = [each for each in world.of("Deployment") if each["metadata"]["name"] == name]
+        services = [each for each in world.of("Service") if each["metadata"]["name"] == name]
+        return bool(deployments), bool(services), sum(each["spec"]["replicas"] for each in deployments)
+
+    rolled_back = at_ten_percent()
+    canary = rolled_back.status["endpoint"]["canary"]["revision"]
+    rolled_back.requests = Requests(failed=50, total=100)
+    assert there(rolled_back.settle(), canary) == (True, True, 1)
+    assert there(rolled_back.wait(4), canary) == (True, True, 1)
+    assert there(rolled_back.wait(2), canary) == (False, False, 0)
+    assert "leaving" not in rolled_back.status["endpoint"]
+
+    promoted = at_ten_percent()
+    stable = promoted.status["endpoint"]["stable"]["revision"]
+    while "canary" in promoted.status["endpoint"]:
+        promoted.wait(1).up(names.ENDPOINT)
+    assert weights(promoted) == {"new": 100}
+    assert there(promoted, stable)[:2] == (True, True)
+    assert there(promoted.wait(6), stable) == (False, False, 0)
 
 
 def test_a_route_may_come_and_go_without_a_rollout():
@@ -334,6 +369,28 @@ def test_a_route_may_come_and_go_without_a_rollout():
     assert world.condition("Deployed")[0] == "True"
     assert weights(world) == {"old": 100}
     assert not world.edit().of("HTTPRoute")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({}, "no controller of a Gateway has answered for HTTPRoute tiny-endpoint yet"),
+        (answer(Accepted="False"), "Gateway web does not use HTTPRoute tiny-endpoint: Why: because of Accepted"),
+        (answer(Accepted="True", ResolvedRefs="False"), "because of ResolvedRefs"),
+    ],
+)
+def test_an_endpoint_that_no_gateway_reaches_is_not_called_ready(said: dict[str, Any], told: str):
+    world = World().served()
+    world.gateway = said
+    world.edit(endpoint__route=ROUTE)
+    for kind in ("Deployed", "Serving", "Ready"):
+        assert world.condition(kind) == ("False", "NotRouted")
+        assert told in world.message(kind)
+    (route,) = world.of("HTTPRoute")
+    route["status"] = answer(Accepted="True")
+    world.settle()
+    for kind in ("Deployed", "Serving", "Ready"):
+        assert world.condition(kind)[0] == "True"
 
 
 def test_students_that_were_in_service_are_marked():

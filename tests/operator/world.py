@@ -38,6 +38,12 @@ class KilledError(Exception):
     """The operator, after a write."""
 
 
+def answer(**conditions: str) -> dict[str, Any]:
+    """Of the controller of Gateway web: status of its conditions by type."""
+    said = [{"type": k, "status": v, "reason": "Why", "message": f"because of {k}"} for k, v in conditions.items()]
+    return {"parents": [{"parentRef": {"name": "web"}, "conditions": said}]}
+
+
 class World:
     def __init__(self, **changes_: Any) -> None:
         self.obj = example(**changes_)
@@ -50,6 +56,7 @@ class World:
         self.plan: Plan | None = None
         self.writes = 0
         self.crash_at = 0  # number of the write after which the operator is killed
+        self.gateway = answer(Accepted="True", ResolvedRefs="True")  # its answer to an HTTPRoute
         self.linger = False  # whether pods take their time to leave
 
     # ---------------------------------------------------------------------------------------- the operator's part
@@ -121,6 +128,8 @@ class World:
         known = self.children.get((manifest["kind"], manifest["metadata"]["name"]), {})
         child = {"status": known.get("status", {}), **copy.deepcopy(manifest)}
         child["metadata"] = {**child["metadata"], "uid": "u", "generation": 1, "creationTimestamp": timestamp(self.now)}
+        if child["kind"] == "HTTPRoute":
+            child["status"] = self.gateway
         self.children[manifest["kind"], manifest["metadata"]["name"]] = child
 
     def remove(self, kind: str, name: str) -> None:

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds what the development cluster runs from Go modules; what is there already is skipped. Prints the folder.
-# usage: build.sh control-plane | node | helm | promtool      `node` includes the control plane
+# usage: build.sh control-plane | node | helm | promtool | traefik      `node` includes the control plane
 # Go is the one of PATH if it is new enough, else the one of .venv; promtool comes from Debian's package of Prometheus.
 # OPD_KUBERNETES_VERSION picks another Kubernetes, OPD_DEVCLUSTER_CACHE another place for the programs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-what=${1:?control-plane, node, helm or promtool}
+what=${1:?control-plane, node, helm, promtool or traefik}
 pinned=v1.36.3
 go_wanted=1.26 # of kube/go.mod
 version=${OPD_KUBERNETES_VERSION:-$pinned}
@@ -40,6 +40,11 @@ install() { # NAME PACKAGE@VERSION [go flag...]
   say "building $name ${package##*@}"
   GOBIN=$work/out go install -ldflags "-s -w" "$@" "$package"
   mv "$work/out/$name" "$bin/$name"
+}
+
+module() { # PACKAGE@VERSION FOLDER: its source, writable
+  cp -r "$(go mod download -json "$1" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')" "$2"
+  chmod -R u+w "$2"
 }
 
 packages() { # apt packages, when a command or header of theirs is missing
@@ -104,12 +109,34 @@ node() {
     go build -ldflags "-s -w" -o "$work/pause" "$here/pause/main.go"
     mv "$work/pause" "$bin/pause"
   fi
-  if [ ! -d "$bin/gateway-api" ]; then
+  local api=gateway-api-v1.6.1 # of traefik's go.mod
+  if [ ! -d "$bin/$api" ]; then
     need_go
-    cp -r "$(go mod download -json sigs.k8s.io/gateway-api@v1.4.1 | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')/config/crd/standard" "$work/gateway-api"
-    chmod -R u+w "$work/gateway-api"
-    mv "$work/gateway-api" "$bin/gateway-api"
+    module sigs.k8s.io/gateway-api@v1.6.1 "$work/gateway-api"
+    rm -rf "$bin"/gateway-api*
+    mv "$work/gateway-api/config/crd/standard" "$bin/$api"
   fi
+}
+
+# A gateway for tests, without what no test asks of it: an extension point that is a folder of its repository and not in
+# the module, the clouds whose DNS its ACME provider can write to, and passwords, for which it has a fork of go-http-auth.
+traefik() {
+  [ -x "$bin/traefik" ] && return
+  need_go
+  say "building Traefik v3.7.13 (3 minutes on 2 cores)"
+  module github.com/traefik/traefik/v3@v3.7.13 "$work/traefik"
+  cd "$work/traefik"
+  mkdir pkg/config/dynamic/ext
+  printf 'module github.com/traefik/traefik/dynamic/ext\n\ngo %s\n' "$go_wanted" >pkg/config/dynamic/ext/go.mod
+  printf 'package ext\n\ntype HTTP struct{}\n\ntype Router struct{}\n' >pkg/config/dynamic/ext/ext.go
+  sed -i -e '/lego\/v5\/providers\/dns"/d' -e 's/dns\.NewDNSChallengeProviderByName([^)]*)/nil, errors.New("built without")/' \
+    pkg/provider/acme/provider.go
+  sed -i 's/goauth\.CheckSecret/func(string, string) bool { return false }/; s/RequireAuthStale/RequireAuth/' \
+    pkg/middlewares/auth/basic_auth.go pkg/middlewares/auth/digest_auth.go
+  go mod edit -replace github.com/abbot/go-http-auth=github.com/abbot/go-http-auth@v0.4.0
+  go build -mod=mod -o "$work/traefik.out" -ldflags "-s -w" ./cmd/traefik
+  mv "$work/traefik.out" "$bin/traefik"
+  cd "$here"
 }
 
 # Built from Go it would bring every cloud's SDK along, for one command.
@@ -131,6 +158,7 @@ case $what in
   node) control_plane; node ;;
   helm) install helm helm.sh/helm/v4/cmd/helm@v4.3.1 ;;
   promtool) promtool ;;
-  *) say "what is $what? control-plane, node, helm or promtool"; exit 2 ;;
+  traefik) traefik ;;
+  *) say "what is $what? control-plane, node, helm, promtool or traefik"; exit 2 ;;
 esac
 echo "$bin"

@@ -1,12 +1,13 @@
 """The project's images, built without a daemon or a registry from the same requirements as `images/*.Containerfile`.
 
-Two images: the operator's, and one runtime that serves as trainer, teacher and endpoint; with the tritonserver of the
-nvidia-pytriton wheel, since the NGC base cannot be had without its registry. Each is three kinds of layers (system,
-packages, project), kept in the cache under a digest of what went in, so that a change of code makes one small layer.
+Operator, trainer (which is also the evaluator), teacher and endpoint; the teacher with the tritonserver of the
+nvidia-pytriton wheel, since the NGC base cannot be had without its registry. Layers are kept in the cache under a digest
+of what went in, and what two images have in common (the system, PyTorch) is one layer of both.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from devcluster import oci
+from devcluster import control_plane, oci
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD_PINS = REPOSITORY / "requirements" / "build.txt"
@@ -38,37 +39,55 @@ GPU_ONLY = (
     "triton/backends/*/bin/*",
 )
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CONFIG = oci.Config(env={"PATH": f"/{VENV}/bin:{PATH}", "HOME": "/tmp", "PYTHONUNBUFFERED": "1"}, user=f"{USER}:{USER}")
+ENV = {"PATH": f"/{VENV}/bin:{PATH}", "HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass(frozen=True)
 class Image:
-    """Names, and layers from bottom to top."""
+    """A name, and layers from bottom to top."""
 
-    names: tuple[str, ...]
+    name: str
     layers: tuple[oci.Layer, ...]
+    entrypoint: tuple[str, ...] = ()
 
     def write(self, file: Path, without: Iterable[str] = ()) -> None:
         """An archive of it; layers whose digest is in `without` are only referred to."""
         missing = set(without)
+        config = oci.Config(self.entrypoint, ENV, f"{USER}:{USER}")
         oci.write_archive(
-            self.names, self.layers, CONFIG, file, [each for each in self.layers if each.digest not in missing]
+            self.name, self.layers, config, file, [each for each in self.layers if each.digest not in missing]
         )
 
 
-def build_operator() -> Image:
-    """docker.io/diffusion-opd/operator: no torch."""
+def build(extra: Sequence[Path] = ()) -> tuple[Image, ...]:
+    """All four. `extra`: further packages for the trainer, for example rewards, with what they name as dependencies."""
     system = _system()
-    packages = _packages("operator", system, ["operator"])
-    return Image(_names("operator"), (_layer(system), _layer(packages), _project("operator", system, [REPOSITORY])))
+    operator, trainer, serving = (_pins(name) for name in ("operator", "trainer", "serving"))
+    trainer += [pin for pin in _pins("dev") if pin not in trainer and _name_of(pin) in _dependencies(extra)]
+    both = [pin for pin in serving if pin in trainer]
+    base = _layer(system)
+    torch = (base, _layer(_packages("torch", system, both, prune=GPU_ONLY, whole=True)))
+    of_trainer = _layer(_packages("trainer", system, [pin for pin in trainer if pin not in both]))
+    of_serving = _layer(_packages("serving", system, [pin for pin in serving if pin not in both]))
+    of_operator = _layer(_packages("operator", system, operator, whole=True))
+    project = _project("project", system, [REPOSITORY])
+    return (
+        Image(_image_name("operator"), (base, of_operator, project)),
+        Image(_image_name("trainer"), (*torch, of_trainer, _project("project-trainer", system, [REPOSITORY, *extra]))),
+        Image(_image_name("teacher"), (*torch, of_serving, _triton(), project)),
+        Image(_image_name("endpoint"), (*torch, of_serving, project)),
+    )
 
 
-def build_runtime(extra: Sequence[Path] = ()) -> Image:
-    """Trainer (which is also the evaluator), teacher and endpoint. `extra`: further packages, for example rewards."""
-    system = _system()
-    packages = _packages("runtime", system, ["trainer", "serving"], extra, prune=GPU_ONLY)
-    project = _project("runtime", system, [REPOSITORY, *extra])
-    return Image(_names("trainer", "teacher", "endpoint"), (_layer(system), _layer(packages), _triton(), project))
+def build_traefik() -> Image:
+    """docker.io/diffusion-opd/traefik: a gateway to test against; it is no part of the project."""
+    binary = control_plane.build("traefik") / "traefik"
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+        place = Path(scratch, "usr", "local", "bin")
+        place.mkdir(parents=True)
+        shutil.copy(binary, place)
+        layer = oci.write_layer(Path(scratch), cache_dir() / "traefik.tar")
+    return Image("docker.io/diffusion-opd/traefik:e2e", (layer,), entrypoint=("/usr/local/bin/traefik",))
 
 
 def cache_dir() -> Path:
@@ -79,8 +98,8 @@ def cache_dir() -> Path:
     return folder
 
 
-def _names(*roles: str) -> tuple[str, ...]:
-    return tuple(f"docker.io/diffusion-opd/{role}:{VERSION}" for role in roles)
+def _image_name(role: str) -> str:
+    return f"docker.io/diffusion-opd/{role}:{VERSION}"
 
 
 def _system() -> Path:
@@ -102,32 +121,42 @@ def _system() -> Path:
     return _once("system", [SUITE, *PACKAGES, *NOT_NEEDED, str(USER)], make)
 
 
-def _packages(
-    image: str, system: Path, requirements: Sequence[str], extra: Sequence[Path] = (), prune: Sequence[str] = ()
-) -> Path:
-    """A virtual environment of the pinned requirements and of what `extra` depends on, as a folder."""
-    pins = [REPOSITORY / "requirements" / f"{name}.txt" for name in requirements]
-    every_pin = REPOSITORY / "requirements" / "dev.txt"
-    further = [
-        dependency
-        for source in extra
-        for dependency in tomllib.loads((source / "pyproject.toml").read_text())["project"]["dependencies"]
-    ]
+def _pins(name: str) -> list[str]:
+    """The entries of requirements/NAME.txt, each with its digests."""
+    text = (REPOSITORY / "requirements" / f"{name}.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    return re.findall(r"^\S.*(?:\n\s.*)*", "\n".join(lines), re.MULTILINE)
+
+
+def _name_of(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
+
+
+def _dependencies(sources: Sequence[Path]) -> set[str]:
+    projects = [tomllib.loads((source / "pyproject.toml").read_text())["project"] for source in sources]
+    return {_name_of(each) for project in projects for each in project["dependencies"]}
+
+
+def _packages(name: str, system: Path, pins: Sequence[str], prune: Sequence[str] = (), whole: bool = False) -> Path:
+    """`pins`, as a folder. `whole`: with what makes it a virtual environment; else it goes on top of such a layer."""
 
     def make(root: Path) -> None:
         venv = root / VENV
-        _install(venv, [*(f"--requirement={file}" for file in pins), f"--constraint={every_pin}", *further])
-        (venv / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\nversion = 3.11\n")
-        for name in ("python", "python3", PYTHON):
-            (venv / "bin" / name).symlink_to(f"/usr/bin/{PYTHON}")
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
+            requirements.write("\n".join(pins))
+            requirements.flush()
+            _install(venv, ["--no-deps", "--require-hashes", f"--requirement={requirements.name}"])
+        if whole:
+            (venv / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\nversion = 3.11\n")
+            for link in ("python", "python3", PYTHON):
+                (venv / "bin" / link).symlink_to(f"/usr/bin/{PYTHON}")
         for pattern in prune:
             for file in _site(venv).glob(pattern):
                 if not file.is_dir():
                     file.unlink()
         _compile(system, venv)
 
-    texts = [file.read_text() for file in (*pins, every_pin)] if extra else [file.read_text() for file in pins]
-    return _once(f"packages-{image}", [system.name, *texts, *further, *prune], make)
+    return _once(f"packages-{name}", [system.name, *pins, *prune, str(whole)], make)
 
 
 def _triton() -> oci.Layer:
@@ -137,7 +166,7 @@ def _triton() -> oci.Layer:
     return oci.read_layer(file) if file.exists() else oci.write_layer(unpacked_wheel(), file, str(PREPARED_WHEEL)[1:])
 
 
-def _project(image: str, system: Path, sources: Sequence[Path]) -> oci.Layer:
+def _project(name: str, system: Path, sources: Sequence[Path]) -> oci.Layer:
     """Wheels of `sources`, installed. Always built: that takes seconds, and no cache can be stale."""
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         wheels = Path(scratch, "wheels")
@@ -154,7 +183,7 @@ def _project(image: str, system: Path, sources: Sequence[Path]) -> oci.Layer:
             (folder / "RECORD").unlink()  # it may be a link into uv's cache
             (folder / "RECORD").write_text("".join(line for line in record if not any(note in line for note in notes)))
         _compile(system, venv)
-        return oci.write_layer(Path(scratch, "root"), cache_dir() / f"project-{image}.tar")
+        return oci.write_layer(Path(scratch, "root"), cache_dir() / f"{name}.tar")
 
 
 def _install(venv: Path, arguments: Sequence[str]) -> None:

@@ -74,9 +74,9 @@ def read_layer(file: Path) -> Layer:
 
 
 def write_archive(
-    names: Sequence[str], layers: Sequence[Layer], config: Config, file: Path, include: Sequence[Layer] | None = None
+    name: str, layers: Sequence[Layer], config: Config, file: Path, include: Sequence[Layer] | None = None
 ) -> None:
-    """One image under each of `names` (`docker.io/who/what:tag`), its layers from bottom to top.
+    """One image, `name` (`docker.io/who/what:tag`), its layers from bottom to top.
 
     With `include`, only these layers' content is in the archive; who imports it has the others.
     """
@@ -113,7 +113,7 @@ def write_archive(
     index = _encode(
         {
             "schemaVersion": 2,
-            "manifests": [{**described, "annotations": {"io.containerd.image.name": name}} for name in names],
+            "manifests": [{**described, "annotations": {"io.containerd.image.name": name}}],
         }
     )
     partial = file.with_suffix(".partial")

@@ -38,7 +38,9 @@ def supervise(name: str, binaries: Path) -> None:
     url = _start_control_plane(daemons, folder, network, node)
     _start_node(daemons, folder, binaries, network, node)
     client = plane.Cluster(binaries, folder / "admin.kubeconfig", folder / "audit.log")
-    client.kubectl("apply", "--server-side", *(f"--filename={file}" for file in sorted(binaries.glob("gateway-api/*"))))
+    client.kubectl(
+        "apply", "--server-side", *(f"--filename={file}" for file in sorted(binaries.glob("gateway-api-*/*")))
+    )
     plane.wait_default_service_account(daemons, folder, url)
     daemons.wait("the node", lambda: _is_ready(client, node), 90)
     _start_firewall(daemons, folder, network, node)
@@ -221,7 +223,7 @@ def _load_pause(folder: Path, binaries: Path) -> None:
     (root / "pause").write_bytes((binaries / "pause").read_bytes())
     (root / "pause").chmod(0o755)
     layer = oci.write_layer(root, folder / "pause-layer.tar")
-    oci.write_archive([PAUSE], [layer], oci.Config(entrypoint=["/pause"]), folder / "pause.tar")
+    oci.write_archive(PAUSE, [layer], oci.Config(entrypoint=["/pause"]), folder / "pause.tar")
     address = ["--address", str(folder / "containerd.sock"), "--namespace", "k8s.io"]
     _run(str(binaries / "ctr"), *address, "images", "import", "--local", str(folder / "pause.tar"))
 

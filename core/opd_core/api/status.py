@@ -144,6 +144,9 @@ class EndpointStatus(Model):
     stable: Revision | None = Field(default=None, description="What takes the traffic.")
     canary: Canary | None = Field(default=None, description="What is taking it over.")
     rejected: Rejected | None = Field(default=None, description="What failed in service.")
+    leaving: dict[ShortText, Time] | None = Field(
+        default=None, max_length=16, description="Revisions that have left the route, and when."
+    )
 
 
 class StageTime(Model):
