@@ -333,13 +333,12 @@ def run_operator(count: int, controllers: bool, options: argparse.Namespace, rep
                 run = settled(audit, names.MANAGER, count)
             report["peak memory"] = f"{_peak_mib(pid):.0f} MiB, {empty:.0f} MiB of it without an object"
             report["CPU"] = f"{1000 * _cpu_seconds(pid) / count:.1f} ms per object"
-            if not controllers:
-                return run
-            pods = wait_for_pods(plane, count)
-            settled(audit, names.MANAGER, count)
-            report["pod to status"] = asyncio.run(latency(audit, pods[: options.pod_events], options.rate))
+            if controllers:
+                pods = wait_for_pods(plane, count)
+                settled(audit, names.MANAGER, count)
+                report["pod to status"] = asyncio.run(latency(audit, pods[: options.pod_events], options.rate))
+                report["peak memory with pods"] = f"{_peak_mib(pid):.0f} MiB"
             report["writes in silence"] = silence(audit, options.silence)
-            report["peak memory with pods"] = f"{_peak_mib(pid):.0f} MiB"
         began = time.monotonic()
         with operator(plane, log) as pid:
             report["ready again after"] = f"{time.monotonic() - began:.1f} s"

@@ -8,7 +8,7 @@ against the first object of its kind, which differs from it in little more than 
 import json
 import zlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from opd_core.api.types import KIND
@@ -120,28 +120,21 @@ class Cache:
         family = self._children.get((metadata["namespace"], metadata["uid"]), {})
         return [self._unpacked(kept, kind) for (kind, _), kept in family.items()]
 
-    def replace(self, kind: str, listed: Iterable[dict[str, Any]], version: int) -> tuple[set[Key], int]:
-        """Take over a complete list of one kind. Returns the distillations whose objects were news, and the newest
-        version of what was: with a watch that works there is none, or its event is on the way."""
-        present: set[str] = set()
+    def retain(self, kind: str, present: Container[str], version: int) -> set[Key]:
+        """Forget what a complete list of a kind, as of `version`, does not have; `present` are its uids. Returns the
+        distillations whose objects were forgotten."""
         news: set[Key] = set()
-        newest = 0
-        for obj in listed:
-            present.add(obj["metadata"]["uid"])
-            if key := self.put(obj):
-                news.add(key)
-                newest = max(newest, _version(obj))
         if kind == KIND:
             for key, kept in list(self._distillations.items()):
                 if kept.uid not in present and kept.version <= version:
                     news.add(self._drop_distillation(key, kept.uid))
-            return news, newest
+            return news
         for home, family in list(self._children.items()):
             for slot, kept in list(family.items()):
                 if slot[0] == kind and kept.uid not in present and kept.version <= version:
                     self._drop_child(home, slot, kept.uid)
                     news.add((home[0], kept.owner))
-        return news, newest
+        return news
 
     def _packed(self, obj: Object, owner: str) -> _Kept:
         text = json.dumps(obj).encode()

@@ -16,7 +16,7 @@ from opd_operator import names
 from opd_operator.metrics import ApiMetrics
 
 _TIMEOUT = 30.0  # seconds of one request
-_PAGE = 500
+PAGE = 100  # objects in an answer: parsed, one takes some 50 kB
 
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 
@@ -101,19 +101,17 @@ class Kube:
             raise
         return any(each["name"] == resource.plural for each in group["resources"])
 
-    async def list(self, resource: Resource, namespace: str = "", selector: str = "") -> "Listed":
-        """All objects, page by page, with the resource version of the list."""
-        items: list[dict[str, Any]] = []
-        following, version = "", ""
+    async def pages(self, resource: Resource, namespace: str = "", selector: str = "") -> AsyncIterator["Page"]:
+        """All objects, of which only a page is in memory."""
+        following = ""
         while True:
-            query = {"limit": str(_PAGE), "labelSelector": selector, "continue": following}
-            page = await self._request("GET", resource, resource.path(namespace), query)
-            for item in page["items"]:
-                items.append({"apiVersion": resource.api_version, "kind": resource.kind, **item})
-            version = version or page["metadata"]["resourceVersion"]
-            following = page["metadata"].get("continue", "")
+            query = {"limit": str(PAGE), "labelSelector": selector, "continue": following}
+            content = await self._request("GET", resource, resource.path(namespace), query)
+            following = content["metadata"].get("continue", "")
+            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
+            yield Page([{**kind, **item} for item in content["items"]], int(content["metadata"]["resourceVersion"]))
             if not following:
-                return Listed(items, int(version))
+                return
 
     async def apply(self, manifest: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
         """Server-side apply: what the manifest says becomes so, whoever set it before."""
@@ -196,9 +194,9 @@ def _difference(date: str) -> float:
 
 
 @dataclass(frozen=True)
-class Listed:
+class Page:
     items: list[dict[str, Any]]
-    version: int
+    version: int  # of the whole list
 
 
 async def connect(connections: int) -> AsyncIterator[ApiClient]:

@@ -11,7 +11,7 @@ from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory  # the
 
 from opd_operator import names
 from opd_operator.cache import Cache, Key
-from opd_operator.kube import DISTILLATION, OWNED, POD, ROUTE, Kube, Resource
+from opd_operator.kube import DISTILLATION, OWNED, PAGE, POD, ROUTE, Kube, Resource
 from opd_operator.metrics import Metrics
 from opd_operator.queue import WorkQueue
 
@@ -72,7 +72,7 @@ def registry(cache: Cache, queue: WorkQueue[Key], watches: Watches) -> kopf.Oper
         settings.watching.connect_timeout = 10
         settings.watching.server_timeout = 290
         settings.watching.client_timeout = 300
-        settings.watching.chunk_size = 500
+        settings.watching.chunk_size = PAGE
         settings.queueing.idle_timeout = 0.1  # a task and a queue of every object, as long as this after its last event
         for resource in watches.resources:
             if resource is not DISTILLATION:
@@ -93,17 +93,22 @@ async def fill(
     kube: Kube, cache: Cache, resources: Iterable[Resource], namespaces: Iterable[str]
 ) -> tuple[set[Key], dict[str, int]]:
     """List everything into the cache. Returns the keys that this was news for, and the newest version by kind of what
-    was news."""
+    was news: with a watch that works there is none, or its event is on the way."""
     news: set[Key] = set()
     newest: dict[str, int] = {}
     for resource in resources:
         selector = "" if resource is DISTILLATION else _OURS
-        lists = [await kube.list(resource, namespace, selector) for namespace in tuple(namespaces) or ("",)]
-        items = [item for listed in lists for item in listed.items]
-        found, version = cache.replace(resource.kind, items, min(listed.version for listed in lists))
-        news |= found
-        if version:
-            newest[resource.kind] = version
+        present, versions = set(), []
+        for namespace in tuple(namespaces) or ("",):
+            async for page in kube.pages(resource, namespace, selector):
+                versions.append(page.version)
+                for obj in page.items:
+                    present.add(obj["metadata"]["uid"])
+                    if key := cache.put(obj):
+                        news.add(key)
+                        version = int(obj["metadata"]["resourceVersion"])
+                        newest[resource.kind] = max(newest.get(resource.kind, 0), version)
+        news |= cache.retain(resource.kind, present, min(versions))
     return news, newest
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opd_core.api.types import KIND
 from opd_operator import names
-from opd_operator.cache import Cache
+from opd_operator.cache import Cache, Key
 
 KEY = ("team", "tiny")
 
@@ -148,12 +148,18 @@ def test_managed_fields_are_not_kept() -> None:
     assert "managedFields" not in stored(cache)["metadata"]
 
 
+def listed(cache: Cache, kind: str, objects: list[dict[str, Any]], version: int) -> set[Key]:
+    """As `watch.fill` takes over a complete list."""
+    news = {key for obj in objects if (key := cache.put(obj))}
+    return news | cache.retain(kind, {obj["metadata"]["uid"] for obj in objects}, version)
+
+
 def test_a_list_that_says_what_the_watches_said_is_no_news() -> None:
     cache = Cache()
     cache.put(distillation())
     cache.put(child())
-    assert cache.replace(KIND, [distillation()], 9) == (set(), 0)
-    assert cache.replace("Job", [child()], 9) == (set(), 0)
+    assert listed(cache, KIND, [distillation()], 9) == set()
+    assert listed(cache, "Job", [child()], 9) == set()
 
 
 def test_a_list_finds_what_the_watches_missed() -> None:
@@ -162,24 +168,24 @@ def test_a_list_finds_what_the_watches_missed() -> None:
     cache.put(child("deleted", "b", 2))
     cache.put(child("made-again", "c", 3))
     cache.put(child("a-service", "d", 3, kind="Service"))
-    listed = [child("changed", "a", 7), child("new", "e", 6), child("made-again", "f", 8)]
-    assert cache.replace("Job", listed, 9) == ({KEY}, 8)
+    found = [child("changed", "a", 7), child("new", "e", 6), child("made-again", "f", 8)]
+    assert listed(cache, "Job", found, 9) == {KEY}
     assert versions(cache) == {"changed": "7", "new": "6", "made-again": "8", "a-service": "3"}
-    assert cache.replace("Job", listed, 9) == (set(), 0)
+    assert listed(cache, "Job", found, 9) == set()
 
 
 def test_a_list_finds_deleted_distillations() -> None:
     cache = Cache()
     cache.put(distillation("u1", 1))
     cache.put(distillation("u2", 1, name="other"))
-    assert cache.replace(KIND, [distillation("u1", 1)], 5) == ({("team", "other")}, 0)
+    assert listed(cache, KIND, [distillation("u1", 1)], 5) == {("team", "other")}
     assert list(cache) == [KEY]
 
 
 def test_what_was_made_after_the_list_is_not_taken_for_deleted() -> None:
     cache = Cache()
     cache.put(child("made-meanwhile", "a", 12))
-    assert cache.replace("Job", [], 10) == (set(), 0)
+    assert listed(cache, "Job", [], 10) == set()
     assert versions(cache) == {"made-meanwhile": "12"}
 
 
@@ -190,7 +196,7 @@ def test_what_was_deleted_does_not_come_back_with_an_older_word() -> None:
     cache.put(child(version=5))
     cache.remove(child(version=6))
     assert cache.put(child(version=5)) is None
-    assert cache.replace("Job", [child(version=5)], 5) == (set(), 0)
+    assert listed(cache, "Job", [child(version=5)], 5) == set()
     cache.remove(distillation(version=7))
     assert cache.put(distillation(version=7, status={"phase": "Starting"})) is None
     assert list(cache) == []
