@@ -53,7 +53,7 @@ Exported = dict[str, set[str]]  # name of a series, as a query finds it -> its l
 
 
 def promtool(*arguments: str | Path, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
-    command = [str(build("promtool") / "promtool"), *map(str, arguments)]
+    command = [str(build("prometheus") / "promtool"), *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 

@@ -16,11 +16,16 @@ from opd_core.artifacts import read_student
 
 from .kit import Namespace, refusals, wait_until, writes
 from .load import Load, connect, image
+from .prometheus import Prometheus, prometheus
 from .walk import Walker
 
 pytestmark = pytest.mark.timeout(1500)
 
 STAGES = ("Accepted", "TeachersReady", "Trained", "Evaluated", "Deployed", "Serving", "Ready")
+
+
+# Panels of what the documented run does not have: a stochastic sampler, and a validation between rounds.
+QUIET = {f"training / {panel}" for panel in ("KL", "KL by solver step", "Reward of the validation")}
 
 
 def url(namespace: Namespace, name: str) -> str:
@@ -41,6 +46,12 @@ def research(cluster: node.Node, world: Path, tmp_path: Path) -> Iterator[Namesp
 
 
 @pytest.fixture
+def watching(cluster: node.Node, operator: str, tmp_path: Path) -> Iterator[Prometheus]:
+    with prometheus(cluster, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
 def walker(research: Namespace, repository: Path, world: Path, tmp_path: Path, example: dict[str, Any]) -> Walker:
     """In a folder that looks like a checkout, with the shortened example."""
     folder = tmp_path / "checkout"
@@ -57,7 +68,7 @@ def walker(research: Namespace, repository: Path, world: Path, tmp_path: Path, e
 
 
 def test_the_documented_way_a_better_student_and_a_worse_one(
-    research: Namespace, operator: str, example: dict[str, Any], walker: Walker, repository: Path, tmp_path: Path
+    research: Namespace, watching: Prometheus, example: dict[str, Any], walker: Walker, repository: Path
 ) -> None:
     namespace, name, docs = research, example["metadata"]["name"], repository / "docs"
     example["spec"]["training"]["nodes"] = 2
@@ -113,6 +124,13 @@ def test_the_documented_way_a_better_student_and_a_worse_one(
     namespace.opd("promote", name, worse.removeprefix("sha256:")[:10])
     namespace.until(name, "Ready", "True")
     assert namespace.status(name)["endpoint"]["stable"]["digest"] == worse
+
+    # Prometheus has seen all of it.
+    assert watching.silent_panels(namespace.name, name) == QUIET
+    assert watching.ever('ALERTS{alertname="OPDFailed"}')
+    rules = [rule for group in watching.get("api/v1/rules")["groups"] for rule in group["rules"]]
+    assert rules
+    assert {rule["health"] for rule in rules} == {"ok"}
 
     # The other pages while it serves; the end of the first one deletes it.
     walker.run(docs / "install.md", before="A namespace for distillations")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds what the development cluster runs from Go modules; what is there already is skipped. Prints the folder.
-# usage: build.sh control-plane | node | helm | promtool | traefik      `node` includes the control plane
-# Go is the one of PATH if it is new enough, else the one of .venv; promtool comes from Debian's package of Prometheus.
+# usage: build.sh control-plane | node | helm | prometheus | traefik      `node` includes the control plane
+# Go is the one of PATH if it is new enough, else the one of .venv; Prometheus comes from Debian's package.
 # OPD_KUBERNETES_VERSION picks another Kubernetes, OPD_DEVCLUSTER_CACHE another place for the programs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-what=${1:?control-plane, node, helm, promtool or traefik}
+what=${1:?control-plane, node, helm, prometheus or traefik}
 pinned=v1.36.3
 go_wanted=1.26 # of kube/go.mod
 version=${OPD_KUBERNETES_VERSION:-$pinned}
@@ -139,26 +139,26 @@ traefik() {
   cd "$here"
 }
 
-# Built from Go it would bring every cloud's SDK along, for one command.
-promtool() {
-  [ -x "$bin/promtool" ] && return
-  say "promtool from the system package prometheus, which is fetched and not installed"
-  command -v apt-get >/dev/null || { say "no apt-get here: put promtool 2.42 or newer of https://prometheus.io at $bin/promtool"; exit 1; }
+# prometheus and promtool. Built from Go they would bring every cloud's SDK along.
+prometheus() {
+  [ -x "$bin/promtool" ] && [ -x "$bin/prometheus" ] && return
+  say "Prometheus from the system package, which is fetched and not installed"
+  command -v apt-get >/dev/null || { say "no apt-get here: put prometheus and promtool 2.42 or newer of https://prometheus.io into $bin"; exit 1; }
   local fetch=(apt-get download -qq -o APT::Sandbox::User=root prometheus) # the user _apt cannot write into $work
   cd "$work"
   {
     "${fetch[@]}" || { apt-get update -qq && "${fetch[@]}"; }
     dpkg-deb --extract prometheus_*.deb unpacked
   } >&2
-  mv unpacked/usr/bin/promtool "$bin/promtool"
+  mv unpacked/usr/bin/prometheus unpacked/usr/bin/promtool "$bin/"
 }
 
 case $what in
   control-plane) control_plane ;;
   node) control_plane; node ;;
   helm) install helm helm.sh/helm/v4/cmd/helm@v4.3.1 ;;
-  promtool) promtool ;;
+  prometheus) prometheus ;;
   traefik) traefik ;;
-  *) say "what is $what? control-plane, node, helm, promtool or traefik"; exit 2 ;;
+  *) say "what is $what? control-plane, node, helm, prometheus or traefik"; exit 2 ;;
 esac
 echo "$bin"
