@@ -139,7 +139,7 @@ class Cache:
     def _packed(self, obj: Object, owner: str) -> _Kept:
         text = json.dumps(obj).encode()
         deflate = zlib.compressobj(level=1, zdict=self._samples.setdefault(obj["kind"], text))
-        return _Kept(obj["metadata"]["uid"], _version(obj), owner, deflate.compress(text) + deflate.flush())
+        return _Kept(obj["metadata"]["uid"], version_of(obj), owner, deflate.compress(text) + deflate.flush())
 
     def _unpacked(self, kept: _Kept, kind: str) -> Object:
         content: Object = json.loads(zlib.decompressobj(zdict=self._samples[kind]).decompress(kept.packed))
@@ -158,9 +158,9 @@ def _owner(obj: Object) -> tuple[str, str] | None:
 
 
 def _newer(obj: Object, known: _Kept | None) -> bool:
-    return known is None or obj["metadata"]["uid"] != known.uid or _version(obj) > known.version
+    return known is None or obj["metadata"]["uid"] != known.uid or version_of(obj) > known.version
 
 
-def _version(obj: Object) -> int:
+def version_of(obj: Object) -> int:
     """Resource versions of one kind are ordered numbers (KEP-5504)."""
     return int(obj["metadata"]["resourceVersion"])

@@ -69,12 +69,6 @@ class DeploymentView:
 
 
 @dataclass(frozen=True)
-class RouteView:
-    name: str
-    trouble: str  # why no gateway sends requests through it
-
-
-@dataclass(frozen=True)
 class Requests:
     """Of a canary's pods since they started."""
 
@@ -89,7 +83,7 @@ class Observed:
     jobs: Mapping[str, JobView] = field(default_factory=dict)
     deployments: Mapping[str, DeploymentView] = field(default_factory=dict)
     pods: tuple[PodView, ...] = ()
-    route: RouteView | None = None
+    unrouted: str = "its HTTPRoute is not there yet"  # why no gateway sends requests through the route, if none does
     progress: Progress | None = None  # of the trainer's port
     requests: Requests | None = None  # to the canary
     rejected: str = ""  # why the API server refused an object last time
@@ -116,7 +110,7 @@ def observe(
     rejected: str = "",
 ) -> Observed:
     """Views of `children`, whatever their kind."""
-    jobs, deployments, pods, route = {}, {}, [], None
+    jobs, deployments, pods, unrouted = {}, {}, [], Observed.unrouted
     for child in children:
         if child["kind"] == "Job":
             view = _job(child)
@@ -127,8 +121,8 @@ def observe(
         elif child["kind"] == "Pod":
             pods.append(_pod(child))
         elif child["kind"] == "HTTPRoute":
-            route = _route(child)
-    return Observed(jobs, deployments, tuple(pods), route, progress, requests, rejected)
+            unrouted = _unrouted(child)
+    return Observed(jobs, deployments, tuple(pods), unrouted, progress, requests, rejected)
 
 
 def _job(job: Object) -> JobView:
@@ -168,19 +162,20 @@ def _deployment(deployment: Object) -> DeploymentView:
     )
 
 
-def _route(route: Object) -> RouteView:
-    """What its gateways say. Of an older generation, too: every step of a rollout is a new one."""
+def _unrouted(route: Object) -> str:
+    """What its gateways object to; empty if one takes it. Their word on an older generation counts, too: every step of
+    a rollout is a new one."""
     name = route["metadata"]["name"]
     troubles = []
     for parent in (route.get("status") or {}).get("parents") or []:
         said = {c["type"]: c for c in parent.get("conditions") or []}
         if said.get("Accepted", {}).get("status") == "True" and said.get("ResolvedRefs", {}).get("status") != "False":
-            return RouteView(name, "")
+            return ""
         for condition in ("Accepted", "ResolvedRefs"):
             if said.get(condition, {}).get("status") == "False":
                 why = f"{said[condition].get('reason')}: {said[condition].get('message')}"
                 troubles.append(f"Gateway {parent['parentRef']['name']} does not use HTTPRoute {name}: {why}")
-    return RouteView(name, "; ".join(troubles) or f"no controller of a Gateway has answered for HTTPRoute {name} yet")
+    return "; ".join(troubles) or f"no controller of a Gateway has answered for HTTPRoute {name} yet"
 
 
 def _pod(pod: Object) -> PodView:

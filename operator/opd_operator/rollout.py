@@ -122,15 +122,16 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
         _reject(endpoint, canary, *problem)
         return
     lead = _GATEWAY if d.spec.endpoint.route else 0
+    known = False  # to every gateway
     if enough:
         canary.setdefault("since", timestamp(d.now))
-        enough = d.late(canary["since"], lead)
-        if enough and percent == 100:
+        known = d.late(canary["since"], lead)
+        if known and percent == 100:
             endpoint["stable"] = {name: canary[name] for name in ("revision", "digest", "key", "image", "started")}
             _in_service(d, endpoint["stable"])
             del endpoint["canary"]
             return
-        if enough and d.late(canary["since"], lead + rollout.interval_seconds):
+        if known and d.late(canary["since"], lead + rollout.interval_seconds):
             canary.update(step=canary["step"] + 1, stepStarted=timestamp(d.now))
             del canary["since"]
             _canary(d, endpoint)
@@ -140,7 +141,7 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     kept = max(replicas - (1 - surge) - ready, replicas - share, min(1, replicas))
     holding = sum(pod.revision == stable["revision"] and pod.active for pod in d.observed.pods)
     grown = max(min(share, replicas + surge - holding), min(share, new.replicas if new else 0), 0)
-    reached = percent if enough else (steps[canary["step"] - 1] if canary["step"] else 0)
+    reached = percent if known else (steps[canary["step"] - 1] if canary["step"] else 0)
     weight = reached if ready else 0
     d.wanted.served += [_served(stable, kept, 100 - weight), _served(canary, grown, weight)]
     if d.spec.endpoint.route:
@@ -158,13 +159,16 @@ def _leave(d: Draft, endpoint: dict[str, Any]) -> None:
     if d.spec.endpoint.route is None or not d.wanted.served:
         return
     serving = {each.revision for each in d.wanted.served}
-    for view in d.observed.deployments.values():
-        if view.role == names.ENDPOINT and view.revision not in serving:
-            since = endpoint.setdefault("leaving", {}).setdefault(
-                view.revision, before.get(view.revision, timestamp(d.now))
-            )
-            if not d.late(since, _GATEWAY):
-                d.wanted.keep |= {("Deployment", view.name), ("Service", view.name)}
+    views = [view for view in d.observed.deployments.values() if view.role == names.ENDPOINT]
+    leaving = {
+        view.revision: before.get(view.revision, timestamp(d.now)) for view in views if view.revision not in serving
+    }
+    for revision, since in leaving.items():
+        if not d.late(since, _GATEWAY):
+            name = names.endpoint(d.name, revision)
+            d.wanted.keep |= {("Deployment", name), ("Service", name)}
+    if leaving:
+        endpoint["leaving"] = leaving
 
 
 def _in_service(d: Draft, stable: dict[str, Any]) -> None:
@@ -248,11 +252,9 @@ def _trouble(d: Draft, ready: int) -> tuple[Reason, str] | None:
     """Why nobody answers at the endpoint's address, if nobody does."""
     if ready == 0:
         return d.observed.trouble(names.ENDPOINT) or (Reason.UNAVAILABLE, "no endpoint pod is ready")
-    if d.spec.endpoint.route is None:
-        return None
-    if d.observed.route is None:
-        return Reason.NOT_ROUTED, "its HTTPRoute is not there yet"
-    return (Reason.NOT_ROUTED, d.observed.route.trouble) if d.observed.route.trouble else None
+    if d.spec.endpoint.route and d.observed.unrouted:
+        return Reason.NOT_ROUTED, d.observed.unrouted
+    return None
 
 
 def _view(d: Draft, served: dict[str, Any]) -> DeploymentView | None:

@@ -10,7 +10,7 @@ import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory  # the type of an argument of kopf.operator
 
 from opd_operator import names
-from opd_operator.cache import Cache, Key
+from opd_operator.cache import Cache, Key, version_of
 from opd_operator.kube import DISTILLATION, OWNED, PAGE, POD, ROUTE, Kube, Resource
 from opd_operator.metrics import Metrics
 from opd_operator.queue import WorkQueue
@@ -106,8 +106,7 @@ async def fill(
                     present.add(obj["metadata"]["uid"])
                     if key := cache.put(obj):
                         news.add(key)
-                        version = int(obj["metadata"]["resourceVersion"])
-                        newest[resource.kind] = max(newest.get(resource.kind, 0), version)
+                        newest[resource.kind] = max(newest.get(resource.kind, 0), version_of(obj))
         news |= cache.retain(resource.kind, present, min(versions))
     return news, newest
 

@@ -182,17 +182,6 @@ def test_each_alert_leads_to_a_page_that_says_what_to_do() -> None:
 # ------------------------------------------------------------------------------------------------ dashboards
 
 
-def targets() -> list[tuple[str, str, str]]:
-    """(panel, query, legend) of all dashboards."""
-    return [
-        (f"{board.title} / {panel.title}", query, legend)
-        for board in dashboards.DASHBOARDS
-        for _, panels in board.rows
-        for panel in panels
-        for query, legend in panel.draws
-    ]
-
-
 @pytest.mark.parametrize("board", dashboards.DASHBOARDS, ids=lambda board: board.name)
 def test_the_charts_dashboards_are_the_generated_ones(board: dashboards.Dashboard) -> None:
     """`make generate` writes them."""
@@ -200,7 +189,7 @@ def test_the_charts_dashboards_are_the_generated_ones(board: dashboards.Dashboar
 
 
 def test_panels_are_about_series_that_exist(exported: Exported) -> None:
-    for title, query, legend in targets():
+    for title, query, legend in dashboards.queries():
         check_query(query, exported)
         grouped = {label for labels in GROUPING.findall(query) for label in re.findall(r"\w+", labels)} - {"le"}
         aggregated = re.match(r"(sum|max|count|histogram_quantile)\b", query)
@@ -224,7 +213,7 @@ def test_every_panel_draws_something(exported: Exported, tmp_path: Path) -> None
         for chosen in itertools.product(*(values.get(label, ["x"]) for label in labels))
     ]
     variables = {"$namespace": "research", "$name": "digits", "$job": "opd", "$__rate_interval": "2m"}
-    queries = [re.sub(r"\$\w+", lambda found: variables[found[0]], query) for _, query, _ in targets()]
+    queries = [re.sub(r"\$\w+", lambda found: variables[found[0]], query) for _, query, _ in dashboards.queries()]
     alerts = [{"alert": f"Query{index}", "expr": f"count({query}) > 0"} for index, query in enumerate(queries)]
     (tmp_path / "rules.yaml").write_text(json.dumps({"groups": [{"name": "panels", "rules": alerts}]}))
     case = {
@@ -236,7 +225,10 @@ def test_every_panel_draws_something(exported: Exported, tmp_path: Path) -> None
     }
     (tmp_path / "test.yaml").write_text(json.dumps({"rule_files": ["rules.yaml"], "tests": [case]}))
     done = promtool("test", "rules", tmp_path / "test.yaml")
-    silent = {targets()[int(index)][:2] for index in re.findall(r"alertname: Query(\d+)", done.stderr + done.stdout)}
+    silent = {
+        dashboards.queries()[int(index)][:2]
+        for index in re.findall(r"alertname: Query(\d+)", done.stderr + done.stdout)
+    }
     assert not silent
     assert done.returncode == 0, done.stderr + done.stdout
 

@@ -90,3 +90,11 @@ def example(repository: Path) -> dict[str, Any]:
     document["spec"]["evaluation"].update(promptsPerTask=16)
     document["spec"]["evaluation"]["gate"] = [{"task": "aesthetic", "reward": "tiny-aesthetic", "ofTeacher": 0.5}]
     return document
+
+
+@pytest.fixture
+def alone(example: dict[str, Any]) -> dict[str, Any]:
+    """Teachers inside the trainer: one pod, quick to start."""
+    example["spec"]["teacherServing"] = {"placement": "InProcess", "precision": "FP32"}
+    example["spec"]["endpoint"]["enabled"] = False
+    return example

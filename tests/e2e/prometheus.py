@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from devcluster import node
 from devcluster.control_plane import build
-from monitoring.dashboards import DASHBOARDS
+from monitoring.dashboards import queries
 from opd_core.ports import free_ports
 
 REPOSITORY = Path(__file__).parents[2]
@@ -43,14 +43,11 @@ class Prometheus:
         return series
 
     def silent_panels(self, namespace: str, name: str) -> set[str]:
-        """`dashboard / panel` of what has never drawn anything for this distillation."""
+        """Titles of what has never drawn anything for this distillation."""
         chosen = {"$namespace": namespace, "$name": name, "$job": JOB, "$__rate_interval": "20s"}
         return {
-            f"{board.name} / {panel.title}"
-            for board in DASHBOARDS
-            for _, panels in board.rows
-            for panel in panels
-            for query, _ in panel.draws
+            title
+            for title, query, _ in queries()
             if not self.ever(re.sub(r"\$\w+", lambda found: chosen[found[0]], query))
         }
 

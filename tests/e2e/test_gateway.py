@@ -34,14 +34,13 @@ def weights(namespace: Namespace, name: str) -> list[int]:
 
 
 def test_a_canary_gets_its_weight_without_a_lost_request_and_a_closed_gateway_is_told(
-    namespace: Namespace, operator: str, gateway: str, example: dict[str, Any]
+    namespace: Namespace, operator: str, gateway: str, alone: dict[str, Any]
 ) -> None:
-    spec = example["spec"]
-    spec["teacherServing"] = {"placement": "InProcess", "precision": "FP32"}
+    spec = alone["spec"]
     spec["training"].update(rounds=2, imagesPerTask=1)
     spec["evaluation"].update(promptsPerTask=1, gate=[])
     spec["endpoint"] = {"route": ROUTE, "rollout": {"steps": [50], "intervalSeconds": 20}}
-    name = namespace.apply(example)
+    name = namespace.apply(alone)
     namespace.until(name, "Ready", "True", seconds=400)
     assert namespace.status(name)["endpoint"]["url"] == f"http://{HOST}"
     client = connect(gateway, {"Host": HOST})

@@ -25,7 +25,7 @@ STAGES = ("Accepted", "TeachersReady", "Trained", "Evaluated", "Deployed", "Serv
 
 
 # Panels of what the documented run does not have: a stochastic sampler, and a validation between rounds.
-QUIET = {f"training / {panel}" for panel in ("KL", "KL by solver step", "Reward of the validation")}
+QUIET = {f"Diffusion OPD / Training / {panel}" for panel in ("KL", "KL by solver step", "Reward of the validation")}
 
 
 def url(namespace: Namespace, name: str) -> str:

@@ -21,14 +21,6 @@ KILL_RANK = (
 )
 
 
-@pytest.fixture
-def alone(example: dict[str, Any]) -> dict[str, Any]:
-    """Teachers inside the trainer: one pod, quick to start."""
-    example["spec"]["teacherServing"] = {"placement": "InProcess", "precision": "FP32"}
-    example["spec"]["endpoint"]["enabled"] = False
-    return example
-
-
 def restarted(namespace: Namespace, name: str, cause: str, count: int) -> None:
     """Wait for the next start, and that it goes on where the last one was."""
     wait_until(lambda: namespace.status(name).get(cause) == count, f"{count} {cause}")

@@ -1,13 +1,16 @@
 """The cache: never behind what it has seen, and no child in the wrong family."""
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 from opd_core.api.types import KIND
 from opd_operator import names
 from opd_operator.cache import Cache, Key
+from opd_operator.kube import BY_KIND, Kube, Page
+from opd_operator.watch import fill
 
 KEY = ("team", "tiny")
 
@@ -148,18 +151,24 @@ def test_managed_fields_are_not_kept() -> None:
     assert "managedFields" not in stored(cache)["metadata"]
 
 
-def listed(cache: Cache, kind: str, objects: list[dict[str, Any]], version: int) -> set[Key]:
-    """As `watch.fill` takes over a complete list."""
-    news = {key for obj in objects if (key := cache.put(obj))}
-    return news | cache.retain(kind, {obj["metadata"]["uid"] for obj in objects}, version)
+def listed(cache: Cache, kind: str, objects: list[dict[str, Any]], version: int) -> tuple[set[Key], int]:
+    """Take over a complete list, an object a page. The keys it was news for, the newest version of what was news."""
+
+    class Lists:
+        async def pages(self, *_: object) -> AsyncIterator[Page]:
+            for page in [[obj] for obj in objects] or [[]]:
+                yield Page(page, version)
+
+    news, newest = asyncio.run(fill(cast(Kube, Lists()), cache, [BY_KIND[kind]], []))
+    return news, newest.get(kind, 0)
 
 
 def test_a_list_that_says_what_the_watches_said_is_no_news() -> None:
     cache = Cache()
     cache.put(distillation())
     cache.put(child())
-    assert listed(cache, KIND, [distillation()], 9) == set()
-    assert listed(cache, "Job", [child()], 9) == set()
+    assert listed(cache, KIND, [distillation()], 9) == (set(), 0)
+    assert listed(cache, "Job", [child()], 9) == (set(), 0)
 
 
 def test_a_list_finds_what_the_watches_missed() -> None:
@@ -169,23 +178,23 @@ def test_a_list_finds_what_the_watches_missed() -> None:
     cache.put(child("made-again", "c", 3))
     cache.put(child("a-service", "d", 3, kind="Service"))
     found = [child("changed", "a", 7), child("new", "e", 6), child("made-again", "f", 8)]
-    assert listed(cache, "Job", found, 9) == {KEY}
+    assert listed(cache, "Job", found, 9) == ({KEY}, 8)
     assert versions(cache) == {"changed": "7", "new": "6", "made-again": "8", "a-service": "3"}
-    assert listed(cache, "Job", found, 9) == set()
+    assert listed(cache, "Job", found, 9) == (set(), 0)
 
 
 def test_a_list_finds_deleted_distillations() -> None:
     cache = Cache()
     cache.put(distillation("u1", 1))
     cache.put(distillation("u2", 1, name="other"))
-    assert listed(cache, KIND, [distillation("u1", 1)], 5) == {("team", "other")}
+    assert listed(cache, KIND, [distillation("u1", 1)], 5) == ({("team", "other")}, 0)
     assert list(cache) == [KEY]
 
 
 def test_what_was_made_after_the_list_is_not_taken_for_deleted() -> None:
     cache = Cache()
     cache.put(child("made-meanwhile", "a", 12))
-    assert listed(cache, "Job", [], 10) == set()
+    assert listed(cache, "Job", [], 10) == (set(), 0)
     assert versions(cache) == {"made-meanwhile": "12"}
 
 
@@ -196,7 +205,7 @@ def test_what_was_deleted_does_not_come_back_with_an_older_word() -> None:
     cache.put(child(version=5))
     cache.remove(child(version=6))
     assert cache.put(child(version=5)) is None
-    assert listed(cache, "Job", [child(version=5)], 5) == set()
+    assert listed(cache, "Job", [child(version=5)], 5) == (set(), 0)
     cache.remove(distillation(version=7))
     assert cache.put(distillation(version=7, status={"phase": "Starting"})) is None
     assert list(cache) == []

@@ -109,12 +109,12 @@ node() {
     go build -ldflags "-s -w" -o "$work/pause" "$here/pause/main.go"
     mv "$work/pause" "$bin/pause"
   fi
-  local api=gateway-api-v1.6.1 # of traefik's go.mod
-  if [ ! -d "$bin/$api" ]; then
+  local api=v1.6.1 # of traefik's go.mod
+  if [ ! -d "$bin/gateway-api-$api" ]; then
     need_go
-    module sigs.k8s.io/gateway-api@v1.6.1 "$work/gateway-api"
+    module "sigs.k8s.io/gateway-api@$api" "$work/gateway-api"
     rm -rf "$bin"/gateway-api*
-    mv "$work/gateway-api/config/crd/standard" "$bin/$api"
+    mv "$work/gateway-api/config/crd/standard" "$bin/gateway-api-$api"
   fi
 }
 
@@ -123,8 +123,9 @@ node() {
 traefik() {
   [ -x "$bin/traefik" ] && return
   need_go
-  say "building Traefik v3.7.13 (3 minutes on 2 cores)"
-  module github.com/traefik/traefik/v3@v3.7.13 "$work/traefik"
+  local traefik=v3.7.13
+  say "building Traefik $traefik (3 minutes on 2 cores)"
+  module "github.com/traefik/traefik/v3@$traefik" "$work/traefik"
   cd "$work/traefik"
   mkdir pkg/config/dynamic/ext
   printf 'module github.com/traefik/traefik/dynamic/ext\n\ngo %s\n' "$go_wanted" >pkg/config/dynamic/ext/go.mod

@@ -63,7 +63,8 @@ def build(extra: Sequence[Path] = ()) -> tuple[Image, ...]:
     """All four. `extra`: further packages for the trainer, for example rewards, with what they name as dependencies."""
     system = _system()
     operator, trainer, serving = (_pins(name) for name in ("operator", "trainer", "serving"))
-    trainer += [pin for pin in _pins("dev") if pin not in trainer and _name_of(pin) in _dependencies(extra)]
+    further = _dependencies(extra)
+    trainer += [pin for pin in _pins("dev") if pin not in trainer and _name_of(pin) in further]
     both = [pin for pin in serving if pin in trainer]
     base = _layer(system)
     torch = (base, _layer(_packages("torch", system, both, prune=GPU_ONLY, whole=True)))

@@ -213,6 +213,17 @@ OPERATOR = Dashboard(
 DASHBOARDS = (TRAINING, SERVING, OPERATOR)
 
 
+def queries() -> list[tuple[str, str, str]]:
+    """(dashboard / panel, query, legend) of all dashboards."""
+    return [
+        (f"{board.title} / {panel.title}", query, legend)
+        for board in DASHBOARDS
+        for _, panels in board.rows
+        for panel in panels
+        for query, legend in panel.draws
+    ]
+
+
 def text(dashboard: Dashboard) -> str:
     return json.dumps(render(dashboard), indent=1, ensure_ascii=False) + "\n"
 
