@@ -1,6 +1,7 @@
 """Fixtures that every part shares."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from opd_core.ports import free_ports
 REPOSITORY = Path(__file__).parents[1]
 
 torch.set_num_threads(1)
+
+# A shell ignores SIGINT in what it starts in the background, and so would every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Folders of the longest files, so that no worker has one left when the other has nothing. Those that need a control

@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 from opd_core.api.types import LearningRateSchedule, Optimizer
+from opd_core.imports import without_collection
 from torch import Tensor, nn
 
 # A collective waits for the slowest rank, and a rank may wait ten minutes for its teachers.
@@ -34,7 +35,8 @@ def init_distributed(device: str) -> World:
     """Join the process group of the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)."""
     kind = torch.device(device).type
     os.environ["DS_ACCELERATOR"] = kind  # guessing it prints warnings and may guess wrong
-    import deepspeed
+    with without_collection():
+        import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # On a CPU DeepSpeed compiles a shared-memory collective that only inference uses: without a compiler it cannot

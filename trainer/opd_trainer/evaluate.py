@@ -19,6 +19,7 @@ from opd_core.models.adapters import load_adapter
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.pipeline import Model, load_model
 from opd_core.precision import TORCH_DTYPES
+from opd_core.process import leave
 from opd_core.termination import last_words
 from opd_core.uris import resolve
 from PIL import Image
@@ -209,4 +210,4 @@ def _write(file: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -16,7 +16,7 @@ from opd_core.device import choose_device
 from opd_core.errors import OPDError, UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.preflight import refuse
-from opd_core.process import die_with_parent
+from opd_core.process import die_with_parent, leave
 from opd_core.termination import last_words
 from opd_core.uris import resolve
 
@@ -181,4 +181,4 @@ def describe(record: RoundRecord, rounds: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

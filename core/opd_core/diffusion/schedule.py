@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 
 from opd_core.errors import InvalidError
+from opd_core.imports import without_collection
+
+with without_collection():
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
 TIMESTEPS = 1000  # what rectified-flow transformers of diffusers take as "time 1"
 

@@ -5,17 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Pipeline
-from diffusers.loaders.peft import PeftAdapterMixin
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
+from opd_core.imports import without_collection
 from opd_core.models.adapter_file import AdapterFile, check_fit, read_adapter_file, unknown_targets
 from opd_core.models.headers import sort_metadata
+
+with without_collection():
+    from diffusers import StableDiffusion3Pipeline
+    from diffusers.loaders.peft import PeftAdapterMixin
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 def load_adapter(transformer: nn.Module, path: Path, name: str) -> LoraConfig:

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from torch import Tensor
 
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.schedule import TIMESTEPS, Schedule, schedule_from_config
 from opd_core.errors import InvalidError
+from opd_core.imports import without_collection
 from opd_core.models.outline import Outline, family_of, read_outline
+
+with without_collection():
+    import diffusers
+    import transformers
 
 ALL_PARTS = frozenset({"text", "transformer", "vae"})
 _COMPONENTS = {

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from opd_core.errors import OPDError
+from opd_core.process import leave
 
 from opd_serving.endpoint.engine import Limits
 from opd_serving.endpoint.server import Settings, log_to_stderr, run
@@ -83,4 +84,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

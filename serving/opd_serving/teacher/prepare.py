@@ -11,6 +11,7 @@ from opd_core.api.load import load_spec
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, OPDError
 from opd_core.models.preflight import refuse, teacher_problems
+from opd_core.process import leave
 from opd_core.termination import last_words
 from opd_core.uris import resolve
 
@@ -53,4 +54,4 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
