@@ -20,7 +20,7 @@ reproduce: setup ## The full-length run with three seeds, and the table in docs/
 
 test: setup ## All tests but those of `make e2e`; they need a control plane and helm, built once in 9 minutes
 	@for part in control-plane helm prometheus; do tools/devcluster/build.sh $$part >/dev/null || exit 1; done
-	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff, mypy --strict, import-linter, hadolint
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
