@@ -9,7 +9,7 @@ import sys
 import time
 
 ROLES = {
-    "trainer": "opd_trainer.train, deepspeed",
+    "trainer": "opd_trainer.train",
     "evaluator": "opd_trainer.evaluate",
     "endpoint": "opd_serving.endpoint.server",
 }

@@ -5,6 +5,10 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Extension modules that are not taken apart at the end are reported as leaks, in forty lines:
+# https://nanobind.readthedocs.io/en/latest/refleaks.html
+atexit.register(gc.unfreeze)
+
 
 @contextmanager
 def without_collection() -> Iterator[None]:
@@ -14,12 +18,11 @@ def without_collection() -> Iterator[None]:
     would walk through them many times while they come and whenever it is due later. Frozen as before a fork:
     https://docs.python.org/3/library/gc.html#gc.freeze. `benchmarks/startup.py` measures it.
     """
+    enabled = gc.isenabled()  # a program may have its own reasons to collect nothing
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
-        # Extension modules that are not taken apart at the end are reported as leaks, in forty lines:
-        # https://nanobind.readthedocs.io/en/latest/refleaks.html
-        atexit.register(gc.unfreeze)
+        if enabled:
+            gc.enable()

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
+from opd_core.imports import without_collection
 from opd_core.models.adapter_file import AdapterFile, read_adapter_file
 from opd_core.models.adapters import read_adapter, write_adapter
+
+with without_collection():
+    from peft import LoraConfig
 
 
 def merge(paths: Sequence[Path], directory: Path) -> LoraConfig:
