@@ -275,10 +275,8 @@ class Run:
 
 @contextmanager
 def cluster(controllers: bool) -> Iterator[ControlPlane]:
-    with control_plane() as plane:
+    with control_plane(crds=[CRD]) as plane:
         os.environ["KUBECONFIG"] = str(plane.kubeconfig)
-        plane.kubectl("apply", "--server-side", "-f", CRD)
-        plane.kubectl("wait", "--for=condition=Established", "crd/opddistillations.opd.dev")
         plane.kubectl("create", "namespace", NAMESPACE)
         if not controllers:
             plane.daemons.stop("controller-manager")

@@ -67,6 +67,6 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """A real etcd, API server and controller manager, shared by all tests: use a namespace of your own."""
-    with run_control_plane() as running:
+    """A real etcd, API server and controller manager that know our type, shared by all tests: use a namespace of your own."""
+    with run_control_plane(crds=[REPOSITORY / "crds" / "opd.dev_opddistillations.yaml"]) as running:
         yield running

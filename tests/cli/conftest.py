@@ -15,7 +15,7 @@ from opd_cli.cluster import Distillations
 from opd_cli.main import main
 
 from tests.cli.kubelet import Kubelet, kubelet
-from tests.operator.live import CRD, Api
+from tests.operator.live import Api
 
 _numbers = itertools.count()
 
@@ -27,14 +27,8 @@ class Done:
     err: str
 
 
-@pytest.fixture(scope="session")
-def crd(control_plane: ControlPlane) -> None:
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRD)
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/opddistillations.opd.dev")
-
-
 @pytest.fixture
-def api(control_plane: ControlPlane, crd: None) -> Iterator[Api]:
+def api(control_plane: ControlPlane) -> Iterator[Api]:
     """A namespace of the test's own."""
     namespace = f"cli-{next(_numbers)}"
     control_plane.kubectl("create", "namespace", namespace)

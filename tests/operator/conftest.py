@@ -1,32 +1,15 @@
 """The operator as a process against the real API server, one namespace a test."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from devcluster.control_plane import Cluster, ControlPlane
+from devcluster.control_plane import ControlPlane
 
-from tests.operator.live import CRD, Api, Operator, wait_for
+from tests.operator.live import Api, Operator
 
 _numbers = itertools.count()
-
-
-def install(cluster: Cluster) -> None:
-    """The CRD."""
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRD)
-
-    def established() -> bool:  # `kubectl wait` fails on an object whose status has no conditions yet
-        status = json.loads(cluster.kubectl("get", "crd", "opddistillations.opd.dev", "-o", "json"))["status"]
-        return any(c["type"] == "Established" and c["status"] == "True" for c in status.get("conditions") or [])
-
-    wait_for(established, "the type")
-
-
-@pytest.fixture(scope="module")
-def crd(control_plane: ControlPlane) -> None:
-    install(control_plane)
 
 
 def _api(control_plane: ControlPlane) -> Iterator[Api]:
@@ -37,12 +20,12 @@ def _api(control_plane: ControlPlane) -> Iterator[Api]:
 
 
 @pytest.fixture
-def api(control_plane: ControlPlane, crd: None) -> Iterator[Api]:
+def api(control_plane: ControlPlane) -> Iterator[Api]:
     yield from _api(control_plane)
 
 
 @pytest.fixture
-def second_api(control_plane: ControlPlane, crd: None) -> Iterator[Api]:
+def second_api(control_plane: ControlPlane) -> Iterator[Api]:
     yield from _api(control_plane)
 
 

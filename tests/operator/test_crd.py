@@ -16,7 +16,6 @@ from opd_core.api.load import SpecError, check_spec, dump_spec
 from opd_core.api.status import Status
 
 from tests.api.refusals import CASES, SDE, S, T, changed
-from tests.operator.conftest import install
 from tests.operator.crd_fields import FIELDS, FULL, VALID
 from tests.operator.live import CRD, REPOSITORY, Api, wait_for
 from tests.operator.test_crashes import life
@@ -31,7 +30,6 @@ REMEDIES = ("should ", "supported values", "Required value", "unknown field", "m
 
 @pytest.fixture(scope="module")
 def api(control_plane: ControlPlane) -> Iterator[Api]:
-    install(control_plane)
     wait_for(lambda: "opds" in control_plane.kubectl("api-resources", "--api-group=opd.dev", "--cached=false"))
     control_plane.kubectl("create", "namespace", NAMESPACE)
     yield Api(control_plane, NAMESPACE)

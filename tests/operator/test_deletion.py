@@ -1,9 +1,12 @@
 """An object, or its namespace, that is deleted in any stage leaves nothing behind."""
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from devcluster.control_plane import ControlPlane
 
 from tests.operator.live import STUDENT, Api, Operator, to_student, wait_for
 
@@ -18,7 +21,7 @@ def everything(api: Api) -> list[str]:
 
 def gone(api: Api) -> bool:
     api.sweep()
-    return not everything(api) and not api.call("GET", api.path("opddistillations"))["items"]
+    return not api.call("GET", api.path("opddistillations"))["items"] and not everything(api)
 
 
 def at_teachers(api: Api) -> None:
@@ -48,17 +51,36 @@ def at_pause(api: Api) -> None:
     api.until("Trained", "False", "Restarting")
 
 
-@pytest.mark.parametrize("policy", ["Background", "Foreground"])
-@pytest.mark.parametrize("stage", [at_teachers, at_training, at_pause, at_evaluation, at_rollout])
-def test_deleted_in_any_stage_nothing_is_left(
-    stage: Callable[[Api], None], policy: str, api: Api, operator: Operator
-) -> None:
-    api.submit()
-    stage(api)
-    api.delete("opddistillations", "tiny", propagationPolicy=policy)
-    wait_for(lambda: gone(api), "everything to go", 60)
+CASES = list(
+    itertools.product((at_teachers, at_training, at_pause, at_evaluation, at_rollout), ("Background", "Foreground"))
+)
+
+
+@pytest.fixture
+def ten_apis(control_plane: ControlPlane) -> Iterator[list[Api]]:
+    """One for each of CASES."""
+    namespaces = [f"deleted-{stage.__name__.replace('_', '-')}-{policy.lower()}" for stage, policy in CASES]
+    for namespace in namespaces:
+        control_plane.kubectl("create", "namespace", namespace)
+    yield [Api(control_plane, namespace) for namespace in namespaces]
+    control_plane.kubectl("delete", "namespace", *namespaces, "--wait=false")
+
+
+def test_deleted_in_any_stage_nothing_is_left(ten_apis: list[Api], start: Start) -> None:
+    """Ten objects at once, each deleted in a stage of its own, in both orders."""
+    start(ten_apis[0], "--no-leader-election", *(f"--watch-namespace={api.namespace}" for api in ten_apis[1:])).ready()
+
+    def live_and_die(api: Api, stage: Callable[[Api], None], policy: str) -> None:
+        api.submit()
+        stage(api)
+        api.delete("opddistillations", "tiny", propagationPolicy=policy)
+        wait_for(lambda: gone(api), f"everything in {api.namespace} to go")
+
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        for done in [pool.submit(live_and_die, api, *case) for api, case in zip(ten_apis, CASES, strict=True)]:
+            done.result()
     time.sleep(2)
-    assert everything(api) == [], "made again after its end"
+    assert [everything(api) for api in ten_apis] == [[]] * len(CASES), "made again after its end"
 
 
 def test_a_namespace_that_goes_takes_everything_and_is_left_in_peace(api: Api, operator: Operator) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from devcluster.control_plane import ControlPlane, control_plane
 
-from tests.operator.conftest import install
-from tests.operator.live import STUDENT, Api, Operator, quiet, wait_for
+from tests.operator.live import CRD, STUDENT, Api, Operator, quiet, wait_for
 from tests.operator.proxy import Proxy
 
 Start = Callable[..., Operator]
@@ -23,8 +22,7 @@ Start = Callable[..., Operator]
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane that may be broken; its etcd holds little."""
-    with control_plane(etcd=["--quota-backend-bytes=16777216"]) as running:
-        install(running)
+    with control_plane(etcd=["--quota-backend-bytes=16777216"], crds=[CRD]) as running:
         yield running
 
 

@@ -96,8 +96,17 @@ def build(what: str) -> Path:
 
 
 @contextmanager
-def control_plane(etcd: Sequence[str] = (), apiserver: Sequence[str] = ()) -> Iterator[ControlPlane]:
-    """A control plane of its own on free ports, gone at the end. The sequences are further flags of the programs."""
+def control_plane(
+    etcd: Sequence[str] = (), apiserver: Sequence[str] = (), crds: Sequence[Path] = ()
+) -> Iterator[ControlPlane]:
+    """A control plane of its own on free ports, gone at the end.
+
+    Args:
+        etcd: further flags of the program.
+        apiserver: further flags of the program.
+        crds: manifests to apply before the controllers start. The garbage collector looks for types when it starts and
+            every 30 s; it deletes nothing for an owner whose type came in between.
+    """
     binaries = build("control-plane")
     _remove_left_behind()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
@@ -113,8 +122,10 @@ def control_plane(etcd: Sequence[str] = (), apiserver: Sequence[str] = ()) -> It
         network = ["--bind-address", "127.0.0.1", "--endpoint-reconciler-type", "none"]
         daemons.start("apiserver", [*apiserver_command(folder, etcd_url, port, "10.96.0.0/16"), *network, *apiserver])
         wait_ready(daemons, folder, url)
-        daemons.start("controller-manager", controller_manager_command(folder))
         cluster = ControlPlane(binaries, folder / "admin.kubeconfig", folder / "audit.log", daemons)
+        for crd in crds:
+            _install(cluster, crd)
+        daemons.start("controller-manager", controller_manager_command(folder))
         wait_default_service_account(daemons, folder, url)
         yield cluster
     finally:
@@ -196,6 +207,18 @@ def wait_default_service_account(daemons: Daemons, folder: Path, url: str) -> No
     """Until the controllers work: they make the account that pods and Jobs of namespace `default` use."""
     path = "/api/v1/namespaces/default/serviceaccounts/default"
     daemons.wait("the controller manager", lambda: _answers(folder, url + path), 60)
+
+
+def _install(cluster: ControlPlane, crd: Path) -> None:
+    """Apply a CRD and wait until its objects can be made."""
+    cluster.kubectl("apply", "--server-side", "-f", crd)
+
+    def established() -> bool:  # `kubectl wait` fails on an object whose status has no conditions yet
+        found = json.loads(cluster.kubectl("get", "-f", crd, "-o", "json"))
+        conditions = found["status"].get("conditions") or []
+        return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
+
+    cluster.daemons.wait(crd.name, established, 30)
 
 
 def _answers(folder: Path, url: str) -> bool:
