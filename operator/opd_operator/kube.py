@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from importlib import metadata
@@ -199,6 +200,7 @@ class Page:
     version: int  # of the whole list
 
 
+@asynccontextmanager
 async def connect(connections: int) -> AsyncIterator[ApiClient]:
     """A client from the pod's service account, else from the kubeconfig."""
     configuration = Configuration()

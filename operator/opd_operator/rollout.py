@@ -1,10 +1,10 @@
 """How students replace one another behind the endpoint: canary steps, promotion, rollback. Pure.
 
 With a route, traffic goes to revisions by its weights; without one, by their share of the ready pods of one Service.
-Gateways follow a route, and the pods behind it, seconds later and in no order: a revision gets its weight when it has
-been ready for a while, and stays for a while without one.
-The old revision shrinks only as fast as the new one becomes ready, and gives no weight away before (kserve#5983); one
-pod of it stays until the new one has all the traffic. A promotion restarts nothing.
+Gateways follow a route, and the pods behind it, seconds later and in no order: a pod gets its part of the weight when
+it has been ready for a while, and what it relieves stays for a while after that.
+The old revision shrinks only as fast as the new one takes over, and gives no weight away before (kserve#5983); one pod
+of it stays until the new one has all the traffic. A promotion restarts nothing.
 """
 
 import math
@@ -121,36 +121,56 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     if problem := _problem(d, canary):
         _reject(endpoint, canary, *problem)
         return
-    lead = _GATEWAY if d.spec.endpoint.route else 0
-    known = False  # to every gateway
+    relieved = ready  # pods of the old revision, by those of the new one
+    if d.spec.endpoint.route:
+        several = max(1, math.ceil(replicas / 100))  # pods in a percent: weights are whole ones
+        part = math.ceil(100 * (ready - ready % several) / max(1, replicas))
+        followed = _weigh(d, canary, ready, percent if enough else min(part, percent))
+        relieved = replicas * followed // 100 + several - 1
+        enough = enough and canary["trafficPercent"] == percent
+    else:
+        canary["trafficPercent"] = round(100 * ready / (ready + old_ready)) if ready + old_ready else 0
     if enough:
         canary.setdefault("since", timestamp(d.now))
-        known = d.late(canary["since"], lead)
-        if known and percent == 100:
+        if percent == 100:
             endpoint["stable"] = {name: canary[name] for name in ("revision", "digest", "key", "image", "started")}
             _in_service(d, endpoint["stable"])
             del endpoint["canary"]
             return
-        if known and d.late(canary["since"], lead + rollout.interval_seconds):
+        if d.late(canary["since"], rollout.interval_seconds):
             canary.update(step=canary["step"] + 1, stepStarted=timestamp(d.now))
             del canary["since"]
             _canary(d, endpoint)
             return
     elif canary.pop("since", None):
         canary["stepStarted"] = timestamp(d.now)
-    kept = max(replicas - (1 - surge) - ready, replicas - share, min(1, replicas))
+    kept = max(replicas - (1 - surge) - relieved, replicas - share, min(1, replicas))
     holding = sum(pod.revision == stable["revision"] and pod.active for pod in d.observed.pods)
     grown = max(min(share, replicas + surge - holding), min(share, new.replicas if new else 0), 0)
-    reached = percent if known else (steps[canary["step"] - 1] if canary["step"] else 0)
-    weight = reached if ready else 0
+    weight = canary["trafficPercent"]
     d.wanted.served += [_served(stable, kept, 100 - weight), _served(canary, grown, weight)]
-    if d.spec.endpoint.route:
-        canary["trafficPercent"] = weight
-    else:
-        canary["trafficPercent"] = round(100 * ready / (ready + old_ready)) if ready + old_ready else 0
     message = f"{canary['digest'][:19]} gets {canary['trafficPercent']} % of the traffic, aims at {percent} %"
     d.begin(Stage.DEPLOYED)
     d.mark(Stage.DEPLOYED, False, Reason.CANARY, message)
+
+
+def _weigh(d: Draft, canary: dict[str, Any], ready: int, fitting: int) -> int:
+    """Set the canary's weight in the route: `fitting`, once every gateway has seen its pods; less than before at once.
+
+    Returns:
+        The weight that every gateway gives it by now.
+    """
+    weight, followed = canary["trafficPercent"], canary.get("followedPercent", 0)
+    if ready != canary.get("readyReplicas"):
+        canary.update(readyReplicas=ready, changed=timestamp(d.now))
+    if d.late(canary["changed"], _GATEWAY):
+        followed = weight
+        if fitting > weight:
+            weight, canary["changed"] = fitting, timestamp(d.now)
+            d.late(canary["changed"], _GATEWAY)
+    weight = min(weight, fitting)
+    canary.update(trafficPercent=weight, followedPercent=min(followed, weight))
+    return int(canary["followedPercent"])
 
 
 def _leave(d: Draft, endpoint: dict[str, Any]) -> None:

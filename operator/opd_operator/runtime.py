@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
@@ -31,7 +32,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     cache, queue, listed = Cache(), WorkQueue[Key](), asyncio.Event()
     metrics = Metrics(cache, queue)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(asynccontextmanager(connect)(2 * settings.workers))
+        client = await stack.enter_async_context(connect(2 * settings.workers))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         server, _ = start_http_server(settings.metrics_port, registry=metrics.registry)
         stack.callback(server.shutdown)
@@ -44,6 +45,11 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(probes.cleanup)
         kube, peers = Kube(client, metrics.api), Peers(session)
         reconciler = Reconciler(kube, cache, queue, metrics, settings, peers)
+
+        @asynccontextmanager
+        async def fresh() -> AsyncIterator[Kube]:
+            async with connect(1) as own:
+                yield Kube(own, metrics.api)
 
         async def play() -> None:
             nonlocal leading
@@ -62,7 +68,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 namespaces=settings.namespaces,
                 stop_flag=stop,
             )
-            net = resync(kube, cache, queue, watches, settings.namespaces, metrics, settings.resync_seconds)
+            net = resync(fresh, cache, queue, watches, settings.namespaces, metrics, settings.resync_seconds)
             workers = [work(queue, reconciler.handle) for _ in range(settings.workers)]
             tasks = [asyncio.create_task(each) for each in (eyes, net, peers.keep_asking(cache, queue.add), *workers)]
             try:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,7 @@ async def fill(
 
 
 async def resync(
-    kube: Kube,
+    connect: Callable[[], AbstractAsyncContextManager[Kube]],
     cache: Cache,
     queue: WorkQueue[Key],
     watches: Watches,
@@ -122,13 +123,16 @@ async def resync(
 ) -> None:
     """A net under the watches: what they missed is found by listing, counted, and looked at.
 
+    Each listing has connections of its own: those that are open may be as dead as the watches.
+
     Raises:
         DeadWatchError: a watch does not bring what a list has found; the process starts anew.
     """
     while True:
         await asyncio.sleep(seconds)
         try:
-            news, newest = await fill(kube, cache, watches.resources, namespaces)
+            async with connect() as kube:
+                news, newest = await fill(kube, cache, watches.resources, namespaces)
         except Exception as error:
             log.warning("the full listing failed and is repeated: %r", error)
             continue

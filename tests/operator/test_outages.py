@@ -150,10 +150,11 @@ def test_a_watch_that_falls_silent_is_noticed_and_repaired(api: Api, start: Star
         wait_for(lambda: api.status("first"), "the first object")
         proxy.mute_open_connections()
         api.submit("second")
-        wait_for(lambda: api.status("second"), "the listing that finds it", 30)
         assert operator.process
-        wait_for(lambda: operator.process and operator.process.poll() is not None, "the end of a blind operator", 40)
+        wait_for(lambda: operator.process and operator.process.poll() is not None, "the end of a blind operator", 30)
         assert operator.process.returncode == 75
         assert "brings nothing" in operator.log.read_text()
+        operator.start().ready()
+        wait_for(lambda: api.status("second"), "the second object")
     finally:
         proxy.close()

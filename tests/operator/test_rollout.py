@@ -1,5 +1,6 @@
 """How students replace one another, decided on paper."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -330,6 +331,52 @@ def at_ten_percent() -> World:
     world = replacing(route=ROUTE).up(names.ENDPOINT).wait(5)
     assert weights(world) == {"old": 90, "new": 10}
     return world
+
+
+@pytest.mark.parametrize(
+    ("replicas_", "surge", "steps"),
+    [
+        *itertools.product((2, 3, 10), (0, 1), ([10, 50], [5, 33, 90])),
+        (1, 1, [10, 50]),
+        (10, 1, [100]),
+        (101, 1, [100]),  # more pods than percents
+    ],
+)
+def test_at_every_moment_both_have_the_pods_for_every_weight_that_a_gateway_may_still_follow(replicas_, surge, steps):
+    """Gateways follow a route up to 5 s late."""
+    world = replacing(
+        replicas=replicas_, route=ROUTE, rollout={"maxSurge": surge, "steps": steps, "intervalSeconds": 10}
+    )
+    followed: list[int] = [0]  # weights of the new one, of the last 5 s
+    for _ in range(30 * replicas_ + 200):
+        if "canary" not in world.status["endpoint"]:
+            break
+        followed = [*followed, weights(world)["new"]][-6:]
+        pods = replicas(world)
+        a_percent = (replicas_ - 1) // 100
+        assert pods["old"] >= replicas_ * (100 - min(followed)) / 100 - (1 - surge) - a_percent
+        assert pods["old"] >= 1
+        assert sum(pods.values()) <= replicas_ + surge
+        assert pods["new"] > replicas_ * max(followed) / 100 - 1 - a_percent
+        world.up(names.ENDPOINT)
+        if "canary" in world.status["endpoint"]:
+            world.wait(1)
+    assert weights(world) == {"new": 100}
+    assert replicas(world.wait(6)) == {"new": replicas_}
+
+
+def test_a_canary_that_loses_pods_loses_their_weight_at_once():
+    world = replacing(replicas=4, route=ROUTE, rollout={"steps": [50]})
+    while weights(world)["new"] < 50:
+        world.up(names.ENDPOINT).wait(1)
+    world.wait(6)
+    assert replicas(world) == {"old": 2, "new": 2}
+    name = names.endpoint("tiny", world.status["endpoint"]["canary"]["revision"])
+    (canary,) = [each for each in world.of("Deployment") if each["metadata"]["name"] == name]
+    canary["status"]["readyReplicas"] = 1
+    assert weights(world.settle()) == {"old": 75, "new": 25}
+    assert replicas(world) == {"old": 3, "new": 2}
+    assert weights(world.up(names.ENDPOINT).wait(5)) == {"old": 50, "new": 50}
 
 
 def test_a_rollback_takes_the_weight_back_at_once():

@@ -128,6 +128,11 @@ class Canary(Revision):
     step_started: Time | None = Field(default=None, description="When this step began, or its pods were lost.")
     traffic_percent: int | None = Field(default=None, ge=0, le=100, description="Its share of the traffic.")
     since: Time | None = Field(default=None, description="When it reached this step.")
+    ready_replicas: Count | None = Field(default=None, description="With a route: its pods that answer.")
+    followed_percent: int | None = Field(
+        default=None, ge=0, le=100, description="With a route: the share that every gateway gives it by now."
+    )
+    changed: Time | None = Field(default=None, description="With a route: when its pods or its share changed.")
 
 
 class Rejected(Model):
