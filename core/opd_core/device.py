@@ -1,12 +1,14 @@
 """Where tensors live."""
 
-import torch
-
 from opd_core.errors import InvalidError
 
 
 def choose_device(name: str) -> str:
     """A torch device from "auto", "cpu", "cuda" or "cuda:N"; auto takes the GPU if there is one."""
+    if name == "cpu":
+        return name
+    import torch  # takes a second, more than all else that the preparation of a teacher server does
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

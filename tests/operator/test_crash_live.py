@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,12 +132,12 @@ def end(api: Api) -> tuple[Any, Any]:
 def test_dead_after_every_write_it_ends_as_undisturbed(
     api: Api, second_api: Api, start: Callable[..., Operator]
 ) -> None:
-    operator = start(api, "--no-leader-election").ready()
-    life(api)
-    operator.stop()
-    with mortal_operator(second_api):
+    start(api, "--no-leader-election").ready()
+    with ThreadPoolExecutor(1) as undisturbed, mortal_operator(second_api):
+        other = undisturbed.submit(life, api)
         life(second_api)
         quiet(second_api)
+        other.result()
     assert Mortal.deaths > 40
     (status, children), (expected, expected_children) = end(second_api), end(api)
     assert status == expected

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from devcluster.control_plane import ControlPlane
@@ -51,41 +52,12 @@ def at_pause(api: Api) -> None:
     api.until("Trained", "False", "Restarting")
 
 
-CASES = list(
-    itertools.product((at_teachers, at_training, at_pause, at_evaluation, at_rollout), ("Background", "Foreground"))
-)
+def alone(api: Api, policy: str) -> None:
+    api.delete("opddistillations", "tiny", propagationPolicy=policy)
+    wait_for(lambda: gone(api), f"everything in {api.namespace} to go")
 
 
-@pytest.fixture
-def ten_apis(control_plane: ControlPlane) -> Iterator[list[Api]]:
-    """One for each of CASES."""
-    namespaces = [f"deleted-{stage.__name__.replace('_', '-')}-{policy.lower()}" for stage, policy in CASES]
-    for namespace in namespaces:
-        control_plane.kubectl("create", "namespace", namespace)
-    yield [Api(control_plane, namespace) for namespace in namespaces]
-    control_plane.kubectl("delete", "namespace", *namespaces, "--wait=false")
-
-
-def test_deleted_in_any_stage_nothing_is_left(ten_apis: list[Api], start: Start) -> None:
-    """Ten objects at once, each deleted in a stage of its own, in both orders."""
-    start(ten_apis[0], "--no-leader-election", *(f"--watch-namespace={api.namespace}" for api in ten_apis[1:])).ready()
-
-    def live_and_die(api: Api, stage: Callable[[Api], None], policy: str) -> None:
-        api.submit()
-        stage(api)
-        api.delete("opddistillations", "tiny", propagationPolicy=policy)
-        wait_for(lambda: gone(api), f"everything in {api.namespace} to go")
-
-    with ThreadPoolExecutor(len(CASES)) as pool:
-        for done in [pool.submit(live_and_die, api, *case) for api, case in zip(ten_apis, CASES, strict=True)]:
-            done.result()
-    time.sleep(2)
-    assert [everything(api) for api in ten_apis] == [[]] * len(CASES), "made again after its end"
-
-
-def test_a_namespace_that_goes_takes_everything_and_is_left_in_peace(api: Api, operator: Operator) -> None:
-    api.submit()
-    at_training(api)
+def with_its_namespace(api: Api) -> None:
     api.cluster.kubectl("delete", "namespace", api.namespace, "--wait=false")
 
     def over() -> bool:
@@ -100,7 +72,40 @@ def test_a_namespace_that_goes_takes_everything_and_is_left_in_peace(api: Api, o
             return True
         return False
 
-    wait_for(over, "the end of the namespace", 60)
+    wait_for(over, "the end of the namespace")
+
+
+STAGES = (at_teachers, at_training, at_pause, at_evaluation, at_rollout)
+ENDS = (partial(alone, policy="Background"), partial(alone, policy="Foreground"))
+CASES = [*itertools.product(STAGES, ENDS), (at_training, with_its_namespace)]
+
+
+@pytest.fixture
+def apis(control_plane: ControlPlane) -> Iterator[list[Api]]:
+    """One for each of CASES."""
+    namespaces = [f"deleted-{stage.__name__.replace('_', '-')}-{i}" for i, (stage, _) in enumerate(CASES)]
+    for namespace in namespaces:
+        control_plane.kubectl("create", "namespace", namespace)
+    yield [Api(control_plane, namespace) for namespace in namespaces]
+    control_plane.kubectl("delete", "namespace", *namespaces, "--wait=false", "--ignore-not-found")
+
+
+def test_deleted_in_any_stage_alone_or_with_its_namespace_nothing_is_left(apis: list[Api], start: Start) -> None:
+    """All at once, each with a namespace of its own."""
+    operator = start(
+        apis[0], "--no-leader-election", *(f"--watch-namespace={api.namespace}" for api in apis[1:])
+    ).ready()
+
+    def live_and_die(api: Api, stage: Callable[[Api], None], end: Callable[[Api], None]) -> None:
+        api.submit()
+        stage(api)
+        end(api)
+
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        for done in [pool.submit(live_and_die, api, *case) for api, case in zip(apis, CASES, strict=True)]:
+            done.result()
+    time.sleep(2)
+    assert [everything(api) for api in apis] == [[]] * len(CASES), "made again after its end"
     assert "Traceback" not in operator.log.read_text()
 
 
