@@ -1,5 +1,6 @@
 """Adapters, fingerprints and student directories on a small SD3 transformer; shapes of SD3.5-Medium on the meta device."""
 
+import hashlib
 import json
 import shutil
 
@@ -204,6 +205,29 @@ def test_fingerprint_ignores_the_layout_of_files_but_no_number(tmp_path):
     next(model.parameters()).data.view(-1)[0] += 1e-3
     model.save_pretrained(tmp_path / "changed")
     assert fingerprint(tmp_path / "changed") != fingerprint(tmp_path / "one")
+
+
+def test_fingerprint_knows_tensors_of_every_kind_as_pytorch_does(tmp_path):
+    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+              torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+              torch.bool]  # fmt: skip
+    content = torch.arange(48, dtype=torch.uint8)
+    tensors = {f"t{i}": content.clone().view(dtype).view(2, -1) for i, dtype in enumerate(dtypes[:-1])}
+    tensors |= {"bool": content.bool(), "scalar": torch.tensor(1.5), "empty": torch.zeros(0, 3)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    entries = []
+    for name, tensor in tensors.items():
+        digest = hashlib.sha256(bytes(tensor.reshape(-1).view(torch.uint8).tolist())).hexdigest()
+        entries.append(["tensor", f"./{name}", f"{tensor.dtype} {tuple(tensor.shape)} {digest}"])
+    expected = hashlib.sha256("".join(json.dumps(entry) for entry in sorted(entries)).encode()).hexdigest()
+    assert fingerprint(tmp_path) == f"sha256:{expected}"
+
+
+def test_fingerprint_of_a_damaged_file_is_refused(trained):
+    weights = trained[0] / artifacts.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InvalidError, match="is not a readable safetensors file"):
+        fingerprint(weights.parent)
 
 
 def test_fingerprint_sees_the_configuration_and_the_scale_of_an_adapter(trained, tmp_path):

@@ -119,7 +119,8 @@ def test_tensorboard_needs_its_package(repository: Path, tmp_path: Path) -> None
 
 
 def test_missing_extra_is_named(repository: Path) -> None:
-    done = without("torch", "models", "fingerprint", str(repository / "examples" / "tiny" / "tiny-world" / "base"))
+    spec = str(repository / "examples" / "tiny" / "distill.yaml")
+    done = without("torch", "eval", spec, "--student", "student", "--out", "out")
     assert done.returncode == ExitCode.INVALID
     assert "torch is missing; run: pip install 'diffusion-opd[trainer,serving]'" in done.stderr
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from opd_core.api.load import load_spec
 from opd_core.api.types import Spec
 from opd_core.errors import OPDError
-from opd_core.process import die_with_parent
+from opd_core.process import die_with_parent, leave
 from opd_core.uris import claim_path, resolve
 
 
@@ -46,3 +46,4 @@ def problems(spec: Spec, claims: Path) -> list[str]:
 if __name__ == "__main__":
     die_with_parent()
     print(json.dumps(problems(load_spec(Path(sys.argv[1])).spec, Path(sys.argv[2]))))
+    leave(0)

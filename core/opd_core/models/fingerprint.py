@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-
 from opd_core.errors import InvalidError
+from opd_core.models.headers import read_bytes, read_header
 
 # Say who wrote a file and when, not what the model computes.
 _VOLATILE = frozenset({"_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype"})
 _BYTES = frozenset({".txt", ".model"})  # vocabularies and merges of tokenisers
+_KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}
+_TYPES = {"BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
 
 
 def fingerprint(path: Path) -> str:
@@ -41,23 +41,23 @@ def fingerprint(path: Path) -> str:
 def _entries(file: Path, component: str) -> Iterator[tuple[str, str, str]]:
     """(kind, name, digest) of everything in one file that belongs to the identity."""
     if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  (not a dict)
-                tensor = opened.get_tensor(name)
-                head = f"{tensor.dtype} {tuple(tensor.shape)}"
-                body = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
-                yield "tensor", f"{component}/{name}", f"{head} {body}"
-            for name, value in (opened.metadata() or {}).items():
-                if name != "format":
-                    yield (
-                        "metadata",
-                        f"{component}/{name}",
-                        _canonical(json.loads(value) if value[:1] in "{[" else value),
-                    )
+        for name, dtype, shape, content in read_bytes(file):
+            body = hashlib.sha256(content).hexdigest()
+            yield "tensor", f"{component}/{name}", f"torch.{_torch_name(dtype)} {shape} {body}"
+        for name, value in read_header(file).metadata.items():
+            if name != "format":
+                told = _canonical(json.loads(value) if value[:1] in "{[" else value)
+                yield "metadata", f"{component}/{name}", told
     elif file.suffix == ".json" and not file.name.endswith(".index.json"):
         yield "config", f"{component}/{file.name}", _canonical(json.loads(file.read_text()))
     elif file.suffix in _BYTES:
         yield "bytes", f"{component}/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _torch_name(dtype: str) -> str:
+    """PyTorch's name of what safetensors calls by letters and the number of bits: bfloat16 for BF16."""
+    kind = dtype.rstrip("0123456789")
+    return _TYPES.get(dtype) or _KINDS.get(kind, kind) + dtype.removeprefix(kind)
 
 
 def _canonical(value: Any) -> str:

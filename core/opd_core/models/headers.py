@@ -1,7 +1,8 @@
-"""Names and shapes of the tensors in safetensors files: milliseconds for any size, and no PyTorch."""
+"""Names, shapes and bytes of the tensors in safetensors files, without PyTorch; names and shapes in milliseconds."""
 
 import json
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,23 @@ def read_header(file: Path) -> Header:
             return Header(shapes, opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InvalidError(f"{file} is not a readable safetensors file: {error}; copy it again") from error
+
+
+def read_bytes(file: Path) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+    """(name, dtype as the format writes it: "BF16", shape, bytes) of every tensor. The bytes are the file's own pages,
+    which are there until the next one is asked for.
+
+    Raises:
+        InvalidError: not a safetensors file, or one that was cut short.
+    """
+    shapes = read_header(file).shapes
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        begin = 8 + int.from_bytes(pages[:8], "little")
+        entries = json.loads(pages[8:begin])
+        for name, shape in shapes.items():
+            first, last = entries[name]["data_offsets"]
+            with memoryview(pages) as whole, whole[begin + first : begin + last] as content:
+                yield name, entries[name]["dtype"], shape, content
 
 
 def component_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
