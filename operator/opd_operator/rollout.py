@@ -121,14 +121,11 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     if problem := _problem(d, canary):
         _reject(endpoint, canary, *problem)
         return
-    relieved = ready  # pods of the old revision, by those of the new one
     if d.spec.endpoint.route:
-        several = max(1, math.ceil(replicas / 100))  # pods in a percent: weights are whole ones
-        part = math.ceil(100 * (ready - ready % several) / max(1, replicas))
-        followed = _weigh(d, canary, ready, percent if enough else min(part, percent))
-        relieved = replicas * followed // 100 + several - 1
+        relieved = _move(d, canary, ready, percent, enough=enough)
         enough = enough and canary["trafficPercent"] == percent
     else:
+        relieved = ready
         canary["trafficPercent"] = round(100 * ready / (ready + old_ready)) if ready + old_ready else 0
     if enough:
         canary.setdefault("since", timestamp(d.now))
@@ -149,17 +146,22 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     grown = max(min(share, replicas + surge - holding), min(share, new.replicas if new else 0), 0)
     weight = canary["trafficPercent"]
     d.wanted.served += [_served(stable, kept, 100 - weight), _served(canary, grown, weight)]
-    message = f"{canary['digest'][:19]} gets {canary['trafficPercent']} % of the traffic, aims at {percent} %"
+    message = f"{canary['digest'][:19]} gets {weight} % of the traffic, aims at {percent} %"
     d.begin(Stage.DEPLOYED)
     d.mark(Stage.DEPLOYED, False, Reason.CANARY, message)
 
 
-def _weigh(d: Draft, canary: dict[str, Any], ready: int, fitting: int) -> int:
-    """Set the canary's weight in the route: `fitting`, once every gateway has seen its pods; less than before at once.
+def _move(d: Draft, canary: dict[str, Any], ready: int, percent: int, *, enough: bool) -> int:
+    """Set the canary's weight in the route: what its pods can carry, up to `percent`. More than before only when every
+    gateway has seen the pods and follows the last weight, less at once.
 
     Returns:
-        The weight that every gateway gives it by now.
+        How many pods of the old revision carry nothing any more, by the weight that every gateway follows.
     """
+    replicas = d.spec.endpoint.replicas
+    several = max(1, math.ceil(replicas / 100))  # pods in a percent: weights are whole ones
+    part = math.ceil(100 * (ready - ready % several) / max(1, replicas))
+    fitting = percent if enough else min(part, percent)
     weight, followed = canary["trafficPercent"], canary.get("followedPercent", 0)
     if ready != canary.get("readyReplicas"):
         canary.update(readyReplicas=ready, changed=timestamp(d.now))
@@ -169,8 +171,9 @@ def _weigh(d: Draft, canary: dict[str, Any], ready: int, fitting: int) -> int:
             weight, canary["changed"] = fitting, timestamp(d.now)
             d.late(canary["changed"], _GATEWAY)
     weight = min(weight, fitting)
-    canary.update(trafficPercent=weight, followedPercent=min(followed, weight))
-    return int(canary["followedPercent"])
+    followed = min(followed, weight)
+    canary.update(trafficPercent=weight, followedPercent=followed)
+    return int(replicas * followed // 100 + several - 1)
 
 
 def _leave(d: Draft, endpoint: dict[str, Any]) -> None:

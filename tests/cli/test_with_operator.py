@@ -34,8 +34,7 @@ def while_kubelet(api: Api, work: Callable[[], Any]) -> Any:
 
     def done() -> bool:
         api.sweep()
-        if api.pods("endpoint"):
-            api.run("endpoint")
+        api.ready(api.pods("endpoint"))
         return not thread.is_alive()
 
     wait_for(done, "the command", seconds=60)

@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,16 @@ class Api:
 
     def run(self, role: str, count: int = 1) -> None:
         """Every pod of a role becomes ready; until they are `count`."""
-        pods = wait_for(lambda: len(found := self.pods(role)) >= count and found, f"{count} {role} pods")
+        self.ready(wait_for(lambda: len(found := self.pods(role)) >= count and found, f"{count} {role} pods"))
+
+    def ready(self, pods: Iterable[dict[str, Any]]) -> None:
+        """Each becomes ready, unless it is gone by now."""
         for pod in pods:
-            self._say(pod, "Running", {"running": {}}, ready=True)
+            try:
+                self._say(pod, "Running", {"running": {}}, ready=True)
+            except RuntimeError as error:
+                if "not found" not in str(error):
+                    raise
 
     def end(self, role: str, code: int = 0, message: str = "", reason: str = "Error", **facts: Any) -> None:
         """Every pod of a role ends; with `facts`, as our programs say it."""

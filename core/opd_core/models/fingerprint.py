@@ -23,7 +23,7 @@ def fingerprint(path: Path) -> str:
     only this file.
 
     Raises:
-        InvalidError: nothing at `path`, or no tensors in it.
+        InvalidError: nothing at `path`, no tensors in it, or a file of them is damaged.
     """
     if not path.exists():
         raise InvalidError(f"{path} does not exist")
