@@ -44,6 +44,19 @@ class NoMemories(ResourceMemories):  # type: ignore[misc]
         return await super().recall(*args, **{**kwargs, "ephemeral": True})
 
 
+class NoEssences(kopf.DiffBaseStorage):  # type: ignore[misc]
+    """kopf copies every object it sees, to find what a handler of changes has not seen yet. There are none here."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise NotImplementedError("only handlers of changes have something to store")
+
+
 async def watched(kube: Kube) -> Sequence[Resource]:
     """Children before distillations: whoever is known has its children known."""
     routes = (ROUTE,) if await kube.has(ROUTE) else ()
@@ -68,6 +81,7 @@ def registry(cache: Cache, queue: WorkQueue[Key], watches: Watches) -> kopf.Oper
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False  # our own events, on our own terms
         settings.scanning.disabled = True
+        settings.persistence.diffbase_storage = NoEssences()
         settings.networking.request_timeout = 30
         settings.networking.connect_timeout = 10
         settings.watching.connect_timeout = 10
