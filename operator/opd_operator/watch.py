@@ -44,17 +44,11 @@ class NoMemories(ResourceMemories):  # type: ignore[misc]
         return await super().recall(*args, **{**kwargs, "ephemeral": True})
 
 
-class NoEssences(kopf.DiffBaseStorage):  # type: ignore[misc]
+class NoEssences(kopf.AnnotationsDiffBaseStorage):  # type: ignore[misc]
     """kopf copies every object it sees, to find what a handler of changes has not seen yet. There are none here."""
 
     def build(self, **_: Any) -> Any:
         return {}
-
-    def fetch(self, **_: Any) -> None:
-        return None
-
-    def store(self, **_: Any) -> None:
-        raise NotImplementedError("only handlers of changes have something to store")
 
 
 async def watched(kube: Kube) -> Sequence[Resource]:
