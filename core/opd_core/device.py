@@ -18,3 +18,16 @@ def choose_device(name: str) -> str:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidError(f"--device {name}: this machine has no usable CUDA device; write cpu or auto")
     return str(device)
+
+
+# How allocators without an exception of their own say it: cuBLAS, cuDNN, PyTorch's on the CPU.
+_NO_ROOM = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory for what was asked of it."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
+    )

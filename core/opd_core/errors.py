@@ -35,6 +35,12 @@ class DivergedError(OPDError):
     exit_code = ExitCode.DIVERGED
 
 
+class OutOfMemoryError(OPDError):
+    """A device has too little memory; the message names the field that makes the work smaller."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+
 class StorageError(OPDError):
     """A file could not be written."""
 

@@ -12,6 +12,7 @@ class ExitCode(IntEnum):
     REFUSED = 3  # what was found is not what the spec asked for: fingerprint, self-test, a teacher's non-finite answer
     GATE = 4  # the student was trained and evaluated but missed its gate
     DIVERGED = 5  # non-finite loss or exploding gradient
+    OUT_OF_MEMORY = 6  # a device has too little memory for what the spec asks of it; the same again would fail again
     STORAGE = 74  # disk full or not writable (EX_IOERR)
     UNAVAILABLE = 75  # a peer could not be reached within its retries (EX_TEMPFAIL)
     INTERRUPTED = 130  # Ctrl-C

@@ -65,7 +65,7 @@ class Reason(_Described):
     UNSCHEDULABLE = "Unschedulable", "a pod finds no node"
     IMAGE_PULL_FAILED = "ImagePullFailed", "a container's image cannot be pulled"
     CRASHING = "Crashing", "a container keeps ending"
-    OUT_OF_MEMORY = "OutOfMemory", "a container was killed for its memory"
+    OUT_OF_MEMORY = "OutOfMemory", "memory ran out: that of a container, or of a GPU"
     DISRUPTED = "Disrupted", "a pod was evicted, preempted or lost with its node; not counted as a failure"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded", "failed more often than spec.runPolicy.backoffLimit"
     USER_ERROR = "UserError", "prompts, adapters or models that cannot be used: change something, then try again"

@@ -300,6 +300,8 @@ def _classify(code: int, reason: str) -> tuple[Reason, bool, bool]:
     """(reason, counts, final) of an exit code: docs/cli.md has the table."""
     if reason == "OOMKilled":
         return Reason.OUT_OF_MEMORY, True, False
+    if code == ExitCode.OUT_OF_MEMORY:  # of a GPU, where the same work fails at the same place again
+        return Reason.OUT_OF_MEMORY, True, True
     if code == ExitCode.TERMINATED:
         return Reason.DISRUPTED, False, False
     if code in (ExitCode.INVALID, ExitCode.REFUSED):

@@ -104,6 +104,7 @@ def test_a_failed_trainer_starts_again_later_and_later_then_the_run_fails():
         (ExitCode.REFUSED, "Error", "UserError"),
         (ExitCode.DIVERGED, "Error", "Failed"),
         (ExitCode.STORAGE, "Error", "Failed"),
+        (ExitCode.OUT_OF_MEMORY, "Error", "OutOfMemory"),
     ],
 )
 def test_what_a_new_start_cannot_help_fails_at_once(code, reason, expected):

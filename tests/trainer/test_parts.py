@@ -18,11 +18,13 @@ import pytest
 import torch
 from opd_core.api.types import LearningRateSchedule, LoRA, Optimizer, Training
 from opd_core.conditioning import Conditioning
+from opd_core.device import is_out_of_memory
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.schedule import Schedule
 from opd_core.diffusion.transitions import transitions
 from opd_core.errors import DivergedError, InvalidError, UnavailableError
+from opd_core.exit_codes import ExitCode
 from opd_core.termination import fit, last_words
 from opd_trainer.batches import Row, cached, rank_rows
 from opd_trainer.ema import Ema
@@ -31,10 +33,12 @@ from opd_trainer.launch import rank_environments, supervise
 from opd_trainer.log import RoundLog
 from opd_trainer.loop import EXPLODED, check_finite, train
 from opd_trainer.metrics import Metrics
+from opd_trainer.rank import run_rank
 from opd_trainer.record import RoundRecord, TaskRecord, task_record
 from opd_trainer.run import Run
 from opd_trainer.server import serve
 from opd_trainer.setup import load_tasks
+from opd_trainer.train import SMALLER
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
@@ -396,3 +400,35 @@ def test_the_launcher_ends_with_the_code_of_the_cause(codes: tuple[int, int], ex
     )
     environments = [{"CODE": str(code), "PATH": ""} for code in codes]
     assert supervise([sys.executable, "-c", program], environments) == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_has_its_own_code_and_names_what_makes_the_work_smaller(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def program() -> int:
+        raise error
+
+    monkeypatch.setenv("OPD_TERMINATION_LOG", str(tmp_path / "words"))
+    assert run_rank(program, smaller=SMALLER) == ExitCode.OUT_OF_MEMORY
+    said = json.loads((tmp_path / "words").read_text())
+    assert said["exitCode"] == 6
+    assert "training.microBatchSize" in said["message"]
+    assert "training.gradientCheckpointing" in said["message"]
+    assert not ExitCode.OUT_OF_MEMORY.retryable
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_a_real_allocation_that_cannot_be_had_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    """PyTorch's own words on this machine, not what we believe them to be."""
+    assert run_rank(lambda: int(torch.empty(1 << 60)[0]), smaller=SMALLER) == ExitCode.OUT_OF_MEMORY
+    assert "too little memory" in capsys.readouterr().err
+    assert run_rank(lambda: 1 // 0, smaller=SMALLER) == ExitCode.INTERNAL

@@ -2,7 +2,6 @@
 
 import sys
 import time
-import traceback
 from argparse import Namespace
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from opd_core.api.digests import digest, weights_fields
 from opd_core.api.load import load_spec
 from opd_core.api.types import OPDDistillation
 from opd_core.device import choose_device
-from opd_core.errors import OPDError, UnavailableError
+from opd_core.errors import UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.preflight import refuse
 from opd_core.process import die_with_parent, leave
@@ -22,11 +21,12 @@ from opd_core.uris import resolve
 
 from opd_trainer import arguments, checkpoint, loop
 from opd_trainer.checkpoint import Identity
-from opd_trainer.engine import World, barrier, init_distributed, is_peer_loss, shutdown
+from opd_trainer.engine import World, barrier, init_distributed, shutdown
 from opd_trainer.log import RoundLog
 from opd_trainer.metrics import Metrics
 from opd_trainer.preflight import data_problems
 from opd_trainer.prompts import prompts_digest
+from opd_trainer.rank import run_rank
 from opd_trainer.record import RoundRecord
 from opd_trainer.run import Run
 from opd_trainer.server import serve
@@ -36,28 +36,14 @@ from opd_trainer.student import save_student
 from opd_trainer.validation import validate
 
 CHECKPOINTS = "checkpoints"
+SMALLER = "lower training.microBatchSize, set training.gradientCheckpointing to true, or lower training.resolution"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code of the rank."""
     die_with_parent()
     args = arguments.parse(sys.argv[1:] if argv is None else argv)
-    try:
-        return train(args)
-    except OPDError as error:
-        if args.debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        last_words(error.exit_code, str(error))
-        return error.exit_code
-    except Exception as error:
-        traceback.print_exc()
-        if is_peer_loss(error):
-            message = f"another rank was lost or did not answer in time: {error}; start again to continue"
-            last_words(ExitCode.UNAVAILABLE, message)
-            return ExitCode.UNAVAILABLE
-        last_words(ExitCode.INTERNAL, f"{type(error).__name__}: {error}")
-        return ExitCode.INTERNAL
+    return run_rank(partial(train, args), smaller=SMALLER, debug=args.debug)
 
 
 def train(args: Namespace) -> int:
