@@ -35,7 +35,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import yaml
 from devcluster.control_plane import ControlPlane, control_plane
 from kubernetes.aio import config
@@ -166,13 +165,13 @@ class Recorder(Kube):
 
 async def record() -> tuple[str, list[Request]]:
     """What the operator sends for one new object until it is content; with the object's uid."""
-    async with client("recorder") as kube, aiohttp.ClientSession() as session:
+    async with client("recorder") as kube:
         recorder = Recorder(kube.client)
         await recorder._request("POST", DISTILLATION, DISTILLATION.path(NAMESPACE), {}, distillation(SAMPLE))
         recorder.sent.clear()
         cache, queue, before = Cache(), WorkQueue[tuple[str, str]](), -1
         await fill(recorder, cache, await watched(recorder), [NAMESPACE])
-        reconciler = Reconciler(recorder, cache, queue, Metrics(cache, queue), SETTINGS, Peers(session))
+        reconciler = Reconciler(recorder, cache, queue, Metrics(cache, queue), SETTINGS, Peers())
         while before != len(recorder.sent):
             before = len(recorder.sent)
             await reconciler.reconcile((NAMESPACE, SAMPLE))

@@ -70,7 +70,7 @@ class DeploymentView:
 
 @dataclass(frozen=True)
 class Requests:
-    """Of a canary's pods since they started."""
+    """Images that a canary's pods have made since they started, and failures of theirs; `total` has both."""
 
     failed: int
     total: int
@@ -187,7 +187,7 @@ def _pod(pod: Object) -> PodView:
     return PodView(
         name=metadata["name"],
         role=labels.get(ROLE, ""),
-        index=int(index) if index.isdecimal() else 0,
+        index=int(index) if index.isdecimal() and len(index) <= 10 else 0,
         phase=status.get("phase", ""),
         message=status.get("message", ""),
         ready="Ready" in true,

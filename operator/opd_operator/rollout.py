@@ -21,6 +21,7 @@ from opd_operator.observe import DeploymentView, Requests
 _REVISION_LENGTH = 8
 _GATEWAY = 5  # seconds in which a gateway has seen what changed
 _CRASHES = 3  # of a canary's container, before its deadline
+_FEWEST = 10  # requests that a rate is taken of
 _SURELY = 0.01  # chance at which so many failures are no accident of a good student
 _NOT_IN_TEMPLATE = ("enabled", "replicas", "rollout", "autoscaling", "route", "studentDigest")
 
@@ -223,7 +224,7 @@ def _problem(d: Draft, canary: dict[str, Any]) -> tuple[Reason, str] | None:
 def too_many_failed(requests: Requests, allowed: float) -> bool:
     """Whether so many failures are too unlikely for a student that fails at the allowed rate (binomial tail)."""
     failed, total = requests.failed, requests.total
-    if failed <= allowed * total:
+    if total < _FEWEST or failed <= allowed * total:
         return False
     if allowed == 0:
         return True

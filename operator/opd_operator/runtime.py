@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import aiohttp
 import kopf
 from prometheus_client import start_http_server
 
@@ -33,7 +32,6 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     metrics = Metrics(cache, queue)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connect(2 * settings.workers))
-        session = await stack.enter_async_context(aiohttp.ClientSession())
         server, _ = start_http_server(settings.metrics_port, registry=metrics.registry)
         stack.callback(server.shutdown)
         leading = False
@@ -43,7 +41,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 
         probes = await serve_probes(settings.probe_port, ready=ready, oldest=lambda: queue.oldest_seconds)
         stack.push_async_callback(probes.cleanup)
-        kube, peers = Kube(client, metrics.api), Peers(session)
+        kube, peers = Kube(client, metrics.api), Peers()
         reconciler = Reconciler(kube, cache, queue, metrics, settings, peers)
 
         @asynccontextmanager

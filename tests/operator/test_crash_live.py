@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from opd_operator import names
@@ -54,11 +53,11 @@ async def lives(api: Api, stop: threading.Event) -> None:
     namespace, configuration = api.namespace, Configuration()
     await config.load_kube_config(config_file=str(api.cluster.kubeconfig), client_configuration=configuration)
     while not stop.is_set():
-        async with ApiClient(configuration) as client, aiohttp.ClientSession() as session:
+        async with ApiClient(configuration) as client:
             kube, cache, queue = Mortal(client), Cache(), WorkQueue[tuple[str, str]]()
             await fill(kube, cache, await watched(kube), [namespace])
             settings = Settings(images=IMAGES, device="cpu", namespaces=(namespace,))
-            reconciler = Reconciler(kube, cache, queue, Metrics(cache, queue), settings, Peers(session))
+            reconciler = Reconciler(kube, cache, queue, Metrics(cache, queue), settings, Peers())
             try:
                 for key in cache:
                     await reconciler.reconcile(key)

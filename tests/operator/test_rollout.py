@@ -226,7 +226,8 @@ def test_a_canary_that_loses_its_pods_gets_its_time_anew_and_then_goes():
     [
         (0, 0, 0.02, False),
         (1, 1, 0.02, False),  # one of one: it may be an accident
-        (2, 2, 0.02, True),
+        (9, 9, 0.02, False),  # too few to speak of a rate
+        (10, 10, 0.02, True),
         (1, 20, 0.02, False),
         (4, 20, 0.02, True),
         (30, 1000, 0.02, False),
