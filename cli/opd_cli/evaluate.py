@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from opd_cli.serve import claims_around
+from opd_cli.terminal import echo, make_console
 
 
 def evaluate(
@@ -32,7 +33,6 @@ def evaluate(
     from opd_core.api.load import load_spec
     from opd_core.device import choose_device
     from opd_trainer.evaluate import evaluate as score
-    from rich.console import Console
 
     from opd_cli.runner.display import kept_line, result_table
 
@@ -46,9 +46,9 @@ def evaluate(
         quiet=output == "json",
     )
     if output == "json":
-        typer.echo(json.dumps(summary, indent=2))
+        echo(json.dumps(summary, indent=2))
         return
-    console = Console(soft_wrap=True)
+    console = make_console()
     console.print(result_table(summary))
     if summary.get("kept"):
         console.print(kept_line(summary), markup=False)

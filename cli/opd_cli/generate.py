@@ -17,6 +17,7 @@ import typer
 from opd_core.errors import InvalidError, OPDError, RefusedError, StorageError, UnavailableError
 
 from opd_cli.serve import claims_around
+from opd_cli.terminal import echo
 
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -59,7 +60,7 @@ def generate(
     else:
         images = compute_images(student, claims or claims_around(student), device, prompt, **parameters)
     for file, image in zip(write_images(images, output), images, strict=True):
-        typer.echo(f"{file}  seed {image.seed}")
+        echo(f"{file}  seed {image.seed}")
 
 
 def request_images(

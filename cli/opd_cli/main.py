@@ -5,7 +5,8 @@ import os
 import sys
 import traceback
 from importlib.metadata import version as installed_version
-from typing import Annotated
+from types import TracebackType
+from typing import Annotated, NoReturn
 
 import typer
 from opd_core.errors import OPDError
@@ -13,6 +14,7 @@ from opd_core.exit_codes import ExitCode
 
 from opd_cli import evaluate, generate, models, run, serve, validate
 from opd_cli.cluster import commands as cluster
+from opd_cli.terminal import echo
 
 _STORAGE_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _DEBUG = "--debug"
@@ -30,7 +32,7 @@ cluster.register(app)
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"opd {installed_version('diffusion-opd')}")
+        echo(f"opd {installed_version('diffusion-opd')}")
         raise typer.Exit
 
 
@@ -52,6 +54,7 @@ def opd(
 def main() -> None:
     """Entry point: an error becomes one message and its exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.excepthook = _show_defect
     # Who wants a stack trace has just seen an error, and adds the option to the end of the line.
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     debug = _DEBUG in sys.argv[:end]
@@ -59,19 +62,26 @@ def main() -> None:
         app(args=[word for i, word in enumerate(sys.argv) if i and (word != _DEBUG or i > end)])
     except OPDError as error:
         if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(int(error.exit_code))
+            echo(traceback.format_exc(), err=True)
+        _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("opd_"):
             raise
-        print(f"error: {error.name} is missing; run: pip install 'diffusion-opd[trainer,serving]'", file=sys.stderr)
-        sys.exit(int(ExitCode.INVALID))
+        _fail(f"{error.name} is missing; run: pip install 'diffusion-opd[trainer,serving]'", ExitCode.INVALID)
     except OSError as error:
         if error.errno not in _STORAGE_FAILURES:
             raise
-        print(f"error: {error}; make room, or choose another folder", file=sys.stderr)
-        sys.exit(int(ExitCode.STORAGE))
+        _fail(f"{error}; make room, or choose another folder", ExitCode.STORAGE)
+
+
+def _fail(message: str, code: ExitCode) -> NoReturn:
+    echo(f"error: {message}", err=True)
+    sys.exit(int(code))
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A stack trace quotes what somebody else has said, too."""
+    echo("".join(traceback.format_exception(kind, error, trace)), err=True)
 
 
 if __name__ == "__main__":

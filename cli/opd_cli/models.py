@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from opd_cli.terminal import echo
+
 app = typer.Typer(no_args_is_help=True, help="Look at models and adapters.")
 
 
@@ -25,7 +27,7 @@ def fingerprint(
     from opd_core.models.fingerprint import fingerprint as compute
     from opd_core.uris import resolve
 
-    typer.echo(compute(resolve(uri, claims) if "://" in uri else Path(uri)))
+    echo(compute(resolve(uri, claims) if "://" in uri else Path(uri)))
 
 
 @app.command()
@@ -42,9 +44,7 @@ def merge(
     from opd_core.uris import resolve
 
     config = write([resolve(uri, claims) if "://" in uri else Path(uri) for uri in adapters], out)
-    typer.echo(
-        f"{out}: rank {config.r}, alpha {config.lora_alpha}. In a spec, with the folder on the claim `students`:\n"
-    )
-    typer.echo("  student:")
-    typer.echo(f"    initFrom: pvc://students/{out.name}")
-    typer.echo(f"    adapter: {{type: LoRA, rank: {config.r}, alpha: {config.lora_alpha}}}")
+    echo(f"{out}: rank {config.r}, alpha {config.lora_alpha}. In a spec, with the folder on the claim `students`:\n")
+    echo("  student:")
+    echo(f"    initFrom: pvc://students/{out.name}")
+    echo(f"    adapter: {{type: LoRA, rank: {config.r}, alpha: {config.lora_alpha}}}")

@@ -11,6 +11,8 @@ from opd_core.api.sentences import Problem
 from opd_core.errors import InvalidError
 from opd_core.exit_codes import ExitCode
 
+from opd_cli.terminal import echo
+
 
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Specs, YAML or JSON; - is standard input.")],
@@ -24,10 +26,10 @@ def validate(
     """
     results = [_check(file) for file in files]
     if output == "json":
-        typer.echo(json.dumps(results, indent=2))
+        echo(json.dumps(results, indent=2))
     else:
         for result in results:
-            typer.echo(result["text"])
+            echo(result["text"])
     if not all(result["valid"] for result in results):
         raise typer.Exit(int(ExitCode.INVALID))
 

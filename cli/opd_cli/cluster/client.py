@@ -127,7 +127,9 @@ class Distillations:
         if student.uri is None:
             raise InvalidError(f"{name} does not say where student {student.digest} is")
         source = download.find_source(logs.labelled(self.connection, distillation), student.uri)
-        return download.copy_student(self.connection, source, Path(directory), student.digest)
+        return download.copy_student(
+            self.connection, source, Path(directory), student.digest, distillation.spec["model"]["uri"]
+        )
 
     # ---------------------------------------------------------------------------------------------------- writing
 

@@ -102,12 +102,23 @@ def labelled(connection: Connection, distillation: Distillation, role: str = "")
 def choose(pods: list[dict[str, Any]], wanted: Wanted) -> list[PodView]:
     """Of Deployments every pod; of Jobs those of the newest, and of the trainer the first unless all are wanted."""
     pods = sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
-    views = list(observe([{**pod, "kind": "Pod"} for pod in pods]).pods)
+    views = [_view(pod) for pod in pods]
     if wanted.role in _JOBS and views:
         views = [view for view in views if view.job == views[-1].job]
         if not wanted.all_ranks:
             views = [view for view in views if view.index == 0]
     return sorted(views, key=lambda view: (view.index, view.name))
+
+
+def _view(pod: dict[str, Any]) -> PodView:
+    """What the operator sees in a pod. Whoever may write its status chooses what becomes of that: where it cannot be
+    made sense of, the pod's name, job and phase are left, which is enough to read its log."""
+    try:
+        return observe([{**pod, "kind": "Pod"}]).pods[0]
+    except Exception:
+        metadata, status = pod["metadata"], pod.get("status") or {}
+        kept = {key: metadata[key] for key in ("name", "labels") if key in metadata}
+        return observe([{"kind": "Pod", "metadata": kept, "status": {"phase": status.get("phase", "")}}]).pods[0]
 
 
 def why_not(distillation: Distillation, wanted: Wanted, pods: list[PodView]) -> str:

@@ -14,6 +14,7 @@ from opd_core.errors import OPDError
 from opd_cli.cluster.client import LATEST, Distillations
 from opd_cli.cluster.distillation import Distillation
 from opd_cli.cluster.students import known
+from opd_cli.terminal import echo
 
 _COMPLETION_SECONDS = 2.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -83,9 +84,9 @@ def flags(cluster: Distillations) -> str:
 def print_document(content: Any, output: Output) -> None:
     """One object, or a list of them, as the API server has it."""
     if output == Output.JSON:
-        typer.echo(json.dumps(content, indent=2))
+        echo(json.dumps(content, indent=2))
     else:
-        typer.echo(yaml.safe_dump(content, sort_keys=False).rstrip())
+        echo(yaml.safe_dump(content, sort_keys=False).rstrip())
 
 
 def document(distillation: Distillation) -> dict[str, Any]:

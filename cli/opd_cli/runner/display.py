@@ -13,8 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from opd_cli.terminal import make_console
+
 _LINE_EVERY_SECONDS = 15.0  # of progress, where there is no terminal
-_FILE_WIDTH = 200
 
 
 class Display:
@@ -90,12 +91,6 @@ STYLES = {
     Reason.GATE_MISSED: "red",
     Reason.DEADLINE_EXCEEDED: "red",
 }
-
-
-def make_console() -> Console:
-    """Where there is no terminal nothing wraps: a line stays a line, a table row stays a row."""
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=_FILE_WIDTH)
 
 
 def _progress_line(progress: Mapping[str, Any]) -> str:

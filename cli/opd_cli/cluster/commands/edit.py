@@ -21,6 +21,7 @@ from opd_cli.cluster.options import (
     print_document,
 )
 from opd_cli.cluster.students import short
+from opd_cli.terminal import echo
 
 
 def suspend(
@@ -111,7 +112,7 @@ def delete(
     cluster = Distillations(namespace, kubeconfig=kubeconfig, context=context)
     output = cluster.get(name).spec["student"]["output"]["uri"]
     cluster.delete(name, wait=wait, timeout=timeout)
-    typer.echo(f"opd/{name} deleted; its students and checkpoints stay in {output} and {output}.runs")
+    echo(f"opd/{name} deleted; its students and checkpoints stay in {output} and {output}.runs")
 
 
 def _say_pinned(cluster: Distillations, distillation: Distillation, output: Output) -> None:
@@ -122,6 +123,6 @@ def _say_pinned(cluster: Distillations, distillation: Distillation, output: Outp
 
 def _say(distillation: Distillation, text: str, output: Output) -> None:
     if output == Output.TABLE:
-        typer.echo(f"opd/{distillation.name} {text}")
+        echo(f"opd/{distillation.name} {text}")
     else:
         print_document(document(distillation), output)

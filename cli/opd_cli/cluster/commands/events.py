@@ -3,7 +3,6 @@
 import dataclasses
 from datetime import UTC, datetime
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -11,7 +10,7 @@ from opd_cli.cluster.client import Distillations
 from opd_cli.cluster.distillation import parse_time
 from opd_cli.cluster.options import Context, Kubeconfig, Name, Namespace, Output, OutputOption, print_document
 from opd_cli.cluster.page import ago
-from opd_cli.runner.display import make_console
+from opd_cli.terminal import echo, make_console
 
 
 def events(
@@ -30,7 +29,7 @@ def events(
         print_document([dataclasses.asdict(event) for event in found], output)
         return
     if not found:
-        typer.echo(f"no events of {name}")
+        echo(f"no events of {name}")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"):

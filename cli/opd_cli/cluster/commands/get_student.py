@@ -7,6 +7,7 @@ import typer
 
 from opd_cli.cluster.client import Distillations
 from opd_cli.cluster.options import Context, Kubeconfig, Name, Namespace, complete_digest
+from opd_cli.terminal import echo
 
 
 def get_student(
@@ -30,4 +31,4 @@ def get_student(
     """
     cluster = Distillations(namespace, kubeconfig=kubeconfig, context=context)
     manifest = cluster.get_student(name, directory, digest)
-    typer.echo(f"{directory}: student {manifest.digest}, round {manifest.round}")
+    echo(f"{directory}: student {manifest.digest}, round {manifest.round}")

@@ -7,6 +7,7 @@ import typer
 from opd_cli.cluster.client import Distillations
 from opd_cli.cluster.logs import Role
 from opd_cli.cluster.options import Context, Kubeconfig, Name, Namespace
+from opd_cli.terminal import echo
 
 
 def logs(
@@ -32,8 +33,8 @@ def logs(
     cluster = Distillations(namespace, kubeconfig=kubeconfig, context=context)
     lines = cluster.logs(name, role, follow=follow, previous=previous, all_ranks=all_ranks, tell=_tell)
     for line in lines:
-        typer.echo(f"{line.pod}  {line.text}" if line.pods > 1 else line.text)
+        echo(f"{line.pod}  {line.text}" if line.pods > 1 else line.text)
 
 
 def _tell(text: str) -> None:
-    typer.echo(text, err=True)
+    echo(text, err=True)

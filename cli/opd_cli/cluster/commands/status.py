@@ -26,7 +26,7 @@ from opd_cli.cluster.options import (
     print_document,
 )
 from opd_cli.cluster.page import lines, page
-from opd_cli.runner.display import make_console
+from opd_cli.terminal import echo, make_console
 
 
 def status(
@@ -72,7 +72,7 @@ def _list(cluster: Distillations, all_namespaces: bool, output: Output) -> None:
         return
     printed = cluster.printed(all_namespaces=all_namespaces)
     if not printed["rows"]:
-        typer.echo("no distillations" + ("" if all_namespaces else f" in namespace {cluster.namespace}"))
+        echo("no distillations" + ("" if all_namespaces else f" in namespace {cluster.namespace}"))
         return
     make_console().print(_table(printed, all_namespaces))
 
@@ -113,9 +113,9 @@ def _watch(cluster: Distillations, name: str, output: Output) -> None:
 def _print_documents(cluster: Distillations, name: str, output: Output) -> Distillation:
     for last in cluster.watch(name):
         if output == Output.JSON:
-            typer.echo(json.dumps(document(last)))
+            echo(json.dumps(document(last)))
         else:
-            typer.echo("---")
+            echo("---")
             print_document(document(last), output)
     return last
 

@@ -21,6 +21,7 @@ from opd_cli.cluster.options import (
     flags,
     print_document,
 )
+from opd_cli.terminal import echo
 
 
 def submit(
@@ -63,10 +64,10 @@ def submit(
         print_document(document(distillation), output)
         return
     done = f"{submission.change} in namespace {cluster.namespace}"
-    typer.echo(f"opd/{distillation.name} {done}" + (" (server dry run: nothing is kept)" if dry_run else ""))
+    echo(f"opd/{distillation.name} {done}" + (" (server dry run: nothing is kept)" if dry_run else ""))
     if wait is None and not dry_run:
         for line in _next(distillation.name, suspended=bool(distillation.spec.get("suspend")), more=flags(cluster)):
-            typer.echo(line)
+            echo(line)
 
 
 def _next(name: str, *, suspended: bool, more: str) -> list[str]:

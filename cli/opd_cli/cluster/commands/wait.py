@@ -17,6 +17,7 @@ from opd_cli.cluster.options import (
     document,
     print_document,
 )
+from opd_cli.terminal import echo
 
 
 def wait(
@@ -45,4 +46,4 @@ def wait(
         found = distillation.condition(condition)
         assert found is not None
         why = f"{found.reason}: {found.message}" if found.message else found.reason
-        typer.echo(f"opd/{name} is {condition.value} ({why})")
+        echo(f"opd/{name} is {condition.value} ({why})")
