@@ -125,12 +125,13 @@ def held_out_errors(run: Run, distillation: OPDDistillation) -> dict[str, float]
         shape = run.model.latent_shape(resolution.width, resolution.height)
         x = torch.randn((PROMPTS, *shape), generator=torch.Generator().manual_seed(7 + i))
         theirs, total = torch.full((PROMPTS,), task.guidance), 0.0
+        before: torch.Tensor | None = None
         for step in path:
             sigmas = torch.full((PROMPTS,), step.sigma)
             student = guided_velocity(run.model.forward, x, sigmas, embeds, pooled, *negative, guidance)
             teacher = run.teachers.submit(task.name, x, sigmas, theirs, conditioning, run.negative).result()
             total += (student - teacher).square().mean().item()
-            x = step.a * x + step.b * student
+            x, before = step.mean(x, student, before), step.clean(x, student)
         errors[task.name] = total / len(path)
     return errors
 

@@ -33,8 +33,9 @@ def test_a_number_that_is_none_is_refused(valid):
         check_spec(changed(valid, (*FIRST, "guidanceScale"), float("nan")))
 
 
-def test_an_infinite_kl_is_refused_under_cps_with_the_step_to_leave_out(valid):
-    content = changed(valid, (*T, "sampler"), {**SDE, "solver": "CPS"})
+@pytest.mark.parametrize("solver", ["DDIM", "CPS"])
+def test_an_infinite_kl_is_refused_with_the_step_to_leave_out(valid, solver):
+    content = changed(valid, (*T, "sampler"), {**SDE, "solver": solver})
     content = changed(content, (*T, "objective"), {"type": "KL"})
     with pytest.raises(SpecError, match=r"trainedSteps: .*leave step 5 out"):
         check_spec(content)

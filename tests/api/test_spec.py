@@ -142,7 +142,7 @@ def contents(draw):
         "processesPerNode": rng.choice([1, 1, 2, 3]),
         "resolution": {"width": rng.choice([16, 20, 32, 512]), "height": rng.choice([16, 24, 512])},
         "sampler": {
-            "type": rng.choice(["ODE", "SDE"]), "solver": rng.choice(["Flow", "Dance", "CPS", "DPM1"]),
+            "type": rng.choice(["ODE", "SDE"]), "solver": rng.choice(["Flow", "Dance", "DDIM", "CPS", "DPM2"]),
             "steps": steps, "noiseLevel": rng.choice([0, 0, 0.4, 0.7, 1.5]),
         },
         "objective": {"type": rng.choice(["KL", "MeanMatching", "Velocity"])},

@@ -77,7 +77,7 @@ def test_a_bad_spec_is_refused_by_field_value_and_remedy(
 
 def test_several_broken_rules_are_told_at_once(api: Api) -> None:
     content = changed(VALID, (*T, "resolution", "width"), 36)
-    content = changed(content, (*T, "sampler"), {**SDE, "solver": "DPM1"})
+    content = changed(content, (*T, "sampler"), {**SDE, "solver": "DPM2"})
     content = changed(content, (*S, "endpoint", "rollout", "steps"), [50, 10])
     said = refusal(api, content)
     expected = problems(content)
@@ -166,7 +166,7 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
         "processesPerNode": pick(1, 2),
         "resolution": {"width": pick(16, 20, 32), "height": pick(16, 24, 33)},
         "sampler": {
-            "type": pick("ODE", "SDE"), "solver": pick("Flow", "Dance", "CPS", "DPM1"),
+            "type": pick("ODE", "SDE"), "solver": pick("Flow", "Dance", "DDIM", "CPS", "DPM2"),
             "steps": pick(1, 2, 6), "noiseLevel": pick(0, 0.7, 1, 1.5),
         },
         "objective": {"type": pick("KL", "MeanMatching", "Velocity")},

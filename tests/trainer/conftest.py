@@ -34,6 +34,7 @@ SDE = {
     "spec.training.sampler": {"type": "SDE", "steps": 3, "noiseLevel": 0.7},
     "spec.training.objective": {"type": "KL"},
 }
+DPM2 = {"spec.training.sampler": {"type": "ODE", "solver": "DPM2", "steps": 5}}
 
 MakeSpec = Callable[..., OPDDistillation]
 

@@ -193,7 +193,7 @@ def test_the_time_left_counts_the_validations_to_come() -> None:
 def test_the_kl_is_there_whatever_the_objective_where_there_is_noise() -> None:
     """Of each step with noise, and of no other; the loss and the velocity error are over trained steps."""
     schedule = Schedule(np.array([1.0, 0.8, 0.4, 0.0]))
-    noisy, mse = transitions(schedule, "CPS", 0.7), [4.0, 2.0, 1.0]
+    noisy, mse = transitions(schedule, "DDIM", 0.7), [4.0, 2.0, 1.0]
     assert [step.std > 0 for step in noisy] == [True, True, False]
     record = task_record(mse, [1.0, 1.0, 1.0], noisy)
     expected = [step.b**2 / (2 * step.std**2) * error for step, error in zip(noisy[:2], mse, strict=False)]

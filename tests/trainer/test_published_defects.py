@@ -29,7 +29,7 @@ from opd_trainer.setup import build_run
 from pydantic import BaseModel
 from torch import Tensor
 
-from .conftest import SDE
+from .conftest import DPM2, SDE
 
 MakeRun = Callable[..., Run]
 
@@ -97,13 +97,13 @@ def test_a_the_kl_divides_by_the_variance_that_is_sampled(make_run: MakeRun) -> 
     run = make_run(SDE)
     zero, batch = torch.zeros(64, 16, 8, 8), scripted(len(run.path), 64, 16, 8, 8)
     for step, (transition, weight) in enumerate(zip(run.path, run.weights, strict=True)):
-        sampled = float(advance(transition, zero, zero, batch, step).std())
+        sampled = float(advance(transition, zero, zero, None, batch, step)[0].std())
         assert weight == pytest.approx(transition.b**2 / (2 * sampled**2), rel=0.02)
 
 
 def test_b_a_step_without_noise_under_the_kl_is_refused_not_clamped(make_spec) -> None:
     """The published code divides by 1e-8 there, which multiplies the loss by 1e8."""
-    for sampler in ({"type": "ODE", "steps": 3}, {"type": "SDE", "steps": 3, "noiseLevel": 0.7, "solver": "DPM1"}):
+    for sampler in ({"type": "ODE", "steps": 3}, {"type": "SDE", "steps": 3, "noiseLevel": 0.7, "solver": "DPM2"}):
         with pytest.raises(SpecError, match=r"spec\.training"):
             make_spec({"spec.training.sampler": sampler, "spec.training.objective": {"type": "KL"}})
     path = transitions(Schedule(torch.tensor([1.0, 0.5, 0.0]).double().numpy()), "Flow", 0.0)
@@ -111,10 +111,13 @@ def test_b_a_step_without_noise_under_the_kl_is_refused_not_clamped(make_spec) -
         step_weights("KL", path)
 
 
+@pytest.mark.parametrize("sampler", [SDE, DPM2], ids=["SDE", "DPM2"])
 @pytest.mark.parametrize("order", [one_pass, two_passes])
-def test_c_the_transition_that_is_trained_is_the_one_that_was_sampled(make_run: MakeRun, order: Any) -> None:
+def test_c_the_transition_that_is_trained_is_the_one_that_was_sampled(
+    make_run: MakeRun, order: Any, sampler: dict[str, Any]
+) -> None:
     """The published dpm2 rolls out with a second-order step and trains a first-order one."""
-    run = make_run(SDE)
+    run = make_run(sampler)
     batch = scripted(len(run.path), 2, 16, 8, 8)
     matches = list(order(run.path, run.weights, batch))
     assert [match.step for match in matches] == list(range(len(run.path)))
@@ -123,7 +126,15 @@ def test_c_the_transition_that_is_trained_is_the_one_that_was_sampled(make_run: 
         assert torch.equal(match.student, batch.student(x, j))
         if j + 1 < len(batch.states):
             t = run.path[j]
-            assert torch.allclose(batch.states[j + 1], t.a * x + t.b * match.student + t.std * batch.noises[j])
+            mean = t.a * x + t.b * match.student
+            if j > 0:
+                mean += t.c * (batch.states[j - 1] - run.path[j - 1].sigma * matches[j - 1].student)
+            assert torch.allclose(batch.states[j + 1], mean + t.std * batch.noises[j], atol=1e-6)
+    weights = step_weights(run.training.objective.type, run.path)
+    assert list(run.weights) == list(weights)
+    if sampler is DPM2:  # of a step of second order, b is larger than Euler's dt
+        assert any(t.c != 0 for t in run.path)
+        assert all(t.b < t.sigma_next - t.sigma for t in run.path if t.c != 0)
 
 
 def test_d_every_step_is_trained_and_no_teacher_is_asked_in_vain(make_run: MakeRun) -> None:

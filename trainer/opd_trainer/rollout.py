@@ -55,7 +55,7 @@ def one_pass(path: Sequence[Transition], weights: Sequence[float], batch: Trajec
         path: the sampler's transitions. weights: of each step in the loss; a step with weight 0 is neither asked about
             nor kept, and nothing is computed after the last one with a weight.
     """
-    x = batch.start()
+    x, before = batch.start(), None  # `before`: the x0 of the step before
     waiting: deque[tuple[int, Tensor, Answer]] = deque()
     for j in range(_trained_length(weights)):
         trained = weights[j] > 0
@@ -65,7 +65,7 @@ def one_pass(path: Sequence[Transition], weights: Sequence[float], batch: Trajec
             velocity = batch.student(x, j)
         if trained:
             waiting.append((j, velocity, answer))
-        x = advance(path[j], x, velocity.detach(), batch, j)
+        x, before = advance(path[j], x, velocity.detach(), before, batch, j)
         while len(waiting) > IN_FLIGHT or (waiting and waiting[0][2].done()):
             yield _matched(*waiting.popleft())
     while waiting:
@@ -74,21 +74,23 @@ def one_pass(path: Sequence[Transition], weights: Sequence[float], batch: Trajec
 
 def two_passes(path: Sequence[Transition], weights: Sequence[float], batch: Trajectories) -> Iterator[Match]:
     """Roll out without a graph, then run the student again on every state: the order of the paper's Algorithm 1."""
-    x = batch.start()
+    x, before = batch.start(), None  # `before`: the x0 of the step before
     visited: list[tuple[int, Tensor, Answer]] = []
     for j in range(_trained_length(weights)):
         if weights[j] > 0:
             visited.append((j, x, batch.teachers(x, j)))
         with torch.no_grad():
-            x = advance(path[j], x, batch.student(x, j), batch, j)
+            x, before = advance(path[j], x, batch.student(x, j), before, batch, j)
     for j, state, answer in visited:
         yield _matched(j, batch.student(state, j), answer)
 
 
-def advance(step: Transition, x: Tensor, velocity: Tensor, batch: Trajectories, j: int) -> Tensor:
-    """The next state: a x + b v + std e."""
-    x = step.a * x + step.b * velocity
-    return x + step.std * batch.noise(j) if step.std > 0 else x
+def advance(
+    step: Transition, x: Tensor, velocity: Tensor, before: Tensor | None, batch: Trajectories, j: int
+) -> tuple[Tensor, Tensor]:
+    """The next state, mean + std e, and the x0 that this step pointed at, for the next step's `before`."""
+    mean = step.mean(x, velocity, before)
+    return mean + step.std * batch.noise(j) if step.std > 0 else mean, step.clean(x, velocity)
 
 
 def _trained_length(weights: Sequence[float]) -> int:

@@ -78,8 +78,10 @@ def _samplers(at: str) -> list[Cel]:
     return [
         Cel(at, "self.type != 'ODE' || self.noiseLevel == 0.0", sentences.ODE_NOISE, noise, "noiseLevel"),
         Cel(at, "self.type != 'SDE' || self.noiseLevel > 0.0", sentences.SDE_NO_NOISE, noise, "noiseLevel"),
-        Cel(at, "self.type != 'SDE' || self.solver != 'DPM1'", sentences.DPM1_SDE, _quoted("self.solver"), "solver"),
-        Cel(at, "self.solver != 'CPS' || self.noiseLevel <= 1.0", sentences.CPS_NOISE, noise, "noiseLevel"),
+        Cel(at, "self.type != 'SDE' || self.solver != 'DPM2'", sentences.DPM2_SDE, _quoted("self.solver"), "solver"),
+        Cel(
+            at, "!(self.solver in ['DDIM', 'CPS']) || self.noiseLevel <= 1.0", sentences.TOO_NOISY, noise, "noiseLevel"
+        ),
     ]
 
 
@@ -92,8 +94,8 @@ def _divisible(side: str) -> Cel:
 
 
 _STEPS, _LAST = "self.objective.trainedSteps", "self.sampler.steps - 1"
-_KL_CPS = (
-    "self.objective.type != 'KL' || self.sampler.type != 'SDE' || self.sampler.solver != 'CPS'"
+_KL_LAST = (
+    "self.objective.type != 'KL' || self.sampler.type != 'SDE' || !(self.sampler.solver in ['DDIM', 'CPS'])"
     f" || (has({_STEPS}) && !({_LAST} in {_STEPS}))"
 )
 _RANKS = "(self.nodes * self.processesPerNode)"
@@ -283,8 +285,8 @@ RULES = (
     ),
     Cel(
         "spec.training",
-        _KL_CPS,
-        sentences.KL_CPS,
+        _KL_LAST,
+        sentences.KL_LAST,
         f"has({_STEPS}) ? dyn({_STEPS}) : dyn('nothing')",
         "objective.trainedSteps",
         {"last": _LAST},

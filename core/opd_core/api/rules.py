@@ -11,6 +11,7 @@ from opd_core.api.types import LearningRateSchedule, ObjectiveType, SamplerType,
 # What every pod has already: its own files, the spec, the claims, what the kernel shows.
 RESERVED_PATHS = ("/tmp", "/dev", "/proc", "/sys", "/etc", "/opt/opd", "/usr", "/mnt/claims", "/var/run/secrets")  # noqa: S108
 RESOURCES = ("cpu", "memory", "ephemeral-storage")  # without a domain in their name
+_RENOISING = (Solver.DDIM, Solver.CPS)  # they give the last sigma, 0, no noise
 PIXEL_MULTIPLE = 8  # every supported VAE scales by 8 or more; the model's own multiple is checked when it is loaded
 
 
@@ -51,10 +52,10 @@ def _samplers(spec: Spec) -> Iterator[Problem]:
             yield sentences.ODE_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
         if sampler.type == SamplerType.SDE and sampler.noise_level == 0:
             yield sentences.SDE_NO_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
-        if sampler.type == SamplerType.SDE and sampler.solver == Solver.DPM1:
-            yield sentences.DPM1_SDE.problem(f"{path}.solver", sampler.solver.value)
-        if sampler.solver == Solver.CPS and sampler.noise_level > 1:
-            yield sentences.CPS_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
+        if sampler.type == SamplerType.SDE and sampler.solver == Solver.DPM2:
+            yield sentences.DPM2_SDE.problem(f"{path}.solver", sampler.solver.value)
+        if sampler.solver in _RENOISING and sampler.noise_level > 1:
+            yield sentences.TOO_NOISY.problem(f"{path}.noiseLevel", sampler.noise_level)
 
 
 def _objective(spec: Spec) -> Iterator[Problem]:
@@ -63,8 +64,8 @@ def _objective(spec: Spec) -> Iterator[Problem]:
     kl, steps = objective.type == ObjectiveType.KL, objective.trained_steps
     if kl and sampler.type == SamplerType.ODE:
         yield sentences.KL_ODE.problem(f"{path}.type", objective.type.value)
-    if kl and sampler.type == SamplerType.SDE and sampler.solver == Solver.CPS and (steps is None or last in steps):
-        yield sentences.KL_CPS.problem(f"{path}.trainedSteps", steps, last=last)
+    if kl and sampler.type == SamplerType.SDE and sampler.solver in _RENOISING and (steps is None or last in steps):
+        yield sentences.KL_LAST.problem(f"{path}.trainedSteps", steps, last=last)
     for i, step in enumerate(steps or []):
         if step > last:
             yield sentences.NO_STEP.problem(f"{path}.trainedSteps[{i}]", step, last=last)

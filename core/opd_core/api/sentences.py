@@ -103,14 +103,14 @@ REWARD_TWICE = Sentence("a reward is named twice", "name each reward once")
 NOT_DIVISIBLE = Sentence("not divisible by {multiple}", "write {below} or {above}")
 ODE_NOISE = Sentence("an ODE has no noise", "write 0, or type: SDE")
 SDE_NO_NOISE = Sentence("an SDE needs noise", "write 0.7 (the paper's), or type: ODE")
-DPM1_SDE = Sentence("DPM1 is deterministic", "write Flow, Dance or CPS, or type: ODE")
-CPS_NOISE = Sentence("CPS cannot add more noise than there is", "write at most 1")
+DPM2_SDE = Sentence("DPM2 is deterministic", "write Flow, Dance, DDIM or CPS, or type: ODE")
+TOO_NOISY = Sentence("DDIM and CPS cannot add more noise than there is", "write at most 1")
 KL_ODE = Sentence(
     "the KL has no finite value on a deterministic sampler",
     "write objective.type: MeanMatching, or sampler.type: SDE with noiseLevel: 0.7",
 )
-KL_CPS = Sentence(
-    "CPS takes its last step without noise, where the KL is infinite",
+KL_LAST = Sentence(
+    "DDIM and CPS take their last step without noise, where the KL is infinite",
     "leave step {last} out of trainedSteps, or write objective.type: MeanMatching",
 )
 NO_STEP = Sentence("no such step", "write 0 to {last}")

@@ -43,8 +43,9 @@ class SamplerType(StrEnum):
 class Solver(StrEnum):
     FLOW = "Flow"
     DANCE = "Dance"
+    DDIM = "DDIM"
     CPS = "CPS"
-    DPM1 = "DPM1"
+    DPM2 = "DPM2"
 
 
 class ObjectiveType(StrEnum):
@@ -182,7 +183,10 @@ class Resolution(Model):
 
 class Sampler(Model):
     type: SamplerType = Field(default=SamplerType.ODE, description="ODE: deterministic. SDE: with noise at every step.")
-    solver: Solver = Field(default=Solver.FLOW, description="Flow is Flow-GRPO's SDE, and Euler without noise.")
+    solver: Solver = Field(
+        default=Solver.FLOW,
+        description="Flow is Flow-GRPO's SDE, and Euler without noise; DPM2 is of second order, for ODE.",
+    )
     steps: int = Field(default=10, ge=1, le=1000, description="Solver steps from noise to image.")
     noise_level: float = Field(default=0.0, ge=0, le=10, description="The paper's a: 0 with ODE, more with SDE.")
 

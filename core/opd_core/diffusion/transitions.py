@@ -1,28 +1,65 @@
-"""Solver steps as affine maps: x_next = a x + b v + std e, with e standard normal.
+"""Solver steps as affine maps: x_next = a x + b v + c x0_before + std e, with e standard normal.
 
-Every solver of the paper's code has this form, with coefficients that follow from the schedule alone. Student and
-teacher share them, so the difference of their means is b (v_student - v_teacher), and no objective needs to rebuild a
-mean. All coefficients are computed in float64: a bf16 mean inflates the KL by up to an order of magnitude.
+Every solver of the paper's code has this form, with coefficients that follow from the schedule alone; x0_before is the
+image that the step before pointed at, which only multistep solvers look at. Student and teacher share all of it but v,
+so the difference of their means is b (v_student - v_teacher), and no objective needs to rebuild a mean. All
+coefficients are computed in float64: a bf16 mean inflates the KL by up to an order of magnitude.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp, log, sqrt
+from math import exp, inf, log, pi, sin, sqrt
+from typing import NamedTuple
+
+from torch import Tensor
 
 from opd_core.diffusion.schedule import Schedule
 from opd_core.errors import InvalidError
 
 
+class Coefficients(NamedTuple):
+    """mean = a x + b v + c x0_before, standard deviation `std` (0: deterministic)."""
+
+    a: float
+    b: float
+    std: float = 0.0
+    c: float = 0.0
+
+
 @dataclass(frozen=True)
 class Transition:
-    """One step from `sigma` to `sigma_next`: mean = a x + b v, standard deviation `std` (0: deterministic)."""
+    """One step from `sigma` to `sigma_next`: mean = a x + b v + c x0_before, standard deviation `std`."""
 
     sigma: float
     sigma_next: float
     a: float
     b: float
     std: float
+    c: float = 0.0
+
+    def clean(self, x: Tensor, velocity: Tensor) -> Tensor:
+        """x0 = x - sigma v: the image that `velocity` at `x` points at."""
+        return x - self.sigma * velocity
+
+    def mean(self, x: Tensor, velocity: Tensor, before: Tensor | None = None) -> Tensor:
+        """a x + b v + c x0_before; `before` is `clean` of the step before, None at the first step."""
+        mean = self.a * x + self.b * velocity
+        return mean if before is None or self.c == 0 else mean + self.c * before
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From sigma `s` to `t`. `before`: the sigma that the step before came from, None at the first step.
+
+    `finite_s` is s, or the schedule's second sigma where s is 1: like Flow-GRPO, the first step borrows it for a
+    diffusion coefficient that has no finite value at 1.
+    """
+
+    s: float
+    t: float
+    before: float | None
+    finite_s: float
 
 
 def transitions(schedule: Schedule, solver: str, noise_level: float) -> tuple[Transition, ...]:
@@ -30,62 +67,93 @@ def transitions(schedule: Schedule, solver: str, noise_level: float) -> tuple[Tr
 
     Args:
         schedule: N + 1 decreasing sigmas.
-        solver: "Flow", "Dance", "CPS" or "DPM1" (`SOLVERS`).
+        solver: a key of `SOLVERS`.
         noise_level: the paper's a; 0 makes every solver deterministic.
     """
     if solver not in SOLVERS:
         raise InvalidError(f"sampler.solver is {solver!r}; use one of {', '.join(SOLVERS)}")
     if noise_level < 0:
         raise InvalidError(f"sampler.noiseLevel is {noise_level}; use 0 (ODE) or more (SDE)")
-    if solver == "DPM1" and noise_level > 0:
-        raise InvalidError("sampler.solver DPM1 is deterministic; use Flow, Dance or CPS for an SDE, or noiseLevel 0")
     sigmas = [float(sigma) for sigma in schedule.sigmas]
-    # sigma = 1 has no finite diffusion coefficient; like Flow-GRPO, the first step borrows the second sigma for it.
-    step = SOLVERS[solver]
-    return tuple(Transition(s, t, *step(s, t, noise_level, sigmas[1] if s == 1.0 else s)) for s, t in pairwise(sigmas))
+    path = []
+    for j, (s, t) in enumerate(pairwise(sigmas)):
+        interval = Interval(s, t, sigmas[j - 1] if j else None, sigmas[1] if s == 1.0 else s)
+        a, b, std, c = SOLVERS[solver](interval, noise_level)
+        path.append(Transition(s, t, a, b, std, c))
+    return tuple(path)
 
 
-def _flow(s: float, t: float, level: float, finite_s: float) -> tuple[float, float, float]:
+def _flow(step: Interval, level: float) -> Coefficients:
     """Flow-SDE (paper Eq. 5-9), sigma_t = a sqrt(t / (1 - t)); Euler where a = 0."""
-    dt = t - s
+    s, dt = step.s, step.t - step.s
     if level == 0:
-        return 1.0, dt, 0.0
-    variance_rate = level**2 * s / (1 - finite_s)
+        return Coefficients(1.0, dt)
+    variance_rate = level**2 * s / (1 - step.finite_s)
     a = 1 + variance_rate / (2 * s) * dt
     b = (1 + variance_rate * (1 - s) / (2 * s)) * dt
-    return a, b, sqrt(variance_rate * -dt)
+    return Coefficients(a, b, sqrt(variance_rate * -dt))
 
 
-def _dance(s: float, t: float, level: float, finite_s: float) -> tuple[float, float, float]:
+def _dance(step: Interval, level: float) -> Coefficients:
     """DanceGRPO's SDE: constant diffusion `level`, score -(x + (1 - s) v) / s."""
-    dt = t - s
+    s, dt = step.s, step.t - step.s
     drift = level**2 / (2 * s) * dt
-    return 1 + drift, dt + drift * (1 - s), level * sqrt(-dt)
+    return Coefficients(1 + drift, dt + drift * (1 - s), level * sqrt(-dt))
 
 
-def _cps(s: float, t: float, level: float, finite_s: float) -> tuple[float, float, float]:
-    """Coefficient-preserving sampling (ddim in the paper's code): fresh noise of size r replaces part of the old."""
-    keep = 0.0 if t == 0 else 1 - (t * (1 - s) / (s * (1 - t))) ** 2
-    r = level * t * sqrt(max(keep, 0.0))
-    if r > t:
-        raise InvalidError(
-            f"sampler.noiseLevel {level} adds more noise than sigma {t:.4f} holds under CPS; use at most 1"
-        )
-    direction = sqrt(t**2 - r**2)
+def _renoised(s: float, t: float, std: float) -> Coefficients:
+    """(1 - t) x0 + sqrt(t^2 - std^2) e: fresh noise of size `std` replaces part of the old."""
+    direction = sqrt(t**2 - std**2)
     # x0 = x - s v and e = x + (1 - s) v
-    return (1 - t) + direction, -(1 - t) * s + direction * (1 - s), r
+    return Coefficients((1 - t) + direction, -(1 - t) * s + direction * (1 - s), std)
 
 
-def _dpm1(s: float, t: float, level: float, finite_s: float) -> tuple[float, float, float]:
-    """First-order DPM-Solver++ in log-SNR: mean = (t/s) x - (1 - t)(exp(-h) - 1) x0."""
-    decay = 0.0 if s == 1 or t == 0 else exp(log((1 - s) / s) - log((1 - t) / t))
-    x0_weight = (1 - t) * (1 - decay)
-    return t / s + x0_weight, -s * x0_weight, 0.0
+def _ddim(step: Interval, level: float) -> Coefficients:
+    """DDIM with eta = `level` on the linear path (ddim of the paper's code)."""
+    s, t = step.s, step.t
+    _at_most_one("DDIM", level)
+    keep = 0.0 if t == 0 else 1 - (t * (1 - s) / (s * (1 - t))) ** 2
+    return _renoised(s, t, level * t * sqrt(max(keep, 0.0)))
 
 
-SOLVERS: dict[str, Callable[[float, float, float, float], tuple[float, float, float]]] = {
+def _cps(step: Interval, level: float) -> Coefficients:
+    """Coefficient-preserving sampling (Flow-CPS, arXiv 2509.05952): the share sin(a pi / 2) of the noise is fresh."""
+    _at_most_one("CPS", level)
+    return _renoised(step.s, step.t, step.t * sin(level * pi / 2))
+
+
+def _dpm2(step: Interval, level: float) -> Coefficients:
+    """DPM-Solver++(2M), midpoint, in lambda = log((1 - s) / s), as dpm2 of the paper's code.
+
+    mean = (t/s) x - (1 - t)(exp(-h) - 1) D with D = x0 + (x0 - x0_before) / (2 r), r = h_before / h; first order at
+    the first step, at the last one, and after a step from sigma 1, where h_before is infinite. Its first-order form,
+    DPM-Solver++(1), is no solver of its own here: on this path it is Euler, exactly.
+    """
+    if level > 0:
+        raise InvalidError("sampler.solver DPM2 is deterministic; use Flow, Dance, DDIM or CPS, or noiseLevel 0 (ODE)")
+    s, t = step.s, step.t
+    h = _log_snr(t) - _log_snr(s)
+    weight = (1 - t) * (1 - exp(-h))
+    first_order = step.before is None or t == 0
+    more = 0.0 if first_order or step.before is None else h / (2 * (_log_snr(s) - _log_snr(step.before)))
+    return Coefficients(t / s + weight * (1 + more), -s * weight * (1 + more), c=-weight * more)
+
+
+def _log_snr(s: float) -> float:
+    return -inf if s == 1 else inf if s == 0 else log((1 - s) / s)
+
+
+def _at_most_one(solver: str, level: float) -> None:
+    if level > 1:
+        raise InvalidError(
+            f"sampler.noiseLevel is {level}: {solver} cannot add more noise than there is; use at most 1"
+        )
+
+
+SOLVERS: dict[str, Callable[[Interval, float], Coefficients]] = {
     "Flow": _flow,
     "Dance": _dance,
+    "DDIM": _ddim,
     "CPS": _cps,
-    "DPM1": _dpm1,
+    "DPM2": _dpm2,
 }

@@ -60,13 +60,14 @@ def sample_images(
         negative_embeds, negative_pooled = stack([negative] * len(part), model.device, model.dtype)
         guidance = torch.full((len(part),), candidate.guidance_scale)
         latents = _noise(shape, evaluation.seed, task, part, "start").to(model.device)
+        before: Tensor | None = None
         for j, step in enumerate(path):
             sigmas = torch.full((len(part),), step.sigma, device=model.device)
             with arithmetic(model.device, spec.training.precision):
                 velocity = guided_velocity(
                     model.forward, latents, sigmas, embeds, pooled, negative_embeds, negative_pooled, guidance
                 )
-            latents = step.a * latents + step.b * velocity
+            latents, before = step.mean(latents, velocity, before), step.clean(latents, velocity)
             if step.std > 0:
                 latents += step.std * _noise(shape, evaluation.seed, task, part, j).to(model.device)
         yield part, model.decode(latents).cpu()
