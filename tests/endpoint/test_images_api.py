@@ -1,8 +1,10 @@
 """What the official client gets: images, seeds, formats, and the same bytes for the same seed."""
 
 import base64
+import hashlib
 import io
 import json
+import re
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -134,8 +136,18 @@ def test_openapi_describes_the_parameters(endpoint):
     assert {"prompt", "n", "size", "seed", "steps", "guidance", "negative_prompt", "output_format"} <= properties.keys()
 
 
-def test_the_playground_needs_nothing_from_elsewhere(endpoint):
+def test_the_playground_loads_nothing_and_runs_nothing_but_its_own(endpoint):
+    """Keys are typed there: no other host, no script but the one in the file, in no other page's frame."""
     with urllib.request.urlopen(endpoint.url) as response:
-        page = response.read().decode()
+        page, policy = response.read().decode(), response.headers["Content-Security-Policy"]
     assert "v1/images/generations" in page
     assert "http" not in page.replace("http-equiv", "")
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert {"default-src 'none'", "frame-ancestors 'none'", "connect-src 'self'"} <= set(policy.split("; "))
+    assert "unsafe" not in policy
+
+
+def test_there_is_no_page_that_loads_scripts_from_elsewhere(endpoint):
+    assert (endpoint.status("/docs"), endpoint.status("/redoc")) == (404, 404)

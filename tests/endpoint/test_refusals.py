@@ -65,8 +65,13 @@ def test_a_bad_parameter_is_named_with_its_value_or_remedy(endpoint, change, par
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'"a"', b'{"prompt": "a", "guidance": NaN}', b"\xff", b"[" * 100_000]
-)
+    "content",
+    [
+        b"", b"{", b"[]", b'"a"', b'{"prompt": "a", "guidance": NaN}', b"\xff", b"[" * 100_000,
+        b'{"prompt": "a", "\\ud800": 1}', b'{"prompt": "a", "extra_body": {"\\ud800": 1}}',
+        b'{"prompt": "a", "prompt": "b"}', b'{"prompt": "a", "n": ' + b"1" * 5000 + b"}",
+    ],
+)  # fmt: skip
 def test_a_body_that_is_no_json_object_is_refused(endpoint, content):
     status, error, _ = post(endpoint.url, content)
     assert (status, error["code"]) == (400, "invalid_json")
@@ -83,9 +88,11 @@ def test_an_image_larger_than_the_servers_limit_is_refused(endpoint):
     assert endpoint.client().images.generate(prompt="a", size="64x64", extra_body={"steps": 1}).size == "64x64"
 
 
-def test_a_timeout_that_is_no_time_is_refused(endpoint):
-    status, error, _ = post(endpoint.url, b'{"prompt": "a"}', {"X-Request-Timeout": "soon"})
+@pytest.mark.parametrize("wish", ["soon", "0.000001", "-1", "nan"])
+def test_a_timeout_that_no_image_could_keep_is_refused(endpoint, wish):
+    status, error, _ = post(endpoint.url, b'{"prompt": "a"}', {"X-Request-Timeout": wish})
     assert (status, error["param"]) == (400, "X-Request-Timeout")
+    assert "at least 1" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -102,16 +102,25 @@ def test_a_client_that_leaves_the_queue_costs_no_step(small):
     first.close()
 
 
-def test_a_request_that_takes_too_long_is_given_up(small):
-    connection = http.client.HTTPConnection(urlsplit(small.url).netloc)
-    body = json.dumps({"prompt": "a", "n": 3, **LONG})
-    connection.request("POST", "/v1/images/generations", body, {"X-Request-Timeout": "0.2"})
-    with connection.getresponse() as response:
-        assert response.status == 504
-        assert json.load(response)["error"]["code"] == "timeout"
-    connection.close()
-    wait_until(lambda: small.service.engine.idle)
-    assert small.metric('opd_endpoint_cancelled_total{reason="timeout"}') == 1
+@pytest.mark.parametrize(("most", "status"), [(600.0, 408), (1.0, 504)], ids=["the client's limit", "the server's"])
+def test_a_request_that_takes_too_long_is_given_up_and_is_no_failure_of_the_student(settings, most, status):
+    """Else any client rolls back every canary: the operator reads failures and images."""
+    service = make_service(dataclasses.replace(settings, limits=Limits(2, 18), max_request_seconds=most))
+    with running(service) as endpoint, ThreadPoolExecutor(1) as pool:
+        others = pool.submit(endpoint.client().images.generate, prompt="b", n=10, extra_body=LONG)
+        wait_until(lambda: not endpoint.service.engine.idle)
+        connection = http.client.HTTPConnection(urlsplit(endpoint.url).netloc)
+        body = json.dumps({"prompt": "a", "n": 10, **LONG})
+        connection.request("POST", "/v1/images/generations", body, {"X-Request-Timeout": "1"})
+        with connection.getresponse() as response:
+            assert (response.status, response.headers["x-should-retry"]) == (status, "false")
+            assert json.load(response)["error"]["code"] == "timeout"
+        connection.close()
+        others.cancel() or others.exception()
+        wait_until(lambda: endpoint.service.engine.idle)
+        assert endpoint.metric('opd_endpoint_cancelled_total{reason="timeout"}') >= 1
+        for stage in ("encode", "step", "decode", "internal"):
+            assert endpoint.metric(f'opd_endpoint_failures_total{{stage="{stage}"}}') == 0
 
 
 def test_a_small_image_does_not_wait_for_a_large_one(small):
@@ -174,6 +183,7 @@ def test_a_defect_of_the_server_shows_the_client_no_stack_trace(settings, monkey
         with pytest.raises(openai.InternalServerError) as failed:
             endpoint.client().images.generate(prompt="a")
         assert failed.value.code == "internal_error"
+        assert endpoint.metric('opd_endpoint_failures_total{stage="internal"}') == 1
         assert "ZeroDivisionError" not in failed.value.response.text
         monkeypatch.undo()
         assert endpoint.client().images.generate(prompt="a").data

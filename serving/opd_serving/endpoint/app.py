@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+import hashlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
@@ -26,6 +28,8 @@ from opd_serving.endpoint.service import Service
 
 _MAX_BODY = 2**20
 _CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it, the metrics count it
+_DO_NOT_RETRY = {"x-should-retry": "false"}  # OpenAI's clients repeat 408 and 5xx, unless they are told
+_SHORTEST_TIMEOUT = 1.0  # seconds; less than this no image takes
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -67,7 +71,8 @@ class ModelList(BaseModel):
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI application of one engine."""
-    app = FastAPI(title="Diffusion OPD image endpoint", version="1", redoc_url=None)
+    app = FastAPI(title="Diffusion OPD image endpoint", version="1", docs_url=None, redoc_url=None)
+    app.state.metrics = service.engine.metrics
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)
@@ -99,8 +104,8 @@ def _openai(service: Service) -> APIRouter:
         began = time.monotonic()
         # Not FastAPI's body: curl -d says it sends a form, and OpenAI answers it all the same.
         order = service.order(parse_json(await _read(request)))
-        seconds = _seconds_allowed(request, service.max_request_seconds)
-        pixels = await _wait(request, service, service.engine.submit(order.request), seconds)
+        time_limit = _time_limit(request, service.max_request_seconds)
+        pixels = await _wait(request, service, service.engine.submit(order.request), time_limit)
         content = await asyncio.to_thread(_content, service, order, pixels)
         service.engine.metrics.request_seconds.observe(time.monotonic() - began)
         return Response(content, media_type="application/json")
@@ -127,27 +132,38 @@ async def _read(request: Request) -> bytes:
     return content
 
 
-def _seconds_allowed(request: Request, most: float) -> float:
+@dataclass(frozen=True)
+class _TimeLimit:
+    """After `seconds` the answer is `status`: 408 where the client asked for the limit, 504 where the server has it."""
+
+    seconds: float
+    status: int
+
+
+def _time_limit(request: Request, most: float) -> _TimeLimit:
     wish = request.headers.get("x-request-timeout")
     if wish is None:
-        return most
+        return _TimeLimit(most, 504)
     try:
         seconds = float(wish)
     except ValueError:
         seconds = 0
-    if not seconds > 0:
-        raise invalid("X-Request-Timeout", f"header X-Request-Timeout is {wish[:100]!r}; send seconds above 0")
-    return min(seconds, most)
+    if not seconds >= _SHORTEST_TIMEOUT:
+        raise invalid(
+            "X-Request-Timeout",
+            f"header X-Request-Timeout is {wish[:100]!r}; send seconds, at least {_SHORTEST_TIMEOUT:g}",
+        )
+    return _TimeLimit(seconds, 408) if seconds < most else _TimeLimit(most, 504)
 
 
-async def _wait(request: Request, service: Service, future: Future[list[Pixels]], seconds: float) -> list[Pixels]:
+async def _wait(request: Request, service: Service, future: Future[list[Pixels]], limit: _TimeLimit) -> list[Pixels]:
     """The images, unless the client leaves or the time is up: then the rows leave the batch at the next tick."""
     metrics = service.engine.metrics
     answer = asyncio.wrap_future(future)
     gone = asyncio.create_task(_disconnected(request))
     try:
         both: set[asyncio.Future[Any]] = {answer, gone}
-        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, timeout=limit.seconds, return_when=asyncio.FIRST_COMPLETED)
         if answer.cancelled():
             raise ApiError(503, "the server stopped before the images were done", code="stopped", retry_after=2)
         if answer.done():
@@ -158,7 +174,12 @@ async def _wait(request: Request, service: Service, future: Future[list[Pixels]]
         metrics.cancelled.labels("disconnect" if gone.done() else "timeout").inc()
         if gone.done():
             raise ClientDisconnect
-        raise ApiError(504, f"no answer within {seconds:g} seconds; send less at once, or later", code="timeout")
+        raise ApiError(
+            limit.status,
+            f"no answer within {limit.seconds:g} seconds; send less at once, or later",
+            code="timeout",
+            headers=_DO_NOT_RETRY,
+        )
     finally:
         gone.cancel()
         answer.cancel()
@@ -194,6 +215,8 @@ def _content(service: Service, order: Order, pixels: list[Pixels]) -> str:
 def _operations(service: Service) -> APIRouter:
     router = APIRouter()
     engine = service.engine
+    page = files(__package__).joinpath("playground.html").read_text()
+    policy = _only_its_own(page)
 
     def live() -> Response:
         return JSONResponse({"live": engine.alive}, 200 if engine.alive else 503)
@@ -217,7 +240,7 @@ def _operations(service: Service) -> APIRouter:
         return ready()
 
     async def playground() -> Response:
-        return HTMLResponse(files(__package__).joinpath("playground.html").read_text())
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     for path in ("/livez", "/v2/health/live"):
         router.get(path, summary="Live: a restart would not help")(answer_live)
@@ -227,6 +250,19 @@ def _operations(service: Service) -> APIRouter:
     router.get("/metrics", summary="Prometheus metrics")(metrics)
     router.get("/", include_in_schema=False)(playground)
     return router
+
+
+def _only_its_own(page: str) -> str:
+    """A Content-Security-Policy: `page` runs its own script and style and loads nothing, for keys are typed there."""
+
+    def digest(tag: str) -> str:
+        content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- errors
@@ -244,7 +280,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 async def _answer_http(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}; GET /docs shows what there is"
+    message = f"{request.method} {request.url.path[:100]}: {error.detail}; GET /openapi.json shows what there is"
     return _respond(ApiError(error.status_code, message, code="not_found", headers=error.headers))
 
 
@@ -256,6 +292,7 @@ async def _answer_validation(request: Request, error: Exception) -> Response:
 
 async def _answer_crash(request: Request, error: Exception) -> Response:
     """The stack trace goes to the log, not to the client."""
+    request.app.state.metrics.failures.labels("internal").inc()
     return _respond(ApiError(500, "the server failed on this request; its log says why", code="internal_error"))
 
 

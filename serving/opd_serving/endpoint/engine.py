@@ -361,7 +361,7 @@ class Engine:
     def _fail(self, job: _Job, stage: str) -> None:
         """Called while an exception is handled: it goes to the log, its stage to the client."""
         _log.exception("request failed: %s", stage)
-        self.metrics.failures.labels(stage).inc()
+        self.metrics.failures.labels(stage).inc(len(job.samples) - len(job.images))
         self._release(job)
         if job.future.set_running_or_notify_cancel():
             job.future.set_exception(GenerationError(stage))

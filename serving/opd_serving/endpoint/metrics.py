@@ -34,7 +34,7 @@ class Metrics:
         self.rejected = counter(
             "rejected", "Requests that were not admitted: queue_full, loading or draining.", "reason"
         )
-        self.failures = counter("failures", "Requests that failed inside: encode, step, decode.", "stage")
+        self.failures = counter("failures", "Images that failed inside: encode, step, decode, internal.", "stage")
         self.queue_depth = gauge("queue_depth", "Admitted images that have not made a step.")
         self.queue_pixels = gauge("queue_pixels", "Pixels of the admitted images that have not made a step.")
         self.active_samples = gauge("active_samples", "Images between their first and their last step.")
@@ -45,5 +45,5 @@ class Metrics:
             self.cancelled.labels(reason)
         for reason in ("queue_full", "loading", "draining"):
             self.rejected.labels(reason)
-        for stage in ("encode", "step", "decode"):
+        for stage in ("encode", "step", "decode", "internal"):
             self.failures.labels(stage)

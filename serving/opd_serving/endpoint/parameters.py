@@ -3,7 +3,8 @@
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,8 +64,16 @@ def parse_json(content: bytes) -> Mapping[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"{_show(twice[0])} stands there twice")
+        if half := [name for name in names if not name.isascii() and name.encode(errors="replace").decode() != name]:
+            raise ValueError(f"{_show(half[0])} is not Unicode text")
+        return dict(pairs)
+
     try:
-        body = json.loads(content, parse_constant=refuse)
+        body = json.loads(content, parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise invalid(None, f"the body is not valid JSON: {error}", "invalid_json") from error
     if not isinstance(body, dict):
