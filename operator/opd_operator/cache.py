@@ -149,8 +149,10 @@ class Cache:
 def _owner(obj: Object) -> tuple[str, str] | None:
     """(uid, name) of the distillation."""
     for reference in obj["metadata"].get("ownerReferences") or []:
-        if reference.get("kind") == KIND:
+        if reference.get("kind") == KIND and reference.get("apiVersion", "").startswith(f"{names.GROUP}/"):
             return reference["uid"], reference["name"]
+    if obj["kind"] != "Pod":
+        return None  # labels alone make nothing ours
     labels = obj["metadata"].get("labels") or {}
     if names.OWNER in labels and names.DISTILLATION in labels:
         return labels[names.OWNER], labels[names.DISTILLATION]

@@ -63,7 +63,9 @@ class Context:
     def service_account(self) -> Manifest:
         secrets = [{"name": name} for name in self.settings.pull_secrets]
         more = {"imagePullSecrets": secrets} if secrets else {}
-        return self.child("v1", "ServiceAccount", self.account, "workload", automountServiceAccountToken=False, **more)
+        return self.child(
+            "v1", "ServiceAccount", self.account, names.SHARED, automountServiceAccountToken=False, **more
+        )
 
     def config_map(self, role: str) -> str:
         """Name of the ConfigMap that holds the spec as this role reads it, beyond the defaults."""

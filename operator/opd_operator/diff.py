@@ -27,6 +27,8 @@ def changes(desired: Iterable[dict[str, Any]], live: Iterable[Object], keep: Ite
     """What makes the children what they shall be. An object that is being deleted is waited for; a ConfigMap stays as
     long as a Job that stays mounts it, since a Job keeps the spec that it was made with.
 
+    What is applied has a uid where it is there already: it is about that object, and about no other of this name.
+
     Args:
         keep: (kind, name) of what stays as it is although nothing wants it any more.
     """
@@ -36,10 +38,10 @@ def changes(desired: Iterable[dict[str, Any]], live: Iterable[Object], keep: Ite
         key = (manifest["kind"], manifest["metadata"]["name"])
         wanted.add(key)
         found = existing.get(key)
-        if found is None or (
-            not _leaving(found) and manifest["kind"] not in _CREATED_ONCE and differs(manifest, found)
-        ):
+        if found is None:
             apply.append(manifest)
+        elif not _leaving(found) and manifest["kind"] not in _CREATED_ONCE and differs(manifest, found):
+            apply.append({**manifest, "metadata": {**manifest["metadata"], "uid": found["metadata"]["uid"]}})
     wanted |= {("ConfigMap", name) for key in wanted if key in existing for name in _mounted(existing[key])}
     unwanted = [child for key, child in existing.items() if key not in wanted and not _leaving(child)]
     return Changes(

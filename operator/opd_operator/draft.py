@@ -10,6 +10,7 @@ from opd_core.api.types import OPDDistillation, Spec
 from opd_core.stages import Condition, Reason, Stage
 
 from opd_operator.observe import Observed, parse_time
+from opd_operator.words import printable
 
 TRAINER_READY = "TrainerReady"  # a time that is kept beside those of the stages: all training pods run
 _MESSAGE = 1024
@@ -78,7 +79,7 @@ class Draft:
 
     def mark(self, condition: Condition | Stage, value: bool, reason: Reason, message: str = "") -> None:
         """Set a condition; the last word counts."""
-        self.marks[Condition(condition.value)] = ("True" if value else "False", reason, message[:_MESSAGE])
+        self.marks[Condition(condition.value)] = ("True" if value else "False", reason, printable(message)[:_MESSAGE])
 
     def begin(self, stage: str) -> None:
         self.times.setdefault(stage, {}).setdefault("startTime", timestamp(self.now))
@@ -103,7 +104,7 @@ class Draft:
     def stop(self, reason: Reason, message: str, stage: Stage, **more: str) -> None:
         """End the run: first its pods go, then it is called failed."""
         self.status["stopping"] = {
-            "reason": reason.value, "message": message[:_MESSAGE], "stage": stage.value, **more
+            "reason": reason.value, "message": printable(message)[:_MESSAGE], "stage": stage.value, **more
         }  # fmt: skip
 
     def conditions(self) -> list[dict[str, Any]]:

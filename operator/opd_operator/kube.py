@@ -12,6 +12,7 @@ from typing import Any
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from opd_core.api.types import KIND
+from pydantic_core import from_json
 
 from opd_operator import names
 from opd_operator.metrics import ApiMetrics
@@ -20,6 +21,10 @@ _TIMEOUT = 30.0  # seconds of one request
 PAGE = 100  # objects in an answer: parsed, one takes some 50 kB
 
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
+PATCH = "application/json-patch+json"
+_FOREIGN = "Foreign"  # reason of a refusal that is our own
+_LONGEST_PAUSE = 300.0  # seconds that an answer may ask us to wait
+_CLOCK = 86_400.0  # seconds: a clock that is further off than this is none (a certificate would not hold either)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ OWNED = (
     Resource("Job", "batch/v1", "jobs"),
 )
 ROUTE = Resource("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")  # where the Gateway API is installed
+_MANAGER = {"fieldManager": names.MANAGER}
 EVENT = Resource("Event", "v1", "events")
 BY_KIND = {resource.kind: resource for resource in (DISTILLATION, POD, *OWNED, ROUTE)}
 
@@ -69,13 +75,19 @@ class ApiError(Exception):
 
     @property
     def conflict(self) -> bool:
-        return self.status == 409
+        return self.status == 409 and not self.foreign
+
+    @property
+    def foreign(self) -> bool:
+        """An object of this name is somebody else's."""
+        return self.reason == _FOREIGN
 
     @property
     def refused(self) -> bool:
-        """A rule of the cluster says no: quota, admission, permission, schema, a webhook that does not answer."""
+        """A rule of the cluster says no: quota, admission, permission, schema, a webhook that does not answer; or the
+        name is taken."""
         webhook = self.status == 500 and "failed calling webhook" in self.message
-        return self.status in (400, 403, 422) or webhook
+        return self.status in (400, 403, 422) or webhook or self.foreign
 
     @property
     def namespace_terminating(self) -> bool:
@@ -114,12 +126,71 @@ class Kube:
             if not following:
                 return
 
-    async def apply(self, manifest: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
-        """Server-side apply: what the manifest says becomes so, whoever set it before."""
+    async def apply(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Make what the manifest says so. One with a uid is about that very object, and overrules whoever set something
+        before; one without is about an object that is not there yet, and one that is there is left alone.
+
+        Raises:
+            ApiError: also `foreign`, where an object of this name belongs to somebody else.
+        """
         resource, target = BY_KIND[manifest["kind"]], manifest["metadata"]
-        path = resource.path(target["namespace"], target["name"], subresource)
-        query = {"fieldManager": names.MANAGER, "force": "true"}
+        if "uid" not in target:
+            return await self._create(resource, manifest)
+        await self._take_over(resource, target)
+        path, query = resource.path(target["namespace"], target["name"]), {**_MANAGER, "force": "true"}
         return await self._request("PATCH", resource, path, query, manifest, content_type=APPLY)
+
+    async def _create(self, resource: Resource, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        target, (owner,) = manifest["metadata"], manifest["metadata"]["ownerReferences"]
+        try:
+            return await self._request("POST", resource, resource.path(target["namespace"]), _MANAGER, manifest)
+        except ApiError as error:
+            if not error.conflict:
+                raise
+            found = await self._find(resource, target)
+            owners = (found or {}).get("metadata", {}).get("ownerReferences") or []
+            if found and any(each["uid"] == owner["uid"] for each in owners):
+                return found  # made by a look whose answer was lost
+            earlier = any((each["kind"], each["name"]) == (owner["kind"], owner["name"]) for each in owners)
+            if found is None or earlier or "deletionTimestamp" in found["metadata"]:
+                raise  # on its way out
+            text = "an object of this name is there already and is somebody else's; rename one of the two"
+            raise ApiError(error.status, _FOREIGN, text) from error
+
+    async def _find(self, resource: Resource, target: Mapping[str, str]) -> dict[str, Any] | None:
+        """By a list of one, for which no further right is needed."""
+        query = {"fieldSelector": f"metadata.name={target['name']}"}
+        items = (await self._request("GET", resource, resource.path(target["namespace"]), query))["items"]
+        return next(iter(items), None)
+
+    async def _take_over(self, resource: Resource, target: Mapping[str, str]) -> None:
+        """What was set when the object was created counts as applied from now on: else what a later manifest leaves out
+        would stay, since server-side apply sees two managers of it (client-go's csaupgrade does the same)."""
+        metadata = (await self._find(resource, target) or {}).get("metadata", {})
+        managers = metadata.get("managedFields") or []
+        created = [
+            m
+            for m in managers
+            if (m["manager"], m["operation"], "subresource" in m) == (names.MANAGER, "Update", False)
+        ]
+        if not created:
+            return
+        fields = [{**each, "operation": "Apply"} if each in created else each for each in managers]
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "managedFields": fields}}
+        path = resource.path(target["namespace"], target["name"])
+        await self._request("PATCH", resource, path, _MANAGER, body, content_type=MERGE)
+
+    async def write_status(self, obj: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the whole status: whatever anybody else has put there goes.
+
+        Raises:
+            ApiError: `conflict` if `obj` is not the newest.
+        """
+        metadata = obj["metadata"]
+        path = DISTILLATION.path(metadata["namespace"], metadata["name"], "status")
+        version = {"op": "replace", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]}
+        body = [version, {"op": "add", "path": "/status", "value": status}]
+        return await self._request("PATCH", DISTILLATION, path, _MANAGER, body, content_type=PATCH)
 
     async def delete(self, obj: Mapping[str, Any]) -> None:
         """Delete exactly this object with all that it owns; one that is gone already is fine."""
@@ -169,7 +240,7 @@ class Kube:
         finally:
             self.metrics.called(method, resource.plural, code, time.monotonic() - began)
         if date := response.headers.get("Date"):
-            self._ahead = _difference(date)
+            self._ahead = _ahead(date, self._ahead)
         if response.status >= 300:
             raise _error(response.status, response.headers.get("Retry-After", ""), body_)
         content: dict[str, Any] = json.loads(body_)
@@ -178,9 +249,9 @@ class Kube:
 
 def _error(status: int, retry_after: str, body: bytes) -> ApiError:
     """Also of an answer that is no Status object: a proxy's page, the plain text of an overloaded server."""
-    pause = float(retry_after) if retry_after.isdecimal() else 0.0
+    pause = min(float(retry_after), _LONGEST_PAUSE) if retry_after.isdecimal() else 0.0
     try:
-        content = json.loads(body)
+        content = from_json(body)  # not json.loads: a proxy's page may be nested without end
         causes = (content.get("details") or {}).get("causes") or []
         reasons = tuple(cause.get("reason", "") for cause in causes)
         return ApiError(status, content.get("reason", ""), content.get("message", ""), reasons, pause)
@@ -188,9 +259,15 @@ def _error(status: int, retry_after: str, body: bytes) -> ApiError:
         return ApiError(status, "", body[:200].decode(errors="replace").strip(), (), pause)
 
 
-def _difference(date: str) -> float:
-    """Seconds by which a Date header is ahead of our clock; a header has whole seconds, so a few count as none."""
-    ahead = parsedate_to_datetime(date).timestamp() - time.time()
+def _ahead(date: str, known: float) -> float:
+    """Seconds by which the API server is ahead of our clock, from a Date header and what was known. A header has whole
+    seconds and takes its time: a few seconds count as none, and fewer are no news, so that the clock does not jump."""
+    try:
+        ahead = parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return known  # no date: a proxy's
+    if abs(ahead - known) <= 4 or abs(ahead) > _CLOCK:
+        return known
     return ahead if abs(ahead) > 5 else 0.0
 
 

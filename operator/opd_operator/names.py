@@ -14,6 +14,7 @@ REVISION = "opd.dev/revision"
 OWNER = "opd.dev/owner"  # uid of the distillation, on pods: their ownerReference names the Job or ReplicaSet
 
 TEACHERS, TRAINER, EVALUATOR, ENDPOINT = "teachers", "trainer", "evaluator", "endpoint"
+SHARED = "workload"  # role of what all pods need
 
 GRPC, HTTP, TRITON_METRICS = 8001, 8000, 8002
 TRAINER_METRICS, RENDEZVOUS = 9090, 29500

@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from opd_core.exit_codes import ExitCode
 from opd_core.stages import Reason
 
-from opd_operator.names import COMPLETION_INDEX, REVISION, ROLE
-from opd_operator.words import Progress, Words, words
+from opd_operator.names import COMPLETION_INDEX, REVISION, ROLE, SHARED
+from opd_operator.words import Progress, Words, printable, words
 
 Object = Mapping[str, Any]
 
@@ -86,7 +87,7 @@ class Observed:
     unrouted: str = "its HTTPRoute is not there yet"  # why no gateway sends requests through the route, if none does
     progress: Progress | None = None  # of the trainer's port
     requests: Requests | None = None  # to the canary
-    rejected: str = ""  # why the API server refused an object last time
+    rejected: Mapping[str, str] = field(default_factory=dict)  # by role: why an object of its was refused last time
 
     def pods_of(self, role: str) -> list[PodView]:
         return [pod for pod in self.pods if pod.role == role]
@@ -96,8 +97,8 @@ class Observed:
 
     def trouble(self, role: str) -> tuple[Reason, str] | None:
         """Why a role does not come up: what was refused, else its first pod, by name, that has something to say."""
-        if self.rejected:
-            return Reason.REJECTED, self.rejected
+        if refusal := self.rejected.get(role) or self.rejected.get(SHARED):
+            return Reason.REJECTED, refusal
         pods = sorted(self.pods_of(role), key=lambda pod: pod.name)
         said = [pod.trouble for pod in pods] + [each.trouble for each in self.deployments.values() if each.role == role]
         return next((trouble for trouble in said if trouble), None)
@@ -107,9 +108,9 @@ def observe(
     children: Iterable[Object],
     progress: Progress | None = None,
     requests: Requests | None = None,
-    rejected: str = "",
+    rejected: Mapping[str, str] = MappingProxyType({}),
 ) -> Observed:
-    """Views of `children`, whatever their kind."""
+    """Views of `children`, whatever their kind. Every text in them may be shown."""
     jobs, deployments, pods, unrouted = {}, {}, [], Observed.unrouted
     for child in children:
         if child["kind"] == "Job":
@@ -122,7 +123,12 @@ def observe(
             pods.append(_pod(child))
         elif child["kind"] == "HTTPRoute":
             unrouted = _unrouted(child)
-    return Observed(jobs, deployments, tuple(pods), unrouted, progress, requests, rejected)
+    refusals = {role: printable(why) for role, why in rejected.items()}
+    return Observed(jobs, deployments, tuple(pods), printable(unrouted), progress, requests, refusals)
+
+
+def _told(reason: Reason, message: str) -> tuple[Reason, str]:
+    return reason, printable(message)
 
 
 def _job(job: Object) -> JobView:
@@ -139,7 +145,7 @@ def _job(job: Object) -> JobView:
         complete="Complete" in true,
         over="Failed" in true,
         suspended="Suspended" in true,
-        message=true.get("Failed", {}).get("message", ""),
+        message=printable(true.get("Failed", {}).get("message", "")),
     )
 
 
@@ -158,7 +164,7 @@ def _deployment(deployment: Object) -> DeploymentView:
         ready=status.get("readyReplicas") or 0,
         available=current and updated >= replicas and ready >= replicas,
         revision=metadata["labels"].get(REVISION, ""),
-        trouble=(Reason.REJECTED, refused[0].get("message", "")) if refused else None,
+        trouble=_told(Reason.REJECTED, refused[0].get("message", "")) if refused else None,
     )
 
 
@@ -189,7 +195,7 @@ def _pod(pod: Object) -> PodView:
         role=labels.get(ROLE, ""),
         index=int(index) if index.isdecimal() and len(index) <= 10 else 0,
         phase=status.get("phase", ""),
-        message=status.get("message", ""),
+        message=printable(status.get("message", "")),
         ready="Ready" in true,
         ip=status.get("podIP", ""),
         disrupted=_disrupted(status, true),
@@ -219,7 +225,7 @@ def _leaving(pod: Object, conditions: Iterable[Object]) -> tuple[Reason, str] | 
         return None
     name, node = pod["metadata"]["name"], pod["spec"].get("nodeName", "")
     said = why.get("message") or why.get("reason", "")
-    return (
+    return _told(
         Reason.DISRUPTED,
         f"pod {name} is leaving node {node} ({said}); if that machine is off: kubectl delete node {node}",
     )
@@ -231,19 +237,20 @@ _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverP
 def _trouble(conditions: Iterable[Object], containers: Iterable[Object]) -> tuple[Reason, str] | None:
     for condition in conditions:
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return Reason.UNSCHEDULABLE, condition.get("message", "")
+            return _told(Reason.UNSCHEDULABLE, condition.get("message", ""))
     for container in containers:
         waiting = container.get("state", {}).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
         if reason in _PULL:
-            return Reason.IMAGE_PULL_FAILED, f"{container.get('image', '')}: {message or reason}"
+            return _told(Reason.IMAGE_PULL_FAILED, f"{container.get('image', '')}: {message or reason}")
         if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
-            return Reason.CRASHING, f"{container['name']}: {reason}: {message}"
+            return _told(Reason.CRASHING, f"{container['name']}: {reason}: {message}")
         if reason == "CrashLoopBackOff":
             last = container.get("lastState", {}).get("terminated") or {}
-            return Reason.CRASHING, (
+            return _told(
+                Reason.CRASHING,
                 f"{container['name']} ended with exit code {last.get('exitCode', '?')}: "
-                f"{(last.get('message') or message).strip()[-500:]}"
+                f"{(last.get('message') or message).strip()[-500:]}",
             )
     return None
 

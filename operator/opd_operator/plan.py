@@ -21,6 +21,7 @@ from opd_operator.observe import Observed
 from opd_operator.outcome import Event, conclude, deadline, events, keep_finished, stop
 from opd_operator.rollout import serve
 from opd_operator.training import train
+from opd_operator.words import printable
 
 # Of a run; the next one has its own.
 _OF_A_RUN = ("student", "stopping", "lastFailure", "completionTime", "stageTimes", "progress", "checkpoint")
@@ -152,7 +153,7 @@ def _play(d: Draft) -> None:
 def _refuse(obj: Mapping[str, Any], now: float, error: SpecError) -> Plan:
     """A spec that the API server let through and this version cannot run: nothing is touched."""
     old = dict(obj.get("status") or {})
-    message = "; ".join(str(problem) for problem in error.problems)[:1024]
+    message = printable("; ".join(str(problem) for problem in error.problems))[:1024]
     before = {condition["type"]: condition for condition in old.get("conditions", [])}
     conditions = []
     for kind in Condition:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from opd_core.api.types import KIND
 
 from opd_operator import names
 from opd_operator.build import build
@@ -35,7 +34,7 @@ class Reconciler:
     settings: Settings
     peers: Peers
     contest: Contest = field(default_factory=Contest)
-    _rejected: dict[Key, str] = field(default_factory=dict)
+    _rejected: dict[Key, dict[str, str]] = field(default_factory=dict)  # by role: what was refused, and why
 
     def __post_init__(self) -> None:
         self._recorder = Recorder(self.kube)
@@ -70,7 +69,7 @@ class Reconciler:
         if obj["spec"].get("managedBy", names.MANAGED_BY) != names.MANAGED_BY:
             return
         children, answers = self.cache.children(obj), self.peers.answers.get(key, Answers())
-        observed = observe(children, answers.progress, answers.requests, self._rejected.get(key, ""))
+        observed = observe(children, answers.progress, answers.requests, self._rejected.get(key, {}))
         now = self.kube.now()
         plan = advance(obj, observed, self.settings.images, now)
         obj = await self._write_status(obj, plan)
@@ -89,7 +88,13 @@ class Reconciler:
             self.queue.add_after(key, plan.wake - now)
 
     async def _apply(self, key: Key, manifests: list[dict[str, Any]]) -> None:
+        """What is refused holds up what its role has after it, and nothing else; what all pods need holds up all."""
+        refused: dict[str, str] = {}
+        first: ApiError | None = None
         for manifest in manifests:
+            role = manifest["metadata"]["labels"][names.ROLE]
+            if role in refused or names.SHARED in refused:
+                continue
             if pause := self.contest.pause(manifest):
                 said = f"{manifest['kind']} {manifest['metadata']['name']} is changed again and again by somebody else"
                 log.warning("%s/%s: %s; again in %.0f s", *key, said, pause)
@@ -98,28 +103,23 @@ class Reconciler:
             try:
                 applied = await self.kube.apply(manifest)
             except ApiError as error:
-                if error.refused and not error.namespace_terminating:
-                    said = f"{manifest['kind']} {manifest['metadata']['name']}: {error.message}"
-                    if self._rejected.get(key) != said:
-                        self._rejected[key] = said
-                        self.queue.add(key)  # for the status; the retry is for the object
-                raise
+                if not error.refused or error.namespace_terminating:
+                    raise
+                refused[role] = f"{manifest['kind']} {manifest['metadata']['name']}: {error.message}"
+                first = first or error
+                continue
             self.cache.put({"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], **applied})
-        if self._rejected.pop(key, None):
-            self.queue.add(key)
+        if refused != self._rejected.pop(key, {}):
+            self.queue.add(key)  # for the status; the retry is for the object
+        if first:
+            self._rejected[key] = refused
+            raise first
 
     async def _write_status(self, obj: Mapping[str, Any], plan: Plan) -> Mapping[str, Any]:
         """Only a changed one; somebody else's write in between makes this look worthless, and another one follows."""
         if plan.status == (obj.get("status") or {}):
             return obj
-        metadata = obj["metadata"]
-        content = {
-            "apiVersion": obj["apiVersion"],
-            "kind": KIND,
-            "metadata": {name: metadata[name] for name in ("name", "namespace", "uid", "resourceVersion")},
-            "status": plan.status,
-        }
-        written = await self.kube.apply(content, subresource="status")
+        written = await self.kube.write_status(obj, plan.status)
         self.cache.put(written)
         for event in plan.events:
             await self._recorder.post(obj, event)

@@ -50,7 +50,7 @@ class Api:
 
     def path(self, plural: str, name: str = "", sub: str = "") -> str:
         roots = {
-            "pods": "/api/v1", "services": "/api/v1", "configmaps": "/api/v1", "events": "/api/v1",
+            "pods": "/api/v1", "services": "/api/v1", "configmaps": "/api/v1", "serviceaccounts": "/api/v1", "events": "/api/v1",
             "deployments": "/apis/apps/v1", "jobs": "/apis/batch/v1", "opddistillations": OPD,
             "networkpolicies": "/apis/networking.k8s.io/v1",
         }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
-from opd_core.api.types import KIND
+from opd_core.api.types import API_VERSION, KIND
 from opd_operator import names
 from opd_operator.cache import Cache, Key
 from opd_operator.kube import BY_KIND, Kube, Page
@@ -28,7 +28,7 @@ def child(
         "name": name,
         "uid": uid,
         "resourceVersion": str(version),
-        "ownerReferences": [{"kind": KIND, "name": "tiny", "uid": owner}],
+        "ownerReferences": [{"apiVersion": API_VERSION, "kind": KIND, "name": "tiny", "uid": owner}],
     }
     return {"kind": kind, "metadata": metadata, **more}
 
@@ -134,6 +134,15 @@ def test_what_belongs_to_nobody_is_not_kept() -> None:
     stranger["metadata"]["ownerReferences"] = [{"kind": "CronJob", "name": "tiny", "uid": "u1"}]
     assert cache.put(stranger) is None
     assert cache.remove(stranger) is None
+    assert cache.children(distillation("u1")) == []
+
+
+def test_labels_alone_make_no_child_of_what_others_have_made() -> None:
+    """They are copied with a manifest; the owner's reference is not given by accident."""
+    cache, stranger = Cache(), child(kind="Service")
+    stranger["metadata"]["ownerReferences"] = []
+    stranger["metadata"]["labels"] = {names.OWNER: "u1", names.DISTILLATION: "tiny"}
+    assert cache.put(stranger) is None
     assert cache.children(distillation("u1")) == []
 
 

@@ -102,8 +102,11 @@ def test_a_child_that_is_missing_is_applied_and_one_that_is_right_is_left_alone(
 
 
 def test_a_child_that_was_edited_is_applied_again() -> None:
+    """It, and no other of its name: whoever made that owns it."""
     wanted = manifest(port=1)
-    assert decided([wanted], [live(port=2)]) == ([wanted], [])
+    (applied,), swept = decided([wanted], [live(port=2)])
+    assert applied == {**wanted, "metadata": {**wanted["metadata"], "uid": "u"}}
+    assert not swept
 
 
 def test_a_child_that_nobody_wants_is_deleted() -> None:

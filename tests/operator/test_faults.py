@@ -4,7 +4,10 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests.operator.live import STUDENT, Api, Operator, quiet, wait_for
+import pytest
+
+from tests.operator.live import STUDENT, Api, Operator, quiet, to_student, wait_for
+from tests.operator.world import World
 
 Start = Callable[..., Operator]
 
@@ -47,6 +50,66 @@ def test_another_manager_of_the_same_field_does_not_make_it_hot(api: Api, operat
     assert fought > 100
     assert len(applied) < 15
     wait_for(lambda: api.ours("deployments", "teachers")[0]["spec"]["replicas"] == 1, "the last word", 70)
+
+
+STRANGERS = {
+    "services": ("tiny-teachers-0", {"spec": {"ports": [{"port": 80}], "selector": {"app": "theirs"}}}),
+    "configmaps": (
+        next(name for kind, name in World().settle().children if kind == "ConfigMap"), {"data": {"theirs": "yes"}},
+    ),
+    "serviceaccounts": ("tiny-workload", {"metadata": {"annotations": {"eks.amazonaws.com/role-arn": "arn:theirs"}}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plural", STRANGERS)
+def test_an_object_of_another_team_is_left_alone_and_told(plural: str, api: Api, operator: Operator) -> None:
+    """Neither overwritten nor taken away with the distillation; and no pod runs with another team's account."""
+    name, content = STRANGERS[plural]
+    metadata = {**content.get("metadata", {}), "name": name}
+    theirs = api.call("POST", api.path(plural), {**content, "metadata": metadata})
+    api.submit()
+    api.until("TeachersReady", "False", "Rejected")
+    quiet(api)
+    (condition,) = [c for c in api.status()["conditions"] if c["type"] == "TeachersReady"]
+    assert f"{name}: an object of this name is there already" in condition["message"]
+    assert api.call("GET", api.path(plural, name)) == theirs
+    assert not api.ours("deployments", "teachers"), "its pods would use it"
+    api.delete(plural, name)
+    wait_for(lambda: api.ours("deployments", "teachers"), "the retry", 40)
+    (owner,) = api.call("GET", api.path(plural, name))["metadata"]["ownerReferences"]
+    assert owner["name"] == "tiny"
+
+
+def test_what_a_spec_leaves_out_later_goes(api: Api, operator: Operator) -> None:
+    """Also what was there when the child was made."""
+    api.submit(teacherServing__pod={"env": [{"name": "EXTRA", "value": "1"}]})
+
+    def extra() -> list[str]:
+        (deployment,) = api.ours("deployments", "teachers")
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        return [each["value"] for each in container["env"] if each["name"] == "EXTRA"]
+
+    wait_for(lambda: api.ours("deployments", "teachers"))
+    assert extra() == ["1"]
+    api.edit(teacherServing={"pod": {"env": [{"name": "EXTRA", "value": "2"}]}})
+    wait_for(lambda: extra() == ["2"])
+    api.edit(teacherServing={"pod": {"env": None}})
+    wait_for(lambda: extra() == [])
+    quiet(api)
+
+
+def test_a_status_that_somebody_has_restored_is_the_operators_again(api: Api, operator: Operator) -> None:
+    """Under server-side apply whatever another manager has set, too, would stay for ever."""
+    api.submit()
+    api.run("teachers")
+    api.until("Trained", "False", "Starting")
+    restored = {"apiVersion": "opd.dev/v1alpha1", "kind": "OPDDistillation", "metadata": {"name": "tiny"},
+                "status": api.status()}  # fmt: skip
+    path = api.path("opddistillations", "tiny", "status") + "?fieldManager=velero&force=true"
+    api.call("PATCH", path, restored, "application/apply-patch+yaml")
+    to_student(api)
+    assert not {"teachers", "teachersReady", "workers", "workersReady"} & api.status().keys()
+    quiet(api)
 
 
 def test_an_admission_webhook_that_is_not_there_is_told_and_waited_for(api: Api, operator: Operator) -> None:

@@ -7,6 +7,7 @@ from opd_core.api.status import Status
 from opd_core.exit_codes import ExitCode
 from opd_core.stages import Condition
 from opd_operator import names
+from opd_operator.words import printable
 
 from tests.operator.world import STUDENT, World, example
 
@@ -225,10 +226,60 @@ def test_the_deadline_of_the_whole_run():
 
 def test_what_the_cluster_refuses_is_told():
     world = World().settle()
-    world.rejected = "Deployment tiny-teachers-0: exceeded quota: gpus"
+    world.rejected = {names.TEACHERS: "Deployment tiny-teachers-0: exceeded quota: gpus"}
     world.settle()
     assert world.condition("TeachersReady") == ("False", "Rejected")
     assert "exceeded quota" in world.message("TeachersReady")
+
+
+def test_a_refusal_is_told_of_the_role_that_it_is_about():
+    """Of the others it says nothing; without what all pods need, none comes up."""
+    world = World().served()
+    world.rejected = {names.TRAINER: "Job tiny-trainer-2-0: exceeded quota"}
+    assert world.settle().condition("Serving") == ("True", "Available")
+    world = World().settle()
+    world.rejected = {names.SHARED: "ServiceAccount tiny-workload: taken"}
+    assert world.settle().condition("TeachersReady") == ("False", "Rejected")
+
+
+STEERING = "a\x1b]52;c;cm0gLXJm\x07b\x9b2J\u202ec\ud800d\ne"
+
+
+def test_no_control_character_of_a_pod_reaches_the_status():
+    """Whoever reads it may sit at a terminal; and a lone surrogate never comes back from the API server as it went."""
+    world = World().settle().up(names.TEACHERS).run()
+    world.progress = {
+        "round": 1, "totalRounds": 5, "percentage": 1, "metrics": [{"task": STEERING, STEERING: 1.0}],
+    }  # fmt: skip
+    seen = [world.settle().status]
+    seen.append(world.fail(names.TRAINER, 1, reason=STEERING, message=STEERING).status)
+    world = World().settle().up(names.TEACHERS)
+    job = world.job(names.TRAINER)
+    for more in (
+        {"waiting": {"reason": "ErrImagePull", "message": STEERING}},
+        {"waiting": {"reason": "CrashLoopBackOff"}, "before": {"exitCode": 1, "message": STEERING}},
+        {"conditions": ({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": STEERING},)},
+    ):
+        world.pod(job, "tiny-trainer-1-0-0", "Pending", **more)
+        seen.append(world.settle().status)
+    world = World().settle()
+    world.rejected = {names.TEACHERS: STEERING}
+    seen.append(world.settle().status)
+    for status in seen:
+        assert "\ufffd" in json.dumps(status, ensure_ascii=False)
+    world = World().settle()
+    world.obj["spec"]["training"]["sampler"] = {"type": STEERING}
+    for status in (*seen, world.settle().status):
+        assert texts(status) == [printable(text) for text in texts(status)]
+
+
+def texts(value):
+    """Every text in it."""
+    if isinstance(value, dict | list):
+        return [
+            text for each in ([*value, *value.values()] if isinstance(value, dict) else value) for text in texts(each)
+        ]
+    return [value] if isinstance(value, str) else []
 
 
 # ---------------------------------------------------------------------------------------------------- gate and history

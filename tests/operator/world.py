@@ -51,7 +51,7 @@ class World:
         self.children: dict[tuple[str, str], dict[str, Any]] = {}
         self.requests: Requests | None = None
         self.progress: dict[str, Any] | None = None
-        self.rejected = ""
+        self.rejected: dict[str, str] = {}
         self.events: list[tuple[str, str]] = []
         self.plan: Plan | None = None
         self.writes = 0
