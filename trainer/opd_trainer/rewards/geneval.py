@@ -1,12 +1,10 @@
-"""GenEval (Ghosh et al. 2023): are the objects there, as many, in their colours, at their places?
+"""GenEval's networks: objects from Mask2Former on COCO, colours from CLIP on the object, cut out.
 
-A prompt's record holds GenEval's own metadata: `include`, a list of {class, count, color, position: [relation, index]},
-and optionally `exclude`. Objects come from an instance segmentation on COCO, colours from CLIP on the object's crop.
-The score is strict as in the paper: 1 if everything holds, else 0.
+Rewards: `geneval` is GenEval's own verdict, 0 or 1; `geneval-partial` counts what is right, as Flow-GRPO's reward does
+for training; `geneval-flow-grpo` is that reward as published, with its defect (`geneval_rules.flow_grpo_score`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,89 +15,65 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Mask2FormerForUniversalSegmentation
 
 from opd_trainer.rewards.clip import clip_pixels, image_embedding
+from opd_trainer.rewards.geneval_rules import (
+    COLOURS,
+    OBJECT_NAMES,
+    THRESHOLD,
+    ColoursOf,
+    Found,
+    check_record,
+    correct,
+    flow_grpo_score,
+)
 from opd_trainer.rewards.registry import RewardFn
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 COLOUR_CLIP = "openai/clip-vit-large-patch14"
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-THRESHOLD = 0.3  # GenEval's; counting uses the higher one, against doubles
-COUNTING_THRESHOLD = 0.9
-POSITION_MARGIN = 0.1  # of the mean object size, by which centres must differ
-
-
-@dataclass(frozen=True)
-class Found:
-    """One object: class name, confidence, box (left, top, right, bottom) in pixels."""
-
-    name: str
-    confidence: float
-    box: tuple[float, float, float, float]
-
+GREY = 0x99 / 255  # what GenEval puts where the object is not
+SENTENCES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 
 Detect = Callable[[Tensor], list[Found]]  # image [3, H, W] in 0..1 -> objects
-NameColour = Callable[[Tensor, Found], str]
+NameColours = Callable[[Tensor, Sequence[Found]], list[str]]  # of objects of one class
+Score = Callable[[Mapping[str, Any], Sequence[Found], ColoursOf], float]
 
 
 def geneval(device: torch.device) -> RewardFn:
-    return geneval_reward(mask2former(DETECTOR, device), clip_colours(COLOUR_CLIP, device))
+    return geneval_reward(mask2former(DETECTOR, device), clip_colours(COLOUR_CLIP, device), correct)
 
 
-def geneval_reward(detect: Detect, colour_of: NameColour) -> RewardFn:
+def geneval_partial(device: torch.device) -> RewardFn:
+    return geneval_reward(mask2former(DETECTOR, device), clip_colours(COLOUR_CLIP, device), flow_grpo_score)
+
+
+def geneval_flow_grpo(device: torch.device) -> RewardFn:
+    score = partial(flow_grpo_score, as_published=True)
+    return geneval_reward(mask2former(DETECTOR, device), clip_colours(COLOUR_CLIP, device), score)
+
+
+def geneval_reward(detect: Detect, colours_of: NameColours, score: Score) -> RewardFn:
     def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        scores = []
-        for image, prompt, record in zip(images, prompts, metadata, strict=True):
-            if "include" not in record:
-                raise InvalidError(
-                    f'reward geneval: the record of prompt {prompt!r} has no GenEval metadata ("include")'
-                )
-            found = detect(image)
-            scores.append(float(holds(record, found, partial(colour_of, image))))
-        return torch.tensor(scores)
+        for prompt, record in zip(prompts, metadata, strict=True):
+            check_record(record, prompt)
+        found = [detect(image) for image in images]
+        return torch.tensor(
+            [
+                float(score(record, objects, partial(colours_of, image)))
+                for image, objects, record in zip(images, found, metadata, strict=True)
+            ]
+        )
 
     return reward
 
 
-def holds(record: Mapping[str, Any], found: Sequence[Found], colour_of: Callable[[Found], str]) -> bool:
-    """Whether everything that the record asks for is among the objects found."""
-    counting = record.get("tag") == "counting"
-    kept = [f for f in found if f.confidence > (COUNTING_THRESHOLD if counting else THRESHOLD)]
-    groups: list[list[Found]] = []
-    for wanted in record["include"]:
-        of_class = [f for f in kept if f.name == wanted["class"]]
-        if "color" in wanted:
-            of_class = [f for f in of_class if colour_of(f) == wanted["color"]]
-        if len(of_class) < wanted["count"]:
-            return False
-        chosen = sorted(of_class, key=lambda f: -f.confidence)[: wanted["count"]]
-        if "position" in wanted:
-            relation, target = wanted["position"]
-            if not all(relation in relations(f, other) for f in chosen for other in groups[target]):
-                return False
-        groups.append(chosen)
-    return not any(
-        sum(f.name == unwanted["class"] for f in kept) >= unwanted["count"] for unwanted in record.get("exclude", [])
-    )
-
-
-def relations(of: Found, to: Found) -> set[str]:
-    """Where `of` lies as seen from `to`: among "left of", "right of", "above", "below"."""
-    (ax, ay), (bx, by) = (((f.box[0] + f.box[2]) / 2, (f.box[1] + f.box[3]) / 2) for f in (of, to))
-    wide, high = ((f.box[2] - f.box[0], f.box[3] - f.box[1]) for f in (of, to))
-    margin_x = POSITION_MARGIN * (wide[0] + high[0])
-    margin_y = POSITION_MARGIN * (wide[1] + high[1])
-    dx, dy = ax - bx, ay - by
-    names = set()
-    if abs(dx) > margin_x:
-        names.add("left of" if dx < 0 else "right of")
-    if abs(dy) > margin_y:
-        names.add("above" if dy < 0 else "below")
-    return names
-
-
 def mask2former(checkpoint: str, device: torch.device) -> Detect:
-    """Instances of COCO's classes."""
+    """Instances of COCO's classes, which the checkpoint must have in COCO's order: its own names differ from file to
+    file. Every instance keeps its own mask: in one map for all, one object would paint over another."""
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     model = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint).to(device).eval()
+    if model.config.num_labels != len(OBJECT_NAMES):
+        raise InvalidError(
+            f"reward geneval: detector {checkpoint} has {model.config.num_labels} classes; use one of COCO's 80"
+        )
 
     @torch.no_grad()
     def detect(image: Tensor) -> list[Found]:
@@ -107,34 +81,44 @@ def mask2former(checkpoint: str, device: torch.device) -> Detect:
             images=(image * 255).round().byte().cpu().numpy(), return_tensors="pt", input_data_format="channels_first"
         )
         outputs = model(**inputs.to(device))
-        result = processor.post_process_instance_segmentation(
-            outputs, target_sizes=[tuple(image.shape[-2:])], threshold=THRESHOLD
-        )[0]
+        (result,) = processor.post_process_instance_segmentation(
+            outputs, target_sizes=[tuple(image.shape[-2:])], threshold=THRESHOLD, return_binary_maps=True
+        )
         found = []
-        for segment in result["segments_info"]:
-            ys, xs = torch.nonzero(result["segmentation"] == segment["id"], as_tuple=True)
-            if len(xs):
-                box = (float(xs.min()), float(ys.min()), float(xs.max()) + 1, float(ys.max()) + 1)
-                found.append(Found(model.config.id2label[segment["label_id"]], float(segment["score"]), box))
+        for segment, mask in zip(result["segments_info"], result["segmentation"], strict=False):
+            ys, xs = torch.nonzero(mask, as_tuple=True)
+            box = (float(xs.min()), float(ys.min()), float(xs.max()) + 1, float(ys.max()) + 1)
+            found.append(Found(OBJECT_NAMES[segment["label_id"]], float(segment["score"]), box, mask.bool().cpu()))
         return found
 
     return detect
 
 
-def clip_colours(checkpoint: str, device: torch.device) -> NameColour:
-    """The colour whose sentence fits the object's crop best."""
+def clip_colours(checkpoint: str, device: torch.device) -> NameColours:
+    """The colour whose sentences fit the object best, of GenEval's three; around the object all is grey."""
     model = CLIPModel.from_pretrained(checkpoint).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     length = model.config.text_config.max_position_embeddings
+    known: dict[str, Tensor] = {}
+
+    def colour_directions(name: str) -> Tensor:
+        """One direction a colour [10, D]: the mean over its sentences."""
+        if name not in known:
+            sentences = [sentence.format(colour=colour, name=name) for colour in COLOURS for sentence in SENTENCES]
+            tokens = tokenizer(sentences, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            texts = model.text_projection(model.text_model(**tokens.to(device)).pooler_output)
+            each = functional.normalize(texts, dim=-1).view(len(COLOURS), len(SENTENCES), -1)
+            known[name] = functional.normalize(each.mean(1), dim=-1)
+        return known[name]
+
+    def cut_out(image: Tensor, found: Found) -> Tensor:
+        left, top, right, bottom = (int(edge) for edge in found.box)
+        seen = image if found.mask is None else torch.where(found.mask.to(image.device), image, GREY)
+        return clip_pixels(seen[None, :, top:bottom, left:right].to(device), model.config.vision_config.image_size)
 
     @torch.no_grad()
-    def colour_of(image: Tensor, found: Found) -> str:
-        sentences = [f"a photo of a {colour} {found.name}" for colour in COLOURS]
-        tokens = tokenizer(sentences, padding=True, truncation=True, max_length=length, return_tensors="pt").to(device)
-        texts = functional.normalize(model.text_projection(model.text_model(**tokens).pooler_output), dim=-1)
-        left, top, right, bottom = (int(edge) for edge in found.box)
-        crop = image[:, top:bottom, left:right].unsqueeze(0).to(device)
-        picture = image_embedding(model, clip_pixels(crop, model.config.vision_config.image_size))
-        return COLOURS[int((picture @ texts.T).argmax())]
+    def colours_of(image: Tensor, objects: Sequence[Found]) -> list[str]:
+        pictures = image_embedding(model, torch.cat([cut_out(image, each) for each in objects]))
+        return [COLOURS[i] for i in (pictures @ colour_directions(objects[0].name).T).argmax(1).tolist()]
 
-    return colour_of
+    return colours_of

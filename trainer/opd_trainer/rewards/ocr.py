@@ -12,6 +12,8 @@ from torch import Tensor
 from opd_trainer.rewards.packages import need
 from opd_trainer.rewards.registry import RewardFn
 
+_QUOTES = (r'"([^"]+)"', "\u201c([^\u201d]+)\u201d", "\u2018(.+?)\u2019(?!\\w)", r"(?<!\w)'(.+?)'(?!\w)")
+
 Read = Callable[[np.ndarray[Any, Any]], str]  # image [H, W, 3] uint8 -> text
 
 
@@ -36,24 +38,22 @@ def ocr_reward(read: Read) -> RewardFn:
 
 
 def wanted_text(prompt: str, metadata: Mapping[str, Any]) -> str:
-    """`text` of the prompt's record, or what stands in quotes in the prompt.
+    """`text` of the prompt's record, or what stands in the prompt's first quotes: double ones wherever they are, as in
+    Flow-GRPO, else curly ones, else single ones. An apostrophe, which has a letter before and after it, is no quote.
 
     Raises:
-        InvalidError: neither is there.
+        InvalidError: neither is there, or it is blank.
     """
-    if "text" in metadata:
-        return str(metadata["text"])
-    quoted = re.search(r"\"([^\"]+)\"|“([^”]+)”|'([^']+)'", prompt)
-    if quoted is None:
+    quoted = (re.search(pattern, prompt) for pattern in _QUOTES)
+    wanted = str(metadata["text"]) if "text" in metadata else next((match[1] for match in quoted if match), "")
+    if not wanted.strip():
         raise InvalidError(f'reward ocr: prompt {prompt!r} has no text in quotes, and its record no "text"')
-    return next(group for group in quoted.groups() if group)
+    return wanted
 
 
 def similarity(found: str, wanted: str) -> float:
     """1 - edit distance / length of `wanted`, at least 0. Case, spaces and text around the wanted one do not count."""
     found, wanted = ("".join(text.lower().split()) for text in (found, wanted))
-    if not wanted:
-        return 0.0
     if wanted in found:
         return 1.0
     return max(0.0, 1 - min(edit_distance(found, wanted), len(wanted)) / len(wanted))
