@@ -19,7 +19,9 @@ def evaluate(
             help="Folder with one entry per claim; default: the one of the run around --student, or the folder of FILE."
         ),
     ] = None,
-    models: Annotated[str, typer.Option(help="Which of base, teachers, student.")] = "base,teachers,student",
+    models: Annotated[
+        str | None, typer.Option(help="Which of base,teachers,student; default: all that there are.")
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for scores and images; what is there is not computed again.")
     ] = Path("evaluation"),
@@ -40,7 +42,7 @@ def evaluate(
         load_spec(file).spec,
         claims=claims or (claims_around(str(student)) if student else file.resolve().parent),
         student=student,
-        kinds=models.split(","),
+        kinds=(models or ("base,teachers,student" if student else "base,teachers")).split(","),
         output=out,
         device=choose_device(device),
         quiet=output == "json",

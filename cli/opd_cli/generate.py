@@ -1,7 +1,6 @@
 """`opd generate`: an image from a running endpoint, or from a student directory."""
 
 import base64
-import ipaddress
 import json
 import os
 import tempfile
@@ -10,7 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -18,6 +17,7 @@ from opd_core.errors import InvalidError, OPDError, RefusedError, StorageError, 
 
 from opd_cli.serve import claims_around
 from opd_cli.terminal import echo
+from opd_cli.web import is_loopback, open_url
 
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -31,10 +31,11 @@ class Image:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the image shows.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File: .png, .jpg or .webp.")] = Path("image.png"),
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows.")],
+    out: Annotated[Path, typer.Option("--out", help="File: .png, .jpg or .webp.")] = Path("image.png"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     student: Annotated[str | None, typer.Option(help="Student directory: compute here, without a server.")] = None,
-    url: Annotated[str, typer.Option(help="Endpoint to ask when there is no --student.")] = "http://127.0.0.1:8080",
+    url: Annotated[str, typer.Option(help="Endpoint to ask when there is no --student.")] = "http://127.0.0.1:8000",
     seed: Annotated[int | None, typer.Option(help="Image i is drawn from seed + i; default: random.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Images; several are numbered: x-0.png, x-1.png.")] = 1,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: the model's.")] = None,
@@ -45,21 +46,34 @@ def generate(
         Path | None, typer.Option(help="Folder with one entry per claim; default: the one of the run around --student.")
     ] = None,
     device: Annotated[str, typer.Option(help="With --student: auto, cpu or cuda.")] = "auto",
-    api_key: Annotated[str | None, typer.Option(envvar="OPD_API_KEY", help="API key of the endpoint.")] = None,
+    precision: Annotated[str, typer.Option(help="With --student: auto, BF16, FP16 or FP32.")] = "auto",
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="OPD_API_KEY", help="API key of the endpoint; on a command line others see it."),
+    ] = None,
+    output: Annotated[
+        Literal["text", "json"], typer.Option("--output", "-o", help="How files and seeds are printed.")
+    ] = "text",
 ) -> None:
     """Make images and print their files and seeds.
 
-    Example: opd generate 'the number " 4 2 "' -o x.png --seed 7 --student runs/quickstart/student
+    Example: opd generate 'the number " 4 2 "' --out x.png --seed 7 --student runs/quickstart/student
     """
-    if output.suffix.lower() not in _FORMATS:
-        raise InvalidError(f"--output {output} ends in {output.suffix!r}; write one of {', '.join(_FORMATS)}")
+    if out.suffix.lower() not in _FORMATS:
+        raise InvalidError(f"--out {out} ends in {out.suffix!r}; write one of {', '.join(_FORMATS)}")
+    if not force and (there := [file for file in files_of(out, n) if file.exists()]):
+        raise InvalidError(f"{there[0]} is there already; choose another --out, or replace it with --force")
     parameters: dict[str, Any] = {"seed": seed, "n": n, "size": size, "steps": steps, "guidance": guidance}
-    parameters |= {"negative_prompt": negative_prompt, "output_format": _FORMATS[output.suffix.lower()]}
+    parameters |= {"negative_prompt": negative_prompt, "output_format": _FORMATS[out.suffix.lower()]}
     if student is None:
         images = request_images(url, prompt, api_key=api_key, **parameters)
     else:
-        images = compute_images(student, claims or claims_around(student), device, prompt, **parameters)
-    for file, image in zip(write_images(images, output), images, strict=True):
+        images = compute_images(student, claims or claims_around(student), device, precision, prompt, **parameters)
+    written = list(zip(write_images(images, out), images, strict=True))
+    if output == "json":
+        echo(json.dumps([{"file": str(file), "seed": image.seed} for file, image in written], indent=2))
+        return
+    for file, image in written:
         echo(f"{file}  seed {image.seed}")
 
 
@@ -78,13 +92,14 @@ def request_images(
     address = url.rstrip("/").removesuffix("/v1") + "/v1/images/generations"
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
         raise InvalidError(f"--url {url} is not an address; write http://HOST:PORT")
+    host = urlsplit(address).hostname or ""
+    if api_key and urlsplit(address).scheme == "http" and not is_loopback(host):
+        echo(f"warning: the API key travels to {host} in clear; use https where the network is not yours", err=True)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     body = json.dumps({"prompt": prompt, **parameters}).encode()
     request = urllib.request.Request(address, body, headers)  # noqa: S310  (scheme is checked above)
-    # An environment's HTTP proxy does not know this machine's loopback.
-    proxies = [urllib.request.ProxyHandler({})] if _is_loopback(urlsplit(address).hostname or "") else []
     try:
-        with urllib.request.build_opener(*proxies).open(request, timeout=timeout) as response:
+        with open_url(request, timeout) as response:
             answer = json.load(response)
         return [Image(base64.b64decode(item["b64_json"]), int(item["seed"])) for item in answer["data"]]
     except urllib.error.HTTPError as error:
@@ -96,21 +111,26 @@ def request_images(
         raise RefusedError(f"{address} answered, but not as an image endpoint does: {error!r}") from error
 
 
-def compute_images(student: str, claims: Path, device: str, prompt: str, **parameters: Any) -> list[Image]:
+def compute_images(
+    student: str, claims: Path, device: str, precision: str, prompt: str, **parameters: Any
+) -> list[Image]:
     """The same images as an endpoint on `student` gives, from its engine in this process."""
     from opd_serving.endpoint.server import Settings, make_service
     from opd_serving.endpoint.service import generate_here
 
-    service = make_service(Settings(student=student, claims=claims, device=device))
+    service = make_service(Settings(student=student, claims=claims, device=device, precision=precision))
+    echo(f"loading {student}", err=True)
     return [Image(data, seed) for data, seed in generate_here(service, {"prompt": prompt, **parameters})]
 
 
+def files_of(path: Path, count: int) -> list[Path]:
+    """Where `count` images go: several become name-0.png, name-1.png and so on."""
+    return [path] if count == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)]
+
+
 def write_images(images: Sequence[Image], path: Path) -> list[Path]:
-    """Write each image as a whole; several become name-0.png, name-1.png and so on."""
-    if len(images) == 1:
-        files = [path]
-    else:
-        files = [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(len(images))]
+    """Write each image as a whole, to `files_of(path, ...)`."""
+    files = files_of(path, len(images))
     for file, image in zip(files, images, strict=True):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,11 +143,14 @@ def write_images(images: Sequence[Image], path: Path) -> list[Path]:
             finally:
                 Path(scratch).unlink(missing_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot write {file}: {error}; choose another --output") from error
+            raise StorageError(f"cannot write {file}: {error}; choose another --out") from error
     return files
 
 
 def _refusal(address: str, error: urllib.error.HTTPError) -> OPDError:
+    if error.code < 400:
+        elsewhere = error.headers["Location"] or "nowhere"
+        return RefusedError(f"{address} redirects to {elsewhere}; if that is where it shall go, give it as --url")
     try:
         message = json.load(error)["error"]["message"]
     except (ValueError, KeyError, TypeError, OSError):
@@ -138,10 +161,3 @@ def _refusal(address: str, error: urllib.error.HTTPError) -> OPDError:
     if error.code == 401:
         return InvalidError(f"{address}: {message}; give --api-key or OPD_API_KEY")
     return InvalidError(f"{address}: {message}") if error.code < 500 else OPDError(f"{address}: {message}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

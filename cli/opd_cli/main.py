@@ -6,7 +6,7 @@ import sys
 import traceback
 from importlib.metadata import version as installed_version
 from types import TracebackType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from opd_core.errors import OPDError
@@ -18,6 +18,8 @@ from opd_cli.terminal import echo
 
 _STORAGE_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _DEBUG = "--debug"
+# click's; which package it is in depends on typer's version.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 _EXIT_CODES = ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode)
 
 app = typer.Typer(no_args_is_help=True, epilog=f"Exit codes: {_EXIT_CODES}.", pretty_exceptions_enable=False)
@@ -53,13 +55,28 @@ def opd(
 
 def main() -> None:
     """Entry point: an error becomes one message and its exit code."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     sys.excepthook = _show_defect
     # Who wants a stack trace has just seen an error, and adds the option to the end of the line.
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     debug = _DEBUG in sys.argv[:end]
+    words = [word for i, word in enumerate(sys.argv) if i and (word != _DEBUG or i > end)]
     try:
-        app(args=[word for i, word in enumerate(sys.argv) if i and (word != _DEBUG or i > end)])
+        sys.exit(app(args=words, standalone_mode=False))
+    except _UsageError as error:
+        message = (
+            " ".join(error.format_message().split())
+            .rstrip(".")
+            .replace("Value error, ", "")
+            .replace("Input should", "should")
+        )
+        if not message:  # a command without its arguments: its help has been shown
+            sys.exit(int(ExitCode.INVALID))
+        command = error.ctx.command_path if error.ctx else "opd"
+        _fail(f"{message}; `{command} --help` shows more", ExitCode.INVALID)
+    except typer.Abort:
+        sys.exit(int(ExitCode.INTERRUPTED))
     except OPDError as error:
         if debug:
             echo(traceback.format_exc(), err=True)

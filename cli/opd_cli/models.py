@@ -17,7 +17,9 @@ def models() -> None:
 
 @app.command()
 def fingerprint(
-    uri: Annotated[str, typer.Argument(help="A model or adapter: hf://, pvc://, s3://, file:// or a path.")],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="A model or adapter: hf://, pvc://, s3://, file:// or a path.")
+    ],
     claims: Annotated[Path, typer.Option(help="Folder with one entry per claim.")] = Path(),
 ) -> None:
     """Print the digest that trainer and teachers compare: over tensors and configuration, not over files.
@@ -32,13 +34,17 @@ def fingerprint(
 
 @app.command()
 def merge(
-    adapters: Annotated[list[str], typer.Argument(help="Two or more LoRAs of one base: paths or URIs.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the merged one; made if it is not there.")],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="LORA...", help="Two or more LoRAs of one base: paths or URIs.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the merged one; made if it is not there.")
+    ],
     claims: Annotated[Path, typer.Option(help="Folder with one entry per claim.")] = Path(),
 ) -> None:
     """Write the mean of several LoRAs as one, for a student to start from; exact, since their ranks add up.
 
-    Example: opd models merge teachers/geneval teachers/ocr -o start
+    Example: opd models merge teachers/geneval teachers/ocr --out start
     """
     from opd_core.models.merge import merge as write
     from opd_core.uris import resolve

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +17,18 @@ from opd_core.errors import GateError, InvalidError
 from opd_core.stages import Stage
 from opd_core.uris import is_valid
 
+from opd_cli.options import Changes
 from opd_cli.runner.context import Run
 from opd_cli.runner.display import Display, gate_lines, kept_line, result_table
 from opd_cli.runner.run import run as run_stages
 from opd_cli.runner.stop import StopSignal
 from opd_cli.runner.workfolder import WorkFolder
+
+
+class Until(StrEnum):
+    TRAINED = "trained"
+    EVALUATED = "evaluated"
+    DEPLOYED = "deployed"
 
 
 def run(
@@ -31,6 +39,8 @@ def run(
     claim: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="Folder behind a pvc:// claim; repeatable.")
     ] = None,
+    changes: Changes = None,
+    until: Annotated[Until, typer.Option(help="The last stage of this command.")] = Until.DEPLOYED,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads to use in all; default: every core this process may use.")
@@ -42,12 +52,15 @@ def run(
 ) -> None:
     """Teachers in Triton, DeepSpeed training, evaluation, gate and image endpoint, as processes of this machine.
 
-    Ctrl-C once saves a checkpoint and leaves; the same command continues there. A claim `pvc://NAME/...` is the folder
-    NAME beside FILE unless --claim says otherwise.
+    Ctrl-C once saves a checkpoint and leaves; the same command continues there.
+
+    A claim `pvc://NAME/...` is the folder NAME beside FILE unless --claim says otherwise.
 
     Example: opd run examples/tiny/distill.yaml --work runs/tiny
     """
-    distillation = load_spec(file)
+    if serve and until != Until.DEPLOYED:
+        raise InvalidError(f"--serve keeps the endpoint up, --until {until.value} starts none; leave one out")
+    distillation = load_spec(file, changes or [])
     _check_machine(distillation.spec, ["tensorboard"] if tensorboard else [])
     folder = WorkFolder((work or Path("runs", distillation.metadata.name)).resolve())
     with folder.locked():
@@ -66,11 +79,13 @@ def run(
         with stop.listening(), Display(folder.path / "events.jsonl") as display:
             display.note(f"{distillation.metadata.name}: work folder {folder.path}, logs in {folder.path / 'logs'}")
             try:
-                run_stages(Run(distillation, folder, place, display, stop, began, tensorboard), serve=serve)
+                stages = Run(distillation, folder, place, display, stop, began, tensorboard)
+                run_stages(stages, until=Stage(until.value.capitalize()), serve=serve)
             except GateError as error:
                 missed = error
             display.note(f"done in {time.monotonic() - began:.0f} s")
-        _conclude(folder, display, None if missed else _picture(folder))
+        if until != Until.TRAINED:
+            _conclude(folder, display, _picture(folder) if until == Until.DEPLOYED and not missed else None)
         if missed:
             raise missed
 

@@ -11,11 +11,13 @@ from opd_core.api.sentences import Problem
 from opd_core.errors import InvalidError
 from opd_core.exit_codes import ExitCode
 
+from opd_cli.options import Changes
 from opd_cli.terminal import echo
 
 
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Specs, YAML or JSON; - is standard input.")],
+    changes: Changes = None,
     output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="text or json.")] = "text",
 ) -> None:
     """Check specs and print all their problems: where, what was found, what to write instead.
@@ -24,7 +26,7 @@ def validate(
 
     Example: opd validate examples/*/distill.yaml
     """
-    results = [_check(file) for file in files]
+    results = [_check(file, changes or []) for file in files]
     if output == "json":
         echo(json.dumps(results, indent=2))
     else:
@@ -34,10 +36,11 @@ def validate(
         raise typer.Exit(int(ExitCode.INVALID))
 
 
-def _check(file: Path) -> dict[str, Any]:
+def _check(file: Path, changes: list[str]) -> dict[str, Any]:
     source = "standard input" if str(file) == "-" else str(file)
     try:
-        distillation = parse_spec(_standard_input(), source) if str(file) == "-" else load_spec(file)
+        text = _standard_input() if str(file) == "-" else None
+        distillation = load_spec(file, changes) if text is None else parse_spec(text, source, changes)
     except InvalidError as error:
         unreadable = [Problem("(file)", None, str(error), "name a readable YAML or JSON file")]
         problems = error.problems if isinstance(error, SpecError) else unreadable

@@ -45,7 +45,7 @@ def test_every_problem_of_a_file_is_told_with_place_value_and_remedy(bad: Path) 
     assert len(problems) == 3
     told = "\n".join(problems)
     assert 'spec.teachers[1].name: not a valid name (got "Ocr"); use lower-case letters' in told
-    assert "spec.training.rounds: input should be greater than or equal to 1 (got 0); write at least 1" in told
+    assert "spec.training.rounds: should be greater than or equal to 1 (got 0); write at least 1" in told
     assert "spec.training.deepspeed.zeroStages: unknown field (got 0); did you mean zeroStage?" in told
     assert done.stderr == ""
 
@@ -66,7 +66,7 @@ def test_programs_get_json(good: Path, bad: Path) -> None:
     assert {
         "path": "spec.training.rounds",
         "value": 0,
-        "message": "input should be greater than or equal to 1",
+        "message": "should be greater than or equal to 1",
         "remedy": "write at least 1",
     } in second["problems"]
 

@@ -59,25 +59,25 @@ def served(api: Api, node: tuple[str, Kubelet], student: StudentManifest, tmp_pa
 
 def test_the_newest_student_is_copied(opd: Opd, served: Kubelet, student: StudentManifest, tmp_path: Path) -> None:
     target = tmp_path / "a copy" / "tiny"
-    done = opd("get-student", "tiny", "-o", target)
+    done = opd("get-student", "tiny", "--out", target)
     assert (done.code, done.out) == (0, f"{target}: student {student.digest}, round 7\n")
     manifest, weights = read_student(target)
     assert manifest == student
     assert weights.read_bytes() == bytes(range(256)) * 1000
     assert [path.name for path in target.parent.iterdir()] == ["tiny"]
-    done = opd("get-student", "tiny", "-o", target)
+    done = opd("get-student", "tiny", "--out", target)
     assert (done.code, "is there already" in done.err) == (ExitCode.INVALID, True)
 
 
 def test_a_student_can_be_chosen(opd: Opd, served: Kubelet, student: StudentManifest, tmp_path: Path) -> None:
     start = student.digest.removeprefix("sha256:")[:7]
-    assert opd("get-student", "tiny", start, "-o", tmp_path / "copy").code == 0
-    assert "no student of tiny" in opd("get-student", "tiny", "0000000", "-o", tmp_path / "other").err
+    assert opd("get-student", "tiny", start, "--out", tmp_path / "copy").code == 0
+    assert "no student of tiny" in opd("get-student", "tiny", "0000000", "--out", tmp_path / "other").err
 
 
 def test_another_student_in_the_folder_is_no_copy(opd: Opd, api: Api, served: Kubelet, tmp_path: Path) -> None:
     say(api, student={"digest": "sha256:" + "c" * 64, "uri": "pvc://students/tiny.runs/k/student"})
-    done = opd("get-student", "tiny", "-o", tmp_path / "copy")
+    done = opd("get-student", "tiny", "--out", tmp_path / "copy")
     assert done.code == ExitCode.REFUSED
     assert f"and sha256:{'c' * 64} was asked for" in done.err
     assert not (tmp_path / "copy").exists()
@@ -85,7 +85,7 @@ def test_another_student_in_the_folder_is_no_copy(opd: Opd, api: Api, served: Ku
 
 def test_a_folder_that_is_gone_is_told_in_the_pods_words(opd: Opd, served: Kubelet, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "claim" / "tiny.runs")
-    done = opd("get-student", "tiny", "-o", tmp_path / "copy")
+    done = opd("get-student", "tiny", "--out", tmp_path / "copy")
     assert done.code == ExitCode.UNAVAILABLE
     assert "FileNotFoundError" in done.err
     assert not (tmp_path / "copy").exists()
@@ -100,9 +100,9 @@ def test_a_connection_that_breaks_leaves_nothing(cluster: Distillations, served:
 
 def test_without_a_pod_it_says_what_to_do(opd: Opd, api: Api, tmp_path: Path) -> None:
     api.submit()
-    assert "has no student yet" in opd("get-student", "tiny", "-o", tmp_path / "copy").err
+    assert "has no student yet" in opd("get-student", "tiny", "--out", tmp_path / "copy").err
     say(api, student={"digest": "sha256:" + "c" * 64, "uri": "pvc://students/tiny.runs/k/student"})
-    done = opd("get-student", "tiny", "-o", tmp_path / "copy")
+    done = opd("get-student", "tiny", "--out", tmp_path / "copy")
     assert done.code == ExitCode.INVALID
     for words in ("spec.endpoint.enabled: true", "mount the claim students", "copy the folder tiny.runs/k/student"):
         assert words in done.err

@@ -68,8 +68,8 @@ def test_names_and_digests_are_completed_from_the_cluster(api: Api) -> None:
     say(api, "sd35", students=students(FIRST))
     where = f"-n {api.namespace}"
     assert complete(api, f"opd status {where} tiny") == ["tiny-one-task", "tiny-three-tasks"]
-    assert complete(api, f"opd logs {where} tra") == ["trainer"]
-    assert complete(api, f"opd logs {where} trainer sd") == ["sd35"]
+    assert complete(api, f"opd logs {where} sd") == ["sd35"]
+    assert complete(api, f"opd logs {where} sd35 tra") == ["trainer"]
     assert complete(api, f"opd promote {where} sd35 ") == ["latest", FIRST]
 
 

@@ -85,7 +85,7 @@ def hostile(api: Api, node: tuple[str, Kubelet]) -> Kubelet:
 @pytest.mark.parametrize(
     "command",
     ["status", "status tiny", "status tiny -w", "status tiny -o yaml", "status tiny -o json", "events tiny",
-     "logs trainer tiny", "wait tiny --for=Ready"],
+     "logs tiny trainer", "wait tiny --for=Ready"],
 )  # fmt: skip
 def test_no_command_lets_a_control_character_through(command: str, opd: Opd, hostile: Kubelet) -> None:
     done = opd(*command.split())

@@ -17,19 +17,19 @@ Opd = Callable[..., Done]
 
 def test_without_a_pod_the_stage_says_why(opd: Opd, api: Api) -> None:
     api.submit()
-    done = opd("logs", "trainer", "tiny")
+    done = opd("logs", "tiny", "trainer")
     assert done.code == ExitCode.INVALID
     assert done.err.startswith("error: tiny has no pod of role trainer: Trained is not judged yet; `opd status tiny`")
     say(api, conditions={"Trained": ("False", "Waiting", "for the teachers")})
     assert (
-        "tiny has no pod of role trainer: Trained is Waiting: for the teachers;" in opd("logs", "trainer", "tiny").err
+        "tiny has no pod of role trainer: Trained is Waiting: for the teachers;" in opd("logs", "tiny", "trainer").err
     )
 
 
 def test_a_pod_that_has_not_started_says_why(opd: Opd, api: Api) -> None:
     api.submit()
     make_pod(api, "tiny-teachers-0", "teachers", phase="Pending")
-    assert "pod tiny-teachers-0 has not started" in opd("logs", "teachers", "tiny").err
+    assert "pod tiny-teachers-0 has not started" in opd("logs", "tiny", "teachers").err
     unschedulable = {
         "type": "PodScheduled",
         "status": "False",
@@ -37,7 +37,7 @@ def test_a_pod_that_has_not_started_says_why(opd: Opd, api: Api) -> None:
         "message": "0/3 nodes: no GPU",
     }
     api.patch("pods", "tiny-teachers-0", {"status": {"conditions": [unschedulable]}}, "status")
-    done = opd("logs", "teachers", "tiny")
+    done = opd("logs", "tiny", "teachers")
     assert done.code == ExitCode.INVALID
     assert "pod tiny-teachers-0 has not started: Unschedulable: 0/3 nodes: no GPU" in done.err
 
@@ -50,10 +50,10 @@ def test_of_jobs_the_newest_and_of_the_trainer_the_first_rank(opd: Opd, api: Api
     for index in (0, 1):
         make_pod(api, f"new-{index}", "trainer", name, job="tiny-trainer-1-1", index=index)
         running.prints(f"new-{index}", f"rank {index} speaks\n", "no end of line", None)
-    done = opd("logs", "trainer", "tiny")
+    done = opd("logs", "tiny", "trainer")
     assert (done.code, done.out) == (0, "rank 0 speaks\nno end of line\n")
     running.prints("new-0", "rank 0 again\n", None)
-    done = opd("logs", "trainer", "tiny", "--all-ranks")
+    done = opd("logs", "tiny", "trainer", "--all-ranks")
     assert done.out == "new-0  rank 0 again\nnew-1  rank 1 speaks\nnew-1  no end of line\n"
     assert {(pod, container) for pod, container, _ in running.asked} == {("new-0", "trainer"), ("new-1", "trainer")}
 
@@ -63,7 +63,7 @@ def test_following_waits_for_the_pod_and_ends_with_it(opd: Opd, api: Api, node: 
     say(api, conditions={"Trained": ("False", "Waiting", "for the teachers")})
     name, running = node
     done: list[Done] = []
-    thread = threading.Thread(target=lambda: done.append(opd("logs", "trainer", "tiny", "-f")))
+    thread = threading.Thread(target=lambda: done.append(opd("logs", "tiny", "trainer", "-f")))
     thread.start()
     running.prints("tiny-trainer", "round 1\n")
     make_pod(api, "tiny-trainer", "trainer", name, job="j", phase="Pending")
@@ -87,7 +87,7 @@ def test_following_ends_where_no_pod_can_come(opd: Opd, api: Api) -> None:
         {"Suspended": ("True", "Suspended")},
     ):
         say(api, conditions=conditions)
-        assert opd("logs", "teachers", "tiny", "-f").code == ExitCode.INVALID
+        assert opd("logs", "tiny", "teachers", "-f").code == ExitCode.INVALID
 
 
 def test_several_pods_are_followed_at_once(cluster: Distillations, api: Api, node: tuple[str, Kubelet]) -> None:
@@ -112,13 +112,20 @@ def test_an_earlier_container_that_is_gone_says_where_its_words_are(
 ) -> None:
     api.submit()
     make_pod(api, "tiny-endpoint", "endpoint", node[0])
-    done = opd("logs", "endpoint", "tiny", "--previous")
+    done = opd("logs", "tiny", "endpoint", "--previous")
     assert done.code == ExitCode.INVALID
     assert "status.lastFailure keeps the last words" in done.err
 
 
+def test_without_a_role_it_is_the_stage_at_work(opd: Opd, api: Api) -> None:
+    api.submit()
+    assert "tiny has no pod of role teachers" in opd("logs", "tiny").err
+    say(api, conditions={"TeachersReady": ("True", "Completed"), "Trained": ("False", "Running")})
+    assert "tiny has no pod of role trainer" in opd("logs", "tiny").err
+
+
 def test_a_role_has_one_of_four_names(opd: Opd) -> None:
-    done = opd("logs", "teacher", "tiny")
+    done = opd("logs", "tiny", "teacher")
     assert done.code == ExitCode.INVALID
     words: Any = done.err
     for role in ("teachers", "trainer", "evaluator", "endpoint"):

@@ -111,7 +111,7 @@ def test_the_page_of_a_training(opd: Opd, api: Api) -> None:
         f"tiny  Training, namespace {api.namespace}", "500 rounds", "round 256/500  3 min 17 s left", "velocity error",
         "1.983", "0.25", "1/1 answer", "2/2 run", "1 after failures, 0 after disruptions", "round 250",
         "Trained OutOfMemory: pod tiny-trainer-1-0-0-x, container trainer, exit code 137, ", "Killed",
-        f"opd logs trainer tiny -f -n {api.namespace}",
+        f"opd logs tiny trainer -f -n {api.namespace}",
     ):  # fmt: skip
         assert words in page, page
     rows = {line.split()[0]: line.split()[1:3] for line in page.splitlines() if line.strip()}
@@ -126,7 +126,7 @@ def test_the_page_of_a_served_student(opd: Opd, api: Api) -> None:
     for words in (
         "sha256:bbbbbbbbbbbb, passed its gate, in pvc://students/tiny.runs/k/student", "95%",
         "http://tiny-endpoint.x.svc:8000, 2 of 2 pods answer", "sha256:aaaaaaaaaaaa, revision 0123abcd",
-        "sha256:bbbbbbbbbbbb, revision 4567cdef, 10 % of the traffic", "opd get-student tiny -o",
+        "sha256:bbbbbbbbbbbb, revision 4567cdef, 10 % of the traffic", "opd get-student tiny --out",
         "kubectl port-forward service/tiny-endpoint 8000", "--url http://127.0.0.1:8000",
     ):  # fmt: skip
         assert words in page, page
@@ -137,8 +137,8 @@ def test_the_page_of_a_served_student(opd: Opd, api: Api) -> None:
     [
         ({"conditions": {"Suspended": ("True", "Suspended")}}, "opd resume tiny"),
         ({**failed("GateMissed", "Evaluated"), "student": {"digest": NEW}}, "opd promote tiny sha256:bbbbbbbbbbbb"),
-        (failed("BackoffLimitExceeded", stage="Evaluated"), "opd logs evaluator tiny"),
-        (failed("DeadlineExceeded", "TeachersReady"), "opd logs teachers tiny"),
+        (failed("BackoffLimitExceeded", stage="Evaluated"), "opd logs tiny evaluator"),
+        (failed("DeadlineExceeded", "TeachersReady"), "opd logs tiny teachers"),
         ({"conditions": {"Accepted": ("False", "Invalid", "x")}}, "opd submit FILE"),
         ({"conditions": {"TeachersReady": ("False", "Unschedulable", "no GPU")}}, "opd events tiny"),
     ],

@@ -89,7 +89,7 @@ def test_the_documented_way_a_better_student_and_a_worse_one(
     picture = image(client, name, 1)
     assert picture.startswith(b"\x89PNG")
     assert image(client, name, 1) == picture
-    every_rank = namespace.opd("logs", "trainer", name, "--all-ranks")
+    every_rank = namespace.opd("logs", name, "trainer", "--all-ranks")
     assert f"{name}-trainer-1-0-1-" in every_rank, "the second rank's log is kept, too"
 
     before = writes(namespace)
@@ -155,7 +155,7 @@ def test_a_run_followed_with_opd_goes_on_from_its_checkpoint_after_a_suspension(
     namespace.opd("wait", name, "--for=Suspended", "--timeout=2m")
     assert not namespace.pods()
     namespace.opd("resume", name)
-    followed = namespace.opd("logs", "trainer", name, "-f")
+    followed = namespace.opd("logs", name, "trainer", "-f")
     assert "continuing after round" in followed
     assert "student sha256:" in followed, "followed from before the pod's start to its end"
     assert "passed its gate" in namespace.opd("status", name, "-w"), "it ends with the run"

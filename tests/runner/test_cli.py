@@ -1,9 +1,11 @@
 """What every command of `opd` has in common."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def test_every_command_has_an_example(command: str) -> None:
 
 def test_merged_teachers_are_a_start_for_a_student(tiny_claims: Path, tmp_path: Path) -> None:
     teachers = [f"pvc://tiny-world/teachers/{name}" for name in ("geneval", "ocr", "aesthetic")]
-    done = opd("models", "merge", *teachers, f"--claims={tiny_claims}", "-o", str(tmp_path / "start"))
+    done = opd("models", "merge", *teachers, f"--claims={tiny_claims}", "--out", str(tmp_path / "start"))
     assert done.returncode == 0, done.stderr
     assert "initFrom: pvc://students/start" in done.stdout
     assert "adapter: {type: LoRA, rank: 48, alpha: 96}" in done.stdout
@@ -88,6 +90,24 @@ def test_debug_shows_the_stack_trace(before: bool, tmp_path: Path) -> None:
     assert "error: cannot read" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--port"], "error: No such option: --port"),
+        (["logs", "tiny", "teacher"], "error: Invalid value for 'ROLE': 'teacher' is not one of 'teachers',"),
+        (["serve", "student", "--port", "99999999"], "error: Invalid value for '--port': "),
+        (["generate", "a", "--out", "x.bmp"], "error: --out x.bmp ends in '.bmp'"),
+        (["wait", "tiny"], "error: Missing option '--for'"),
+        (["run", "x.yaml", "--until", "trained", "--serve"], "error: --serve keeps the endpoint up, --until trained"),
+    ],
+)
+def test_a_wrong_command_line_is_one_message_too(arguments: list[str], words: str) -> None:
+    done = opd(*arguments)
+    assert (done.returncode, done.stdout) == (ExitCode.INVALID, "")
+    assert done.stderr.startswith(words)
+    assert done.stderr.count("\n") == 1
+
+
 def test_debug_may_be_an_argument_of_its_own() -> None:
     done = opd("generate", "--url", "nonsense", "--", "--debug")
     assert done.returncode == ExitCode.INVALID
@@ -110,6 +130,48 @@ def test_what_one_machine_cannot_do_is_refused_before_anything_starts(
     assert done.returncode == ExitCode.INVALID
     assert message in done.stderr
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ("training.rounds=20", 0, "valid"),
+        ("spec.teachers[1].weight=2.5", 0, "valid"),
+        ("training.optimizer={learningRate: 1e-3, schedule: Constant}", 0, "valid"),
+        ("training.roundz=20", 2, "spec.training.roundz: unknown field (got 20); did you mean rounds?"),
+        ("training.rounds=ten", 2, 'spec.training.rounds: should be a valid integer (got "ten"); write a whole number'),
+        ("teachers[3].weight=2", 2, "--set teachers[3].weight=2: spec.teachers has 3 items"),
+        ("training.rounds.more=2", 2, "spec.training.rounds is 1000, which has no field more"),
+        ("training.rounds", 2, "write PATH=VALUE"),
+        ("training.rounds=[", 2, "the value is not YAML"),
+    ],
+)
+def test_a_value_of_the_spec_can_be_set_beside_its_file(change: str, code: int, words: str, repository: Path) -> None:
+    done = opd("validate", str(repository / "examples" / "tiny" / "distill.yaml"), "--set", change)
+    assert (done.returncode, words in done.stdout) == (code, True), done.stdout
+
+
+def test_what_is_set_is_part_of_the_spec(repository: Path) -> None:
+    file = str(repository / "examples" / "tiny" / "distill.yaml")
+    as_it_is, same, other = (
+        json.loads(opd("validate", file, "-o", "json", *more).stdout)[0]["digest"]
+        for more in ([], ["--set", "training.rounds=1000"], ["--set", "training.rounds=999"])
+    )
+    assert as_it_is == same != other
+
+
+def test_serve_has_every_option_of_the_endpoint() -> None:
+    from opd_cli.main import app
+    from opd_serving.endpoint import __main__ as endpoint
+    from typer.main import get_command
+
+    def names(options: Iterable[str]) -> set[str]:
+        return {option for option in options if option.startswith("--")}
+
+    theirs = names(option for action in endpoint.parser()._actions for option in action.option_strings)
+    ours = names(option for each in get_command(app).commands["serve"].params for option in each.opts)  # type: ignore[attr-defined]
+    assert theirs - ours == {"--student", "--model", "--help"}
+    assert ours <= theirs
 
 
 def test_tensorboard_needs_its_package(repository: Path, tmp_path: Path) -> None:

@@ -162,6 +162,17 @@ def test_server_comes_back_at_the_same_port(
     assert reasons(tmp_path) == [Reason.RESTARTING, Reason.COMPLETED]
 
 
+def test_a_proxy_of_the_environment_is_not_asked_about_this_machine(
+    supervision: Supervision, web: Callable[[], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_ports(1)[0]}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Server(supervision, Stage.DEPLOYED, web) as server:
+        keep_until(server, lambda: server.ready)
+
+
 def test_port_is_free_after_the_server_is_closed(supervision: Supervision, web: Callable[[], Recipe]) -> None:
     with Server(supervision, Stage.DEPLOYED, web) as server:
         keep_until(server, lambda: server.ready)

@@ -6,17 +6,11 @@ from opd_core.stages import Condition, Reason, Stage
 
 from opd_cli.cluster import students
 from opd_cli.cluster.distillation import Distillation
-from opd_cli.cluster.logs import Role
+from opd_cli.cluster.logs import ROLES, Role
 
 Advice = list[tuple[str, str]]
 
 _SOON = timedelta(seconds=30)  # an operator that is there has looked at an object by then
-_ROLES = {
-    Stage.TEACHERS_READY: Role.TEACHERS,
-    Stage.TRAINED: Role.TRAINER,
-    Stage.EVALUATED: Role.EVALUATOR,
-    Stage.DEPLOYED: Role.ENDPOINT,
-}
 # No container has run, so there is no log to read.
 _BEFORE_LOGS = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.REJECTED, Reason.WAITING, Reason.STARTING)
 
@@ -35,17 +29,12 @@ def next_steps(distillation: Distillation, flags: str, now: datetime) -> Advice:
         return _after_failure(distillation, flags)
     if distillation.holds(Condition.READY):
         return _when_ready(distillation, flags)
-    stage = current_stage(distillation)
+    stage = distillation.stage
     found = distillation.condition(Condition(stage.value))
     steps = [(f"opd status {name} -w{flags}", "follow it"), (f"opd events {name}{flags}", "what has happened")]
     if found and found.reason not in _BEFORE_LOGS:
-        steps.insert(1, (f"opd logs {_ROLES[stage].value} {name} -f{flags}", "what it prints"))
+        steps.insert(1, (f"opd logs {name} {ROLES[stage].value} -f{flags}", "what it prints"))
     return steps
-
-
-def current_stage(distillation: Distillation) -> Stage:
-    """The first stage that is not done, else the last."""
-    return next((stage for stage in Stage if not distillation.holds(Condition(stage.value))), Stage.DEPLOYED)
 
 
 def _after_failure(distillation: Distillation, flags: str) -> Advice:
@@ -61,13 +50,13 @@ def _after_failure(distillation: Distillation, flags: str) -> Advice:
             (f"opd submit FILE{flags}", "with more rounds, or another gate"),
         ]
     last = distillation.status.last_failure
-    stage = Stage(last.stage) if last and last.stage in list(Stage) else current_stage(distillation)
-    return [(f"opd logs {_ROLES[stage].value} {name}{flags}", "if its pod is still there"), events]
+    stage = Stage(last.stage) if last and last.stage in list(Stage) else distillation.stage
+    return [(f"opd logs {name} {ROLES[stage].value}{flags}", "if its pod is still there"), events]
 
 
 def _when_ready(distillation: Distillation, flags: str) -> Advice:
     name, endpoint = distillation.name, distillation.status.endpoint
-    steps = [(f"opd get-student {name} -o students/{name}{flags}", "copy the student here")]
+    steps = [(f"opd get-student {name} --out students/{name}{flags}", "copy the student here")]
     if endpoint and endpoint.url:
         service = f"service/{name}-{Role.ENDPOINT.value}"
         port = endpoint.url.rpartition(":")[2]

@@ -96,7 +96,7 @@ class Distillations:
     def logs(
         self,
         name: str,
-        role: logs.Role | str,
+        role: logs.Role | str | None = None,
         *,
         follow: bool = False,
         previous: bool = False,
@@ -106,11 +106,13 @@ class Distillations:
         """Lines of the pods of a role: teachers, trainer, evaluator, endpoint.
 
         Args:
+            role: default: that of the stage at work.
             follow: wait for the pods, then give their lines until they end; to end earlier, leave the loop.
             previous: of the containers before their last restart. all_ranks: of every training pod, not the first.
             tell: is told what is waited for.
         """
-        wanted = logs.Wanted(logs.Role(role), follow, previous, all_ranks)
+        chosen = logs.Role(role) if role else logs.ROLES[self.get(name).stage]
+        wanted = logs.Wanted(chosen, follow, previous, all_ranks)
         return logs.read(self.connection, lambda: self.get(name), wanted, tell)
 
     def get_student(self, name: str, directory: str | Path, digest: str | None = None) -> StudentManifest:

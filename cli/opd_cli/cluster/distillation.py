@@ -17,7 +17,7 @@ from opd_core.errors import (
     UnavailableError,
 )
 from opd_core.exit_codes import ExitCode
-from opd_core.stages import Condition, Reason
+from opd_core.stages import Condition, Reason, Stage
 
 _ERRORS: dict[int, type[OPDError]] = {
     error.exit_code: error
@@ -71,6 +71,11 @@ class Distillation:
     def holds(self, condition: Condition) -> bool:
         found = self.condition(condition)
         return found is not None and found.status == "True"
+
+    @property
+    def stage(self) -> Stage:
+        """The first stage that is not done, else the last."""
+        return next((stage for stage in Stage if not self.holds(Condition(stage.value))), Stage.DEPLOYED)
 
     @property
     def finished(self) -> bool:

@@ -78,7 +78,7 @@ def copy_student(
             student at all, or larger than `limit`. UnavailableError: the connection broke.
     """
     if directory.exists():
-        raise InvalidError(f"{directory} is there already; choose another folder with -o, or remove it")
+        raise InvalidError(f"{directory} is there already; choose another folder with --out, or remove it")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
         archive, copy = Path(scratch, "archive"), Path(scratch, "student")

@@ -28,12 +28,13 @@ class Role(StrEnum):
     ENDPOINT = names.ENDPOINT
 
 
-_STAGES = {
-    Role.TEACHERS: Stage.TEACHERS_READY,
-    Role.TRAINER: Stage.TRAINED,
-    Role.EVALUATOR: Stage.EVALUATED,
-    Role.ENDPOINT: Stage.DEPLOYED,
+ROLES = {
+    Stage.TEACHERS_READY: Role.TEACHERS,
+    Stage.TRAINED: Role.TRAINER,
+    Stage.EVALUATED: Role.EVALUATOR,
+    Stage.DEPLOYED: Role.ENDPOINT,
 }
+_STAGES = {role: stage for stage, role in ROLES.items()}
 _JOBS = (Role.TRAINER, Role.EVALUATOR)
 _CONTAINERS = {role: "teacher" if role == Role.TEACHERS else role.value for role in Role}
 

@@ -27,7 +27,9 @@ class Output(StrEnum):
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of 90s, 10m, 24h, 1h30m."""
+    """Seconds of 90s, 10m, 24h, 1h30m; of a bare number, too."""
+    if re.fullmatch(r"\d+(?:\.\d+)?", text):
+        return float(text)
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise typer.BadParameter(f"{text!r} is no duration; write e.g. 90s, 10m, 24h or 1h30m")
@@ -58,7 +60,7 @@ def _hasty(ctx: typer.Context) -> Distillations:
     return cluster
 
 
-Name = Annotated[str, typer.Argument(help="Name of the distillation.", autocompletion=complete_name)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the distillation.", autocompletion=complete_name)]
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Namespace; default: the kubeconfig context's own.")
 ]

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from opd_core.exit_codes import ExitCode
 from opd_core.roles import Probe, Recipe
 
 from opd_cli.runner import guardian
+from opd_cli.web import open_url
 
 _TAIL_LINES = 15
 
@@ -87,7 +87,7 @@ class Program:
             return done.returncode == 0
         url = f"http://127.0.0.1:{self.recipe.ports[probe.port]}{probe.http_path}"
         try:
-            with urllib.request.urlopen(url, timeout=probe.timeout) as answer:
+            with open_url(url, probe.timeout) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False

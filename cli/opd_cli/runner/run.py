@@ -18,15 +18,15 @@ from opd_cli.runner.stop import InterruptedRunError
 from opd_cli.runner.training import is_trained, train
 
 
-def run(run: Run, *, serve: bool) -> dict[str, Any]:
-    """All stages. Returns the summary.
+def run(run: Run, *, until: Stage, serve: bool) -> None:
+    """All stages up to `until`.
 
     Raises:
         GateError: the student missed its gate; everything is written. InterruptedRunError: by the user.
         OPDError: a failure.
     """
     try:
-        return _run(run, serve)
+        _run(run, until, serve)
     except InterruptedRunError as error:
         run.display.interrupted(str(error))
         raise
@@ -35,26 +35,30 @@ def run(run: Run, *, serve: bool) -> dict[str, Any]:
         raise
 
 
-def _run(run: Run, serve: bool) -> dict[str, Any]:
+def _run(run: Run, until: Stage, serve: bool) -> None:
     if not (is_trained(run) and is_evaluated(run)):
         check_files(run.distillation.metadata.name, run.work.spec, run.work.claims)
         run.stop.check()
     train(run)
+    if until == Stage.TRAINED:
+        run.display.note(f"student: {run.work.student}")
+        return
     scored = evaluate(run)
-    summary = write_summary(run, scored)
+    write_summary(run, scored)
     if words := "; ".join(failures(scored["gate"])):
         run.display.stage(Stage.EVALUATED, Reason.GATE_MISSED, words)
         raise GateError(f"the student missed its gate ({words}); it is not served. Train longer, or change the gate")
     run.display.note(f"student copied to {claim_path(run.spec.student.output.uri, run.work.claims)}")
+    if until == Stage.EVALUATED:
+        return
     if run.spec.endpoint.enabled:
         deploy(run, serve=serve)
-        summary = write_summary(run, scored)
+        write_summary(run, scored)
     else:
         run.display.stage(Stage.DEPLOYED, Reason.DISABLED, "spec.endpoint.enabled is false")
-    return summary
 
 
-def write_summary(run: Run, scored: Mapping[str, Any]) -> dict[str, Any]:
+def write_summary(run: Run, scored: Mapping[str, Any]) -> None:
     """WORK/summary.json: the evaluator's findings and where they come from."""
     summary = {
         "name": run.distillation.metadata.name,
@@ -65,4 +69,3 @@ def write_summary(run: Run, scored: Mapping[str, Any]) -> dict[str, Any]:
         **scored,
     }
     run.work.write_json("summary.json", summary)
-    return summary

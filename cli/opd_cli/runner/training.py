@@ -2,7 +2,6 @@
 
 import json
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +15,7 @@ from opd_core.stages import Reason, Stage
 
 from opd_cli.runner.context import POLL_SECONDS, Run
 from opd_cli.runner.supervise import Job, Server
+from opd_cli.web import open_url
 
 _PROGRESS_SECONDS = 1.0
 
@@ -126,9 +126,7 @@ def _share(cores: int, processes: int) -> int:
 
 def _progress(trainer: Job) -> Mapping[str, Any] | None:
     try:
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{trainer.recipe.ports['metrics']}/progress", timeout=2
-        ) as answer:
+        with open_url(f"http://127.0.0.1:{trainer.recipe.ports['metrics']}/progress", timeout=2) as answer:
             content: Mapping[str, Any] = json.load(answer)
             return content
     except (OSError, ValueError):

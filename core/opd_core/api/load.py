@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,18 +12,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from opd_core.api import rules, sentences
+from opd_core.api.changes import Loader, set_value
 from opd_core.api.sentences import Problem
 from opd_core.api.types import API_VERSION, KIND, OPDDistillation
 from opd_core.errors import InvalidError
-
-
-class _Loader(yaml.SafeLoader):
-    """`1e-8` is a number here, as kubectl reads it; PyYAML alone wants a dot in it (yaml/pyyaml#173)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 class SpecError(InvalidError):
@@ -36,8 +28,8 @@ class SpecError(InvalidError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
 
 
-def load_spec(path: Path) -> OPDDistillation:
-    """Read and check a spec file.
+def load_spec(path: Path, changes: Sequence[str] = ()) -> OPDDistillation:
+    """Read and check a spec file, with `changes` as of `opd_core.api.changes`.
 
     Raises:
         SpecError: with every problem of the file. InvalidError: the file cannot be read.
@@ -45,14 +37,14 @@ def load_spec(path: Path) -> OPDDistillation:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidError(f"cannot read {path}: {error}") from error
-    return parse_spec(text, str(path))
+        raise InvalidError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    return parse_spec(text, str(path), changes)
 
 
-def parse_spec(text: str, source: str = "spec") -> OPDDistillation:
+def parse_spec(text: str, source: str = "spec", changes: Sequence[str] = ()) -> OPDDistillation:
     """As `load_spec`, from text; `source` names it in messages."""
     try:
-        documents = [document for document in yaml.load_all(text, _Loader) if document is not None]
+        documents = [document for document in yaml.load_all(text, Loader) if document is not None]
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         place = f"line {where.line + 1}, column {where.column + 1}" if where else "the file"
@@ -61,6 +53,8 @@ def parse_spec(text: str, source: str = "spec") -> OPDDistillation:
     if len(documents) != 1 or not isinstance(documents[0], dict):
         found = f"{len(documents)} documents" if len(documents) != 1 else type(documents[0]).__name__
         raise SpecError([Problem("(file)", found, "one object is expected", f"write one {KIND}")], source)
+    for change in changes:
+        set_value(documents[0], change)
     return check_spec(documents[0], source)
 
 
@@ -132,6 +126,8 @@ def _path(location: tuple[Any, ...]) -> str:
 
 
 def _sentence(message: str) -> str:
+    """Pydantic's words, without those that speak of itself."""
+    message = message.removeprefix("Value error, ").removeprefix("Input ").partition(", unable to parse")[0]
     return message[0].lower() + message[1:]
 
 

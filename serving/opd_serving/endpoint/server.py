@@ -38,7 +38,7 @@ class Settings:
     model: str | None = None
     served_name: str | None = None
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = 8000
     api_keys: Path | None = None
     device: str = "auto"
     precision: str = "auto"

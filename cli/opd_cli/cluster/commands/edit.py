@@ -59,8 +59,8 @@ def promote(
     digest: Annotated[
         str,
         typer.Argument(
-            metavar="DIGEST|latest",
-            help="A student of status.students by the first 7 hexadecimal digits or more; latest: the newest that "
+            metavar="DIGEST",
+            help="A student of status.students by the first 7 hexadecimal digits or more; or `latest`: the newest that "
             "passes its gate, now and later.",
             autocompletion=complete_digest,
         ),

@@ -12,11 +12,11 @@ from opd_cli.terminal import echo
 
 def get_student(
     name: Name,
-    directory: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")],
+    directory: Annotated[Path, typer.Option("--out", metavar="DIR", help="A folder that is not there yet.")],
     digest: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DIGEST]",
+            metavar="DIGEST",
             help="A student of status.students by the first 7 hexadecimal digits or more; default: the newest.",
             autocompletion=complete_digest,
         ),
@@ -27,7 +27,7 @@ def get_student(
 ) -> None:
     """Copy a student's LoRA and manifest out of its claim, through a running pod that mounts it; checks the digest.
 
-    Example: opd get-student tiny-three-tasks -o students/tiny
+    Example: opd get-student tiny-three-tasks --out students/tiny
     """
     cluster = Distillations(namespace, kubeconfig=kubeconfig, context=context)
     manifest = cluster.get_student(name, directory, digest)

@@ -11,8 +11,10 @@ from opd_cli.terminal import echo
 
 
 def logs(
-    role: Annotated[Role, typer.Argument(help="Whose pods.")],
     name: Name,
+    role: Annotated[
+        Role | None, typer.Argument(metavar="ROLE", help=f"One of {', '.join(Role)}; default: of the stage at work.")
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Wait for its pods, then print until they end.")
     ] = False,
@@ -28,7 +30,7 @@ def logs(
 
     Ends with 2 and the reason if no pod has started; with --follow it waits for one instead.
 
-    Example: opd logs trainer tiny-three-tasks -f
+    Example: opd logs tiny-three-tasks trainer -f
     """
     cluster = Distillations(namespace, kubeconfig=kubeconfig, context=context)
     lines = cluster.logs(name, role, follow=follow, previous=previous, all_ranks=all_ranks, tell=_tell)

@@ -32,7 +32,9 @@ from opd_cli.terminal import echo, make_console
 def status(
     name: Annotated[
         str | None,
-        typer.Argument(help="Name of one distillation; without it all are listed.", autocompletion=complete_name),
+        typer.Argument(
+            metavar="NAME", help="Name of one distillation; without it all are listed.", autocompletion=complete_name
+        ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it until it is ready or has failed.")] = False,
     all_namespaces: Annotated[

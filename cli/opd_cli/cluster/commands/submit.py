@@ -21,6 +21,7 @@ from opd_cli.cluster.options import (
     flags,
     print_document,
 )
+from opd_cli.options import Changes
 from opd_cli.terminal import echo
 
 
@@ -28,6 +29,7 @@ def submit(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="An OPDDistillation, YAML or JSON; - is standard input.")
     ],
+    changes: Changes = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Let the API server check it, too, and keep nothing.")
     ] = False,
@@ -54,7 +56,10 @@ def submit(
         raise InvalidError("--timeout limits --wait=CONDITION, which is missing")
     if dry_run and wait is not None:
         raise InvalidError(f"--dry-run keeps nothing that could become {wait.value}; leave --wait out")
-    spec = parse_spec(sys.stdin.read(), "standard input") if str(file) == "-" else load_spec(file)
+    if str(file) == "-":
+        spec = parse_spec(sys.stdin.read(), "standard input", changes or [])
+    else:
+        spec = load_spec(file, changes or [])
     cluster = Distillations(namespace or spec.metadata.namespace or None, kubeconfig=kubeconfig, context=context)
     submission = cluster.submit(spec, dry_run=dry_run, force_conflicts=force_conflicts)
     distillation = submission.distillation
@@ -75,6 +80,6 @@ def _next(name: str, *, suspended: bool, more: str) -> list[str]:
         return [f"  opd resume {name}{more}    it is suspended: nothing runs until then"]
     return [
         f"  opd status {name} -w{more}    follow it until it is ready",
-        f"  opd logs trainer {name} -f{more}    what the trainer prints",
+        f"  opd logs {name} -f{more}    what the stage at work prints",
         f"  opd wait {name} --for=Ready{more}    for scripts",
     ]
