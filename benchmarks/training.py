@@ -57,7 +57,15 @@ from opd_trainer.precision import arithmetic
 from opd_trainer.prompts import training_prompt
 from opd_trainer.record import RoundRecord
 from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT, add_student, build_run, cached_encoder, load_tasks, sampler_path
+from opd_trainer.setup import (
+    STUDENT,
+    add_student,
+    build_run,
+    cached_encoder,
+    load_tasks,
+    sampler_path,
+    teacher_adapters,
+)
 from torch import Tensor, nn
 
 REPOSITORY = Path(__file__).parents[1]
@@ -98,8 +106,8 @@ def published(spec: Spec, claims: Path, device: str) -> Variant:
     tasks = load_tasks(spec, claims)
     base = resolve(spec.model.uri, claims)
     model = load_model(base, device=device, dtype=TORCH_DTYPES[training.precision], parts={"text", "transformer"})
-    for teacher in spec.teachers:
-        load_adapter(model.transformer, resolve(teacher.adapter.uri, claims), teacher.name)
+    for name, adapter in teacher_adapters(spec, claims).items():
+        load_adapter(model.transformer, adapter, name)
     add_student(spec, model, claims)
     encode = cached_encoder(model, spec.model.max_sequence_length)
     negative = encode([""])[0]

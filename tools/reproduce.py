@@ -94,10 +94,11 @@ def from_the_mean(folder: Path, uri: str) -> dict[str, Any]:
         teachers = yaml.safe_load(SPEC.read_text())["spec"]["teachers"]
         merge([resolve(teacher["adapter"]["uri"], SPEC.parent) for teacher in teachers], folder)
     adapter = read_adapter_file(folder)
+    layer = adapter.layers[0]  # all have one rank and one alpha, as the teachers do
     return {
         "student.initFrom": uri,
-        "student.adapter.rank": adapter.rank,
-        "student.adapter.alpha": adapter.alpha,
+        "student.adapter.rank": adapter.rank(layer),
+        "student.adapter.alpha": int(adapter.alphas[layer]),
     }
 
 

@@ -32,7 +32,7 @@ def test_every_layer_changes_by_the_mean_of_the_changes(make, tmp_path):
     assert (config.r, config.lora_alpha) == (12, 48)
     model = transformer()
     for name, path in (("a", paths[0]), ("b", paths[1]), ("c", paths[2]), ("merged", tmp_path / "merged")):
-        load_adapter(model, path, name)
+        load_adapter(model, read_adapter_file(path), name)
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     assert len(layers) > 10
     for layer in layers:
@@ -46,7 +46,7 @@ def test_a_scale_that_gives_no_whole_alpha_is_made_up_for(make, tmp_path):
     assert (config.r, config.lora_alpha) == (7, 2)
     model = transformer()
     for name, path in (("a", paths[0]), ("b", paths[1]), ("merged", tmp_path / "merged")):
-        load_adapter(model, path, name)
+        load_adapter(model, read_adapter_file(path), name)
     layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
     mean = (layer.get_delta_weight("a") + layer.get_delta_weight("b")) / 2
     torch.testing.assert_close(layer.get_delta_weight("merged"), mean, rtol=1e-5, atol=1e-7)

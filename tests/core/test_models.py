@@ -31,6 +31,7 @@ from opd_core.models.adapters import (
     use_adapter,
 )  # fmt: skip
 from opd_core.models.fingerprint import fingerprint
+from opd_core.models.outline import linear_layers
 from opd_core.models.pipeline import load_model
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -82,7 +83,7 @@ def test_a_saved_adapter_loads_with_its_scale(trained):
     path, expected = trained
     model = transformer()
     base = forward(model)
-    config = load_adapter(model, path, "ocr")
+    config = load_adapter(model, read_adapter_file(path), "ocr")
     assert (config.r, config.lora_alpha) == (4, 16)
     use_adapter(model, "ocr")
     torch.testing.assert_close(forward(model), expected, rtol=0, atol=0)
@@ -93,11 +94,11 @@ def test_a_saved_adapter_loads_with_its_scale(trained):
 
 def test_equal_adapters_are_equal_files(trained, tmp_path):
     model = transformer()
-    load_adapter(model, trained[0], "ocr")
+    load_adapter(model, read_adapter_file(trained[0]), "ocr")
     files = [save_adapter(model, tmp_path / str(i), "ocr") for i in range(12)]
     assert len({artifacts.file_digest(file) for file in files}) == 1
     again = transformer()
-    assert load_adapter(again, files[0], "ocr").lora_alpha == 16
+    assert load_adapter(again, read_adapter_file(files[0]), "ocr").lora_alpha == 16
 
 
 def test_a_fresh_student_is_the_base_and_depends_on_its_seed():
@@ -116,7 +117,7 @@ def test_a_fresh_student_is_the_base_and_depends_on_its_seed():
 def test_switching_adapters_keeps_what_is_trainable(trained):
     path, _ = trained
     model = transformer()
-    load_adapter(model, path, "ocr")
+    load_adapter(model, read_adapter_file(path), "ocr")
     add_student_adapter(model, rank=4, alpha=8, target_modules=TARGETS, seed=0)
     for name in ("ocr", None, "student", "ocr"):
         use_adapter(model, name)
@@ -131,7 +132,7 @@ def test_pefts_own_format_loads_too(trained, tmp_path):
     weights = {f"base_model.model.{key}": value for key, value in read_adapter(adapter).items()}
     save_file(weights, folder / "adapter_model.safetensors")
     model = transformer()
-    load_adapter(model, folder, "ocr")
+    load_adapter(model, read_adapter_file(folder), "ocr")
     use_adapter(model, "ocr")
     torch.testing.assert_close(forward(model), expected, rtol=0, atol=0)
 
@@ -154,20 +155,22 @@ def set_rank(metadata, **fields):
 def test_adapters_that_do_not_fit_are_refused_before_the_model_changes(trained, tmp_path):
     path, _ = trained
     cases = {
-        "without metadata": (lambda p: rewrite(p, metadata=lambda m: {"format": "pt"}), "no adapter metadata"),
         "another rank": (
             lambda p: rewrite(p, metadata=lambda m: set_rank(m, r=8)),
-            r"rank 8 on this model needs \(8, 16\)",
-        ),
-        "DoRA": (
-            lambda p: rewrite(p, metadata=lambda m: set_rank(m, use_dora=True)),
-            "use_dora, which is not supported",
+            r"has rank 4 in .*, and 8 by its configuration",
         ),
         "NaN": (lambda p: rewrite(p, lambda t: {k: v * float("nan") for k, v in t.items()}), "NaN or infinite"),
-        "a tensor missing": (lambda p: rewrite(p, lambda t: dict(list(t.items())[1:])), "1 tensors are missing"),
+        "a tensor missing": (
+            lambda p: rewrite(p, lambda t: dict(list(t.items())[1:])),
+            "is not whole: .* has no lora_A",
+        ),
         "another target": (
             lambda p: rewrite(p, lambda t: {k.replace("blocks.0.", "blocks.7."): v for k, v in t.items()}),
             "no such linear layer",
+        ),
+        "a layer missing": (
+            lambda p: rewrite(p, lambda t: {k: v for k, v in t.items() if not k.startswith(next(iter(t))[:-14])}),
+            "of the layers that target_modules names 1 are missing",
         ),
         "not a LoRA": (lambda p: rewrite(p, lambda t: {"weight": torch.ones(1)}), "not a LoRA of a transformer"),
         "cut short": (lambda p: (p / artifacts.WEIGHTS).write_bytes(b"\x10"), "not a readable safetensors file"),
@@ -179,13 +182,13 @@ def test_adapters_that_do_not_fit_are_refused_before_the_model_changes(trained, 
         damage(copy)
         model = transformer()
         with pytest.raises(InvalidError, match=message):
-            load_adapter(model, copy, "ocr")
+            load_adapter(model, read_adapter_file(copy), "ocr")
         assert not getattr(model, "peft_config", {}), name
 
 
 def test_an_adapter_of_a_wider_base_is_refused(trained):
     with pytest.raises(InvalidError, match="is the adapter for another base"):
-        load_adapter(transformer(width=32), trained[0], "ocr")
+        load_adapter(transformer(width=32), read_adapter_file(trained[0]), "ocr")
 
 
 def test_unknown_target_modules_are_named():
@@ -196,15 +199,83 @@ def test_unknown_target_modules_are_named():
 # ---------------------------------------------------------------- fingerprints
 
 
+def save_model(folder, model, **options):
+    """A model of one component in diffusers' folder format."""
+    model.save_pretrained(folder / "transformer", **options)
+    (folder / "model_index.json").write_text('{"transformer": ["diffusers", "SD3Transformer2DModel"]}')
+    return folder
+
+
 def test_fingerprint_ignores_the_layout_of_files_but_no_number(tmp_path):
     model = transformer()
-    model.save_pretrained(tmp_path / "one")
-    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
-    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
-    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "sharded")
+    one = save_model(tmp_path / "one", model)
+    sharded = save_model(tmp_path / "sharded", model, max_shard_size="20KB")
+    assert len(list((sharded / "transformer").glob("*.safetensors"))) > 1
+    assert fingerprint(one) == fingerprint(sharded)
     next(model.parameters()).data.view(-1)[0] += 1e-3
-    model.save_pretrained(tmp_path / "changed")
-    assert fingerprint(tmp_path / "changed") != fingerprint(tmp_path / "one")
+    assert fingerprint(save_model(tmp_path / "changed", model)) != fingerprint(one)
+
+
+def test_fingerprint_covers_what_is_loaded_and_nothing_beside_it(tiny_base, tmp_path):
+    """A hub's repository has a single-file checkpoint and other people's text encoders beside the components."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    before = fingerprint(base)
+    save_file({"x": torch.ones(3)}, base / "all_in_one.safetensors")
+    save_file({"x": torch.ones(3)}, base / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    (base / "text_encoders").mkdir()
+    (base / "text_encoders" / "t5.bin").write_bytes(b"x")
+    (base / "README.json").write_text("[]")
+    assert fingerprint(base) == before == fingerprint(tiny_base)
+
+
+def swap_names(base):
+    """Where the loader looks, there are other weights; the right ones lie beside them."""
+    right, place = base / "vae" / "diffusion_pytorch_model.safetensors", base / "vae" / "model.safetensors"
+    right.rename(place)
+    torch.save({key: torch.zeros_like(value) for key, value in load_file(place).items()}, right.with_suffix(".bin"))
+
+
+def adapter_of_a_component(base):
+    (base / "text_encoder" / "adapter_config.json").write_text("{}")
+
+
+def weights_of_another_name(base):
+    file = base / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "transformers_weights": "other.safetensors"}))
+
+
+def two_sets_of_weights(base):
+    index = {"weight_map": {"a": "other.safetensors"}}
+    (base / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def weights_outside(base):
+    (base / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    index = {"weight_map": {"a": "../../other.safetensors"}}
+    (base / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_names, r"diffusion_pytorch_model\.bin is a pickle, which is never loaded"),
+        (lambda base: (base / "vae" / "diffusion_pytorch_model.safetensors").rename(base / "vae" / "model.safetensors"),
+         r"vae holds no diffusion_pytorch_model\.safetensors"),
+        (adapter_of_a_component, r"text_encoder holds adapter_config\.json"),
+        (weights_of_another_name, "names other weights in transformers_weights"),
+        (two_sets_of_weights, "two sets of weights; remove one"),
+        (weights_outside, "has no weight_map of file names"),
+    ],
+)  # fmt: skip
+def test_nothing_is_loaded_in_the_place_of_what_the_fingerprint_covers(tiny_base, tmp_path, change, message):
+    """Fingerprint, preflight and loading refuse alike."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    change(base)
+    for use in (fingerprint, linear_layers, load_model):
+        with pytest.raises(InvalidError, match=message):
+            use(base)
 
 
 def test_fingerprint_knows_tensors_of_every_kind_as_pytorch_does(tmp_path):
@@ -214,11 +285,14 @@ def test_fingerprint_knows_tensors_of_every_kind_as_pytorch_does(tmp_path):
     content = torch.arange(48, dtype=torch.uint8)
     tensors = {f"t{i}": content.clone().view(dtype).view(2, -1) for i, dtype in enumerate(dtypes[:-1])}
     tensors |= {"bool": content.bool(), "scalar": torch.tensor(1.5), "empty": torch.zeros(0, 3)}
-    save_file(tensors, tmp_path / "x.safetensors")
-    entries = []
+    (tmp_path / "transformer").mkdir()
+    save_file(tensors, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "X"], "_diffusers_version": "1"}')
+    index = hashlib.sha256(b'{"transformer": ["diffusers", "X"]}').hexdigest()
+    entries = [["config", "model_index.json", index]]
     for name, tensor in tensors.items():
         digest = hashlib.sha256(bytes(tensor.reshape(-1).view(torch.uint8).tolist())).hexdigest()
-        entries.append(["tensor", f"./{name}", f"{tensor.dtype} {tuple(tensor.shape)} {digest}"])
+        entries.append(["tensor", f"transformer/{name}", f"{tensor.dtype} {tuple(tensor.shape)} {digest}"])
     expected = hashlib.sha256("".join(json.dumps(entry) for entry in sorted(entries)).encode()).hexdigest()
     assert fingerprint(tmp_path) == f"sha256:{expected}"
 
@@ -234,21 +308,24 @@ def test_fingerprint_sees_the_configuration_and_the_scale_of_an_adapter(trained,
     path, _ = trained
     before = fingerprint(path)
     assert before == fingerprint(path / artifacts.WEIGHTS)
+    rewrite(path, metadata=lambda m: set_rank(m, lora_dropout=0.5))
+    assert fingerprint(path) == before
     rewrite(path, metadata=lambda m: set_rank(m, lora_alpha=4))
     assert fingerprint(path) != before
-    transformer().save_pretrained(tmp_path / "m")
-    before = fingerprint(tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "_diffusers_version": "9.9"}))
-    assert fingerprint(tmp_path / "m") == before
-    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "qk_norm": None}))
-    assert fingerprint(tmp_path / "m") != before
+    model = save_model(tmp_path / "m", transformer())
+    before = fingerprint(model)
+    file = model / "transformer" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "_diffusers_version": "9.9"}))
+    assert fingerprint(model) == before
+    file.write_text(json.dumps({**config, "qk_norm": None}))
+    assert fingerprint(model) != before
 
 
 def test_fingerprint_of_nothing_is_refused(tmp_path):
     with pytest.raises(InvalidError, match="does not exist"):
         fingerprint(tmp_path / "absent")
-    with pytest.raises(InvalidError, match="holds no safetensors"):
+    with pytest.raises(InvalidError, match="holds neither"):
         fingerprint(tmp_path)
 
 

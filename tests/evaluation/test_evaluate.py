@@ -11,6 +11,7 @@ from opd_cli.report import write_report
 from opd_core.api.load import check_spec, dump_spec, load_spec
 from opd_core.artifacts import SamplingDefaults, Source, StudentManifest, read_student, write_student
 from opd_core.errors import InvalidError
+from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import load_adapter, save_adapter
 from opd_core.models.pipeline import load_model
 from opd_trainer import evaluate as program
@@ -32,7 +33,7 @@ def student(tmp_path_factory, tiny_base, tiny_world):
     """A student directory that holds the ocr teacher: its scores are known by then."""
     directory = tmp_path_factory.mktemp("work") / "student"
     model = load_model(tiny_base, parts={"transformer"})
-    load_adapter(model.transformer, tiny_world / "teachers" / "ocr", "student")
+    load_adapter(model.transformer, read_adapter_file(tiny_world / "teachers" / "ocr"), "student")
     write_student(
         directory,
         lambda folder: save_adapter(model.transformer, folder),

@@ -9,6 +9,7 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 from opd_core.errors import RefusedError
+from opd_core.models.adapter_file import read_teacher
 from opd_core.models.fingerprint import fingerprint
 from opd_core.teachers import contract
 from opd_core.teachers.agreement import check_identity, self_test
@@ -20,7 +21,7 @@ from tests.teacher.conftest import TEACHERS
 
 @pytest.fixture(scope="module")
 def local(tiny_base, tiny_world):
-    adapters = {name: tiny_world / "teachers" / name for name in TEACHERS}
+    adapters = {name: read_teacher(tiny_world / "teachers" / name) for name in TEACHERS}
     return LocalTeachers(tiny_base, adapters, precision="FP32", max_sequence_length=10)
 
 
@@ -86,16 +87,22 @@ def test_the_mean_is_a_x_plus_b_v(server, client, rows):
 
 
 def test_identity_and_self_test_of_the_right_service(client, rows, tiny_base, tiny_world):
-    teachers = {name: tiny_world / "teachers" / name for name in TEACHERS}
+    teachers = {name: read_teacher(tiny_world / "teachers" / name) for name in TEACHERS}
     check_identity(client, base=tiny_base, teachers=teachers, max_sequence_length=10)
     worst = self_test(client, "ocr", (16, 8, 8), 4.5, rows.conditioning[0], rows.negative, tolerance=1e-3)
     assert 0 <= worst <= 1e-3
 
 
-def test_another_base_teacher_or_length_is_refused_with_every_difference(client, tiny_base, tiny_world):
-    swapped = {"ocr": tiny_world / "teachers" / "geneval", "unheard-of": tiny_world / "teachers" / "ocr"}
+def test_another_base_teacher_or_length_is_refused_with_every_difference(client, tiny_base, tiny_world, tmp_path):
+    swapped = {
+        "ocr": read_teacher(tiny_world / "teachers" / "geneval"),
+        "unheard-of": read_teacher(tiny_world / "teachers" / "ocr"),
+    }
+    shutil.copytree(tiny_base, tmp_path / "base")
+    config = tmp_path / "base" / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"latent_channels": 16', '"latent_channels": 16, "other": 1'))
     with pytest.raises(RefusedError) as refusal:
-        check_identity(client, base=tiny_base / "vae", teachers=swapped, max_sequence_length=77)
+        check_identity(client, base=tmp_path / "base", teachers=swapped, max_sequence_length=77)
     message = str(refusal.value)
     for words in (
         "base: the server has",

@@ -13,7 +13,7 @@ from opd_core.uris import resolve
 from opd_trainer.loop import distil
 from opd_trainer.prompts import training_prompt
 from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT
+from opd_trainer.setup import STUDENT, teacher_adapters
 from torch import Tensor
 
 from .conftest import SDE
@@ -99,8 +99,8 @@ def test_gradient_is_that_of_the_papers_objective(
     training = spec.training
     model = load_model(resolve(spec.model.uri, tiny_claims), parts={"text", "transformer"})
     transformer = run.model.transformer
-    for teacher in spec.teachers:
-        load_adapter(model.transformer, resolve(teacher.adapter.uri, tiny_claims), teacher.name)
+    for name, adapter in teacher_adapters(spec, tiny_claims).items():
+        load_adapter(model.transformer, adapter, name)
 
     def velocity(network: Any, x: Tensor, sigma: float, prompt: str, guidance: float) -> Tensor:
         def plain(text: str) -> Tensor:

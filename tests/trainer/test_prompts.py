@@ -1,10 +1,14 @@
 """Prompt files, held-out prompts, and the order of training."""
 
+import json
 from pathlib import Path
 
 import pytest
 from opd_core.errors import InvalidError
-from opd_trainer.prompts import PromptRecord, load_prompts, split_held_out, task_prompts, training_prompt
+from opd_core.uris import resolve
+from opd_trainer.preflight import data_notes
+from opd_trainer.prompt_files import PromptRecord, load_prompts
+from opd_trainer.prompts import split_held_out, task_prompts, training_prompt
 
 RECORDS = [PromptRecord(f"prompt {i}") for i in range(10)]
 
@@ -21,9 +25,55 @@ def test_text_has_a_prompt_per_line(tmp_path: Path) -> None:
     assert [record.prompt for record in load_prompts(file)] == ["a red 7", "a blue 3"]
 
 
+ODD = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.txt", [ODD, "x"]),
+        ("a.TXT", [ODD, "x"]),
+        ("a.jsonl", [json.dumps({"prompt": text}, ensure_ascii=False) for text in (ODD, "x")]),
+        ("a.JSONL", [json.dumps({"prompt": text}) for text in (ODD, "x")]),
+        ("a.json", ["[", json.dumps(ODD) + ",", '{"prompt": "x"}', "]"]),
+        ("a.csv", ["count,prompt", f"1,{ODD}", '2,"x"']),
+        ("a.tsv", ["prompt\tcount", f"{ODD}\t1", "x\t2"]),
+    ],
+)
+def test_lines_end_at_newlines_only_and_a_mark_is_no_part_of_them(tmp_path: Path, name, lines, mark, end) -> None:
+    """https://github.com/wbolster/jsonlines/issues/53, https://github.com/NVDLI/LDL/issues/3"""
+    file = tmp_path / name
+    file.write_bytes((mark + end.join(lines) + end).encode())
+    assert [record.prompt for record in load_prompts(file)] == [ODD, "x"]
+
+
+def test_columns_and_quotes_of_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('prompt,class,count\n"a ""red"" 3, and\nmore",digit,2\n\nplain,,\n')
+    assert load_prompts(file) == [
+        PromptRecord('a "red" 3, and\nmore', {"class": "digit", "count": "2"}),
+        PromptRecord("plain", {"class": "", "count": ""}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.csv", "text,count\nx,1\n", "line 1: needs names of columns.*prompt; got text, count"),
+        ("a.csv", "prompt,prompt\nx,1\n", "line 1: needs names of columns"),
+        ("a.csv", "prompt,count\nx,1,2\n", "line 2: has 3 fields, and 2 columns"),
+        ("a.csv", 'prompt\n"x\n', "line 2: unexpected end"),
+        ("a.csv", "prompt,count\n,1\n", "line 2: needs an object"),
+        ("a.json", '{"prompt": "x"}', "needs a list"),
+        ("a.json", '["x", 3]', "item 2: needs an object"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.jsonl", '{"prompt": "x", "n": ' + "9" * 5000 + "}", "line 1: not JSON"),
+        ("a.jsonl", '{"prompt": "\\ud800"}', "lone surrogate"),
+        ("a.txt", "one\rtwo\rthree", "line 1: has a carriage return within"),
+        ("a.parquet", "PAR1", r"ends in \.parquet; write it as \.jsonl, for example with pandas"),
+        ("a.xlsx", "x", r"ends in \.xlsx; use \.txt, \.jsonl, \.json, \.csv, \.tsv"),
         ("a.jsonl", "\n \n", "holds no prompts"),
         ("a.txt", "", "holds no prompts"),
         ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "line 2.*non-empty text"),
@@ -31,7 +81,6 @@ def test_text_has_a_prompt_per_line(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": 3}\n', "line 1"),
         ("a.jsonl", '["x"]\n', "line 1"),
         ("a.jsonl", "{prompt\n", "line 1: not JSON"),
-        ("a.csv", "x\n", "use .jsonl or .txt"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_place(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -85,3 +134,39 @@ def test_a_spec_without_held_out_file_splits_its_own(make_spec, tiny_claims: Pat
     prompts = task_prompts(spec.teachers[0], spec.evaluation, tiny_claims)
     assert len(prompts.held_out) == spec.evaluation.prompts_per_task
     assert not {r.prompt for r in prompts.training} & {r.prompt for r in prompts.held_out}
+
+
+def test_prompts_that_are_held_out_by_a_file_leave_training_and_are_counted(make_spec, tiny_claims, tmp_path) -> None:
+    """https://github.com/NVlabs/DiffusionNFT: the one line of dataset/drawbench/train.txt is in test.txt."""
+    (tmp_path / "claims").mkdir()
+    for name, text in (("train.txt", "a\nb\nb\nc\na\n"), ("heldout.txt", "a\nz\n")):
+        (tmp_path / "claims" / name).write_text(text)
+    (tmp_path / "claims" / "tiny-world").symlink_to(tiny_claims / "tiny-world")
+    uris = {"uri": f"file://{tmp_path}/claims/train.txt", "heldOutUri": f"file://{tmp_path}/claims/heldout.txt"}
+    spec = make_spec({"spec.teachers.0.prompts": uris}).spec
+    prompts = task_prompts(spec.teachers[0], spec.evaluation, tmp_path / "claims")
+    assert [record.prompt for record in prompts.training] == ["b", "b", "c"]
+    assert (prompts.overlap, prompts.repeated) == (1, 1)
+    notes = data_notes(spec, tmp_path / "claims", lambda uri: resolve(uri, tmp_path / "claims"))
+    assert notes[:2] == [
+        "spec.teachers[0].prompts: 1 prompts are in heldOutUri too; they are left out of training",
+        "spec.teachers[0].prompts: 1 of 3 training lines repeat a prompt, which is then trained on as often as it stands there",
+    ]
+    (tmp_path / "claims" / "heldout.txt").write_text("a\nb\nc\n")
+    with pytest.raises(InvalidError, match="every prompt of .* is held out by .*; name other prompts"):
+        task_prompts(spec.teachers[0], spec.evaluation, tmp_path / "claims")
+
+
+def test_prompts_that_no_encoder_sees_whole_are_counted(make_spec, tiny_claims, tmp_path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text("a red 7\n" + "two blue 3 " * 12 + "\n" + "a red 7 above a blue 3 and a green 5\n")
+    held = tmp_path / "held.txt"
+    held.write_text("a green 5\n")
+    spec = make_spec({"spec.teachers.1.prompts": {"uri": f"file://{file}", "heldOutUri": f"file://{held}"}}).spec
+    notes = [note for note in data_notes(spec, tiny_claims, lambda uri: resolve(uri, tiny_claims)) if "[1]" in note]
+    assert notes == [
+        "spec.teachers[1].prompts: 2 of 4 prompts are longer than the 10 tokens that CLIP sees",
+        "spec.teachers[1].prompts: 2 of 4 prompts are longer than spec.model.maxSequenceLength, 10 tokens of T5; "
+        "no encoder sees the rest",
+    ]
+    assert "red" not in "".join(notes)

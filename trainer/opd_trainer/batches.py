@@ -9,7 +9,8 @@ from opd_core.conditioning import Conditioning, stack
 from opd_core.diffusion.noise import draw
 from torch import Tensor
 
-from opd_trainer.prompts import PromptRecord, training_prompt
+from opd_trainer.prompt_files import PromptRecord
+from opd_trainer.prompts import training_prompt
 
 Encode = Callable[[Sequence[str]], list[Conditioning]]
 

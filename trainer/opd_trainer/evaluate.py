@@ -15,8 +15,9 @@ from opd_core.artifacts import publish_student, read_student, update_scores
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, OPDError, StorageError
 from opd_core.exit_codes import ExitCode
+from opd_core.models.adapter_file import read_adapter_file, read_teacher
 from opd_core.models.adapters import load_adapter
-from opd_core.models.fingerprint import fingerprint
+from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
 from opd_core.models.pipeline import Model, load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.process import leave
@@ -28,7 +29,8 @@ from torch import Tensor
 from opd_trainer.evaluation.gate import failures
 from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
 from opd_trainer.evaluation.summary import scores_of, summarise, task_means
-from opd_trainer.prompts import PromptRecord, held_out_prompts
+from opd_trainer.prompt_files import PromptRecord
+from opd_trainer.prompts import held_out_prompts
 from opd_trainer.rewards.registry import RewardFn, load_rewards
 
 GRID_IMAGES = 8  # per task and model, for the report
@@ -144,13 +146,15 @@ def _candidates(
     candidates = [Candidate("base", None, guidance, base_fingerprint)] if "base" in kinds else []
     if "teachers" in kinds:
         for teacher in spec.teachers:
-            path = resolve(teacher.adapter.uri, claims)
-            load_adapter(model.transformer, path, f"teacher-{teacher.name}")
+            adapter = read_teacher(resolve(teacher.adapter.uri, claims), teacher.adapter.alpha)
+            load_adapter(model.transformer, adapter, f"teacher-{teacher.name}")
             name = f"teacher:{teacher.name}"
-            candidates.append(Candidate(name, f"teacher-{teacher.name}", teacher.guidance_scale, fingerprint(path)))
+            candidates.append(
+                Candidate(name, f"teacher-{teacher.name}", teacher.guidance_scale, adapter_fingerprint(adapter))
+            )
     if "student" in kinds and student is not None:
         manifest, weights = read_student(student)
-        load_adapter(model.transformer, weights, "student")
+        load_adapter(model.transformer, read_adapter_file(weights), "student")
         candidates.append(Candidate("student", "student", guidance, manifest.digest))
     return candidates
 

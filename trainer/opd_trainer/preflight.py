@@ -6,14 +6,42 @@ from pathlib import Path
 from opd_core.api.types import Spec
 from opd_core.errors import InvalidError
 from opd_core.models.preflight import Find, attempt
+from opd_core.models.tokens import longer_prompts
 
-from opd_trainer.prompts import held_out_prompts, load_prompts
+from opd_trainer.prompt_files import load_prompts
+from opd_trainer.prompts import held_out_prompts, task_prompts
 from opd_trainer.rewards.registry import find_reward
 
 
 def data_problems(spec: Spec, claims: Path, find: Find) -> list[str]:
     """Each names a field, its value, what is wrong and what to do."""
     return [*_prompts(spec, claims, find), *_rewards(spec)]
+
+
+def data_notes(spec: Spec, claims: Path, find: Find) -> list[str]:
+    """What is no fault of the prompts but should be known: one line each. For a spec without problems."""
+    return [*_notes(spec, claims, find)]
+
+
+def _notes(spec: Spec, claims: Path, find: Find) -> Iterator[str]:
+    base = find(spec.model.uri)
+    for i, teacher in enumerate(spec.teachers):
+        uris = [teacher.prompts.uri, *filter(None, [teacher.prompts.held_out_uri])]
+        if any(find(uri) is None for uri in uris):
+            continue
+        path = f"spec.teachers[{i}].prompts"
+        prompts = task_prompts(teacher, spec.evaluation, claims)
+        if prompts.overlap:
+            yield f"{path}: {prompts.overlap} prompts are in heldOutUri too; they are left out of training"
+        if prompts.repeated:
+            yield (
+                f"{path}: {prompts.repeated} of {len(prompts.training)} training lines repeat a prompt, which is then "
+                "trained on as often as it stands there"
+            )
+        if base is not None:
+            texts = list(dict.fromkeys(record.prompt for record in (*prompts.training, *prompts.held_out)))
+            for limit in longer_prompts(base, texts, spec.model.max_sequence_length):
+                yield f"{path}: {limit.count} of {len(texts)} prompts {limit.words}"
 
 
 def _prompts(spec: Spec, claims: Path, find: Find) -> Iterator[str]:

@@ -1,12 +1,11 @@
-"""Prompt files, what is held out of them, and the order in which training visits the rest."""
+"""What is held out of a task's prompts, and the order in which training visits the rest."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from opd_core.api.types import Evaluation, Spec, Teacher
@@ -14,40 +13,24 @@ from opd_core.diffusion.noise import keyed_seed
 from opd_core.errors import InvalidError
 from opd_core.uris import resolve
 
-
-@dataclass(frozen=True)
-class PromptRecord:
-    """One prompt; `metadata` is the rest of its line, for the rewards."""
-
-    prompt: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+from opd_trainer.prompt_files import PromptRecord, load_prompts
 
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """A task's prompts: no held-out prompt is trained on."""
+    """A task's prompts: no held-out prompt is trained on.
+
+    `overlap`: how many prompts of the training file were left out of training because the held-out file has them.
+    """
 
     training: list[PromptRecord]
     held_out: list[PromptRecord]
+    overlap: int = 0
 
-
-def load_prompts(path: Path) -> list[PromptRecord]:
-    """Records of a prompt file: `.jsonl` with an object per line that has a `prompt`, or `.txt` with a prompt per line.
-
-    Raises:
-        InvalidError: unreadable, another suffix, a bad line (named by its number), or no prompt at all.
-    """
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise InvalidError(f"prompt file {path} ends in {path.suffix or 'nothing'}; use .jsonl or .txt")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidError(f"prompt file {path} cannot be read: {error}") from error
-    records = [reader(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not records:
-        raise InvalidError(f"prompt file {path} holds no prompts; write at least one line")
-    return records
+    @property
+    def repeated(self) -> int:
+        """Lines of training that repeat the prompt of an earlier one."""
+        return len(self.training) - len({record.prompt for record in self.training})
 
 
 def split_held_out(records: Sequence[PromptRecord], n: int, seed: int) -> tuple[list[PromptRecord], list[PromptRecord]]:
@@ -77,7 +60,15 @@ def task_prompts(teacher: Teacher, evaluation: Evaluation, claims: Path) -> Task
     records = load_prompts(resolve(teacher.prompts.uri, claims))
     if not teacher.prompts.held_out_uri:
         return TaskPrompts(*split_held_out(records, evaluation.prompts_per_task, evaluation.seed))
-    return TaskPrompts(records, load_prompts(resolve(teacher.prompts.held_out_uri, claims)))
+    held_out = load_prompts(resolve(teacher.prompts.held_out_uri, claims))
+    excluded = {record.prompt for record in held_out}
+    training = [record for record in records if record.prompt not in excluded]
+    if not training:
+        raise InvalidError(
+            f"every prompt of {teacher.prompts.uri} is held out by {teacher.prompts.held_out_uri}, so none is left to "
+            "train on; name other prompts, or leave heldOutUri out to hold some of them out"
+        )
+    return TaskPrompts(training, held_out, len({record.prompt for record in records} & excluded))
 
 
 def held_out_prompts(spec: Spec, claims: Path) -> dict[str, list[PromptRecord]]:
@@ -118,21 +109,3 @@ def prompts_digest(records: Sequence[PromptRecord]) -> str:
 def permutation(size: int, *key: int | str) -> tuple[int, ...]:
     """A permutation of range(size) by key."""
     return tuple(np.random.Generator(np.random.PCG64(keyed_seed(*key))).permutation(size).tolist())
-
-
-def _from_json(line: str, where: str) -> PromptRecord:
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InvalidError(f"{where}: not JSON ({error})") from error
-    prompt = content.pop("prompt", None) if isinstance(content, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InvalidError(f'{where}: needs an object with a non-empty text "prompt"; got {line[:80]}')
-    return PromptRecord(prompt, content)
-
-
-def _from_text(line: str, where: str) -> PromptRecord:
-    return PromptRecord(line.strip())
-
-
-_READERS: dict[str, Callable[[str, str], PromptRecord]] = {".jsonl": _from_json, ".txt": _from_text}

@@ -8,7 +8,7 @@ from opd_core.conditioning import Conditioning
 from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
-from opd_core.models.adapter_file import read_adapter_file
+from opd_core.models.adapter_file import AdapterFile, read_adapter_file, read_teacher
 from opd_core.models.adapters import adapter_parameters, add_student_adapter, start_adapter
 from opd_core.models.pipeline import Model, load_model
 from opd_core.models.preflight import refuse, start_problems
@@ -124,7 +124,7 @@ def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: st
     if spec.teacher_serving.placement == Placement.IN_PROCESS:
         return LocalTeachers(
             resolve(spec.model.uri, claims),
-            {teacher.name: resolve(teacher.adapter.uri, claims) for teacher in spec.teachers},
+            teacher_adapters(spec, claims),
             precision=spec.teacher_serving.precision,
             max_sequence_length=spec.model.max_sequence_length,
             device=device,
@@ -137,6 +137,11 @@ def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: st
     return connect(addresses)
 
 
+def teacher_adapters(spec: Spec, claims: Path) -> dict[str, AdapterFile]:
+    """The teachers' LoRAs by name."""
+    return {t.name: read_teacher(resolve(t.adapter.uri, claims), t.adapter.alpha) for t in spec.teachers}
+
+
 def agree(run: Run, spec: Spec, claims: Path) -> None:
     """Check that the teachers are those of the spec, and that an answer does not depend on who else asks.
 
@@ -146,7 +151,7 @@ def agree(run: Run, spec: Spec, claims: Path) -> None:
     check_identity(
         run.teachers,
         base=resolve(spec.model.uri, claims),
-        teachers={teacher.name: resolve(teacher.adapter.uri, claims) for teacher in spec.teachers},
+        teachers=teacher_adapters(spec, claims),
         max_sequence_length=spec.model.max_sequence_length,
     )
     resolution = spec.training.resolution

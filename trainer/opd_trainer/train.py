@@ -24,7 +24,7 @@ from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import World, barrier, init_distributed, shutdown
 from opd_trainer.log import RoundLog
 from opd_trainer.metrics import Metrics
-from opd_trainer.preflight import data_problems
+from opd_trainer.preflight import data_notes, data_problems
 from opd_trainer.prompts import prompts_digest
 from opd_trainer.rank import run_rank
 from opd_trainer.record import RoundRecord
@@ -60,6 +60,8 @@ def train(args: Namespace) -> int:
 
     find = partial(resolve, claims=args.claims)
     refuse(data_problems(distillation.spec, args.claims, find), distillation.metadata.name)
+    for note in data_notes(distillation.spec, args.claims, find) if world.rank == 0 else []:
+        say(world, note)
     addresses = [address for address in args.teachers.split(",") if address]
     run = build_run(distillation.spec, args.claims, addresses, device, world)
     stop.then(run.teachers.stop_waiting)

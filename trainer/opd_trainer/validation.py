@@ -17,7 +17,8 @@ from opd_trainer.ema import Ema
 from opd_trainer.engine import World, all_reduce
 from opd_trainer.evaluation import VALIDATION_PROMPTS
 from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
-from opd_trainer.prompts import PromptRecord, held_out_prompts
+from opd_trainer.prompt_files import PromptRecord
+from opd_trainer.prompts import held_out_prompts
 from opd_trainer.record import Rewards
 from opd_trainer.rewards.registry import RewardFn
 

@@ -39,7 +39,7 @@ def deploy(run: Run, *, serve: bool) -> None:
 
 
 def _generate(run: Run, url: str) -> Path:
-    from opd_trainer.prompts import load_prompts
+    from opd_trainer.prompt_files import load_prompts
 
     from opd_cli.generate import request_images, write_images
 

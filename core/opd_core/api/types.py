@@ -135,7 +135,14 @@ class Student(Model):
 
 
 class AdapterRef(Model):
-    uri: Uri = Field(description="LoRA of the teacher: a safetensors file or its folder, with adapter metadata.")
+    uri: Uri = Field(description="LoRA of the teacher, diffusers' or PEFT's: a safetensors file or its folder.")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        le=65536,
+        description="Scale of a LoRA whose file does not state it: its change is multiplied by alpha / rank. For "
+        "diffusers' own SD3 script alpha is the rank.",
+    )
 
 
 class Prompts(Model):

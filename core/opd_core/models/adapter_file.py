@@ -1,84 +1,110 @@
 """What a LoRA's file says about it, and whether it fits a model: nothing is loaded."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
-from opd_core.models.headers import read_header, read_json
+from opd_core.models.adapter_config import AdapterConfig, adapter_config, ends_with
+from opd_core.models.adapter_keys import PREFIXES, adapter_keys
+from opd_core.models.headers import read_bytes, read_header, read_json
 
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_PREFIXES = ("transformer.", "base_model.model.")  # diffusers' and PEFT's own
 _METADATA = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
-_UNSUPPORTED = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
-_RE_SAVE = (
-    "without it the adapter's scale alpha / rank is unknown; save it again with "
-    "StableDiffusion3Pipeline.save_lora_weights(..., transformer_lora_adapter_metadata=config.to_dict()) "
-    "or with PEFT's save_pretrained"
-)
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A LoRA on disk. Keys of `shapes` are relative to the transformer, those in the file begin with `prefix`.
+    """A LoRA on disk: a layer with matrices A [r, in] and B [out, r] changes by alpha / r B A.
 
-    `targets` is what PEFT calls target_modules: ends of module names, or one regular expression for whole names.
+    Args:
+        keys: keys in the file by PEFT's key, `transformer_blocks.0.attn.to_q.lora_A.weight`.
+        shapes: by PEFT's key.
+        alphas: by layer.
+        rslora: the scale is alpha / sqrt(r) instead.
+        targets: ends of the names of all layers that it changes; None where only the tensors say.
+        stated: alpha as its user stated it, where the file has none.
     """
 
     file: Path
-    prefix: str
-    rank: int
-    alpha: int
-    targets: list[str] | str
-    rslora: bool
+    keys: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
-
-    @property
-    def scale(self) -> float:
-        """What the product of its two matrices is multiplied by."""
-        return float(self.alpha / (self.rank**0.5 if self.rslora else self.rank))
+    alphas: Mapping[str, float]
+    rslora: bool = False
+    targets: Sequence[str] | None = None
+    stated: float | None = None
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers it changes."""
-        return sorted({key.partition(".lora_")[0] for key in self.shapes})
+        return sorted(self.alphas)
+
+    def rank(self, layer: str) -> int:
+        return self.shapes[f"{layer}.lora_A.weight"][0]
+
+    def scale(self, layer: str) -> float:
+        """What the product of the layer's two matrices is multiplied by."""
+        rank = self.rank(layer)
+        return float(self.alphas[layer] / (rank**0.5 if self.rslora else rank))
 
 
-def read_adapter_file(path: Path) -> AdapterFile:
-    """The LoRA at `path`: a file or its folder, diffusers' or PEFT's format.
+def read_adapter_file(path: Path, alpha: float | None = None) -> AdapterFile:
+    """The LoRA at `path`, a file or its folder.
+
+    Its scale is taken from diffusers' metadata in the file, from adapter_config.json beside it, from tensors that end
+    in .alpha, or is `alpha` / rank.
 
     Raises:
-        InvalidError: not a LoRA of a transformer, or one without the metadata that gives its scale.
+        InvalidError: not a plain LoRA of a transformer's linear layers; one whose scale nobody states, or two state
+            differently.
     """
     file = _weights_file(path)
     header = read_header(file)
-    prefix = next((p for p in _PREFIXES if header.shapes and all(key.startswith(p) for key in header.shapes)), None)
-    if prefix is None:
-        example = next(iter(header.shapes), "no tensor at all")
+    keys = adapter_keys(file, header.shapes)
+    shapes = {key: header.shapes[stored] for key, stored in keys.tensors.items()}
+    ranks = _ranks(file, shapes)
+    config = _config(file, header.metadata)
+    if config is not None and keys.alphas:
         raise InvalidError(
-            f"{file} is not a LoRA of a transformer: it holds {example}; expected keys {' or '.join(_PREFIXES)}..."
+            f"{file} has a configuration and tensors such as {next(iter(keys.alphas.values()))}; save it again"
         )
-    fields = _config(file, header.metadata)
-    try:
-        rank, alpha, targets = fields["r"], fields["lora_alpha"], fields["target_modules"]
-    except KeyError as error:
-        raise InvalidError(f"the adapter metadata of {file} has no {error.args[0]}; {_RE_SAVE}") from error
-    unsupported = [key for key in _UNSUPPORTED if fields.get(key)]
-    if unsupported:
-        raise InvalidError(f"{file} uses {', '.join(unsupported)}, which is not supported; train a plain LoRA")
+    if config is not None or keys.alphas:
+        alphas = _configured(file, ranks, config) if config is not None else _stored(file, ranks, keys.alphas)
+        if alpha is not None and set(alphas.values()) != {alpha}:
+            told = ", ".join(f"{value:g}" for value in sorted(set(alphas.values())))
+            raise InvalidError(f"alpha is stated as {alpha:g}, and {file} itself says {told}; leave adapter.alpha out")
+    elif alpha is not None:
+        alphas = dict.fromkeys(ranks, float(alpha))
+    else:
+        raise InvalidError(_unknown_scale(file, sorted(set(ranks.values()))))
     return AdapterFile(
         file=file,
-        prefix=prefix,
-        rank=rank,
-        alpha=alpha,
-        targets=targets,
-        rslora=bool(fields.get("use_rslora")),
-        shapes={key.removeprefix(prefix): shape for key, shape in header.shapes.items()},
+        keys=keys.tensors,
+        shapes=shapes,
+        alphas=alphas,
+        rslora=config is not None and config.use_rslora,
+        targets=config.complete_targets if config is not None else None,
+        stated=alpha,
     )
+
+
+def read_teacher(path: Path, alpha: float | None = None) -> AdapterFile:
+    """The LoRA of a teacher, which must differ from its base. `alpha`: of `teachers[].adapter`.
+
+    Raises:
+        InvalidError: as `read_adapter_file`; or it changes nothing, since every B is zero.
+    """
+    adapter = read_adapter_file(path, alpha)
+    ups = {stored for key, stored in adapter.keys.items() if ".lora_B." in key}
+    if not any(
+        name in ups and content.tobytes().count(0) < len(content) for name, _, _, content in read_bytes(adapter.file)
+    ):
+        raise InvalidError(
+            f"{adapter.file} changes nothing: all its B matrices are zero, so it would teach the base; was it trained?"
+        )
+    return adapter
 
 
 def check_fit(adapter: AdapterFile, linear: Mapping[str, tuple[int, int]]) -> None:
@@ -90,26 +116,27 @@ def check_fit(adapter: AdapterFile, linear: Mapping[str, tuple[int, int]]) -> No
     Raises:
         InvalidError: it was made for another base, or does not fit its own metadata.
     """
-    for key, shape in adapter.shapes.items():
-        name, _, side = key.partition(".lora_")
-        if name not in linear:
+    for layer in adapter.layers:
+        if layer not in linear:
             raise InvalidError(
-                f"{adapter.file} adapts {name}, and this model has no such linear layer; is it for another base?"
+                f"{adapter.file} adapts {layer}, and this model has no such linear layer; is it for another base?"
             )
-        outputs, inputs = linear[name]
-        expected = (adapter.rank, inputs) if side.startswith("A") else (outputs, adapter.rank)
-        if shape != expected:
-            raise InvalidError(
-                f"{adapter.file}: {key} has shape {shape}, but rank {adapter.rank} on this model needs {expected}; "
-                "is the adapter for another base, or its metadata from another adapter?"
-            )
-    targeted = [name for name in linear if matches(name, adapter.targets)]
-    needed = {f"{name}.lora_{side}.weight" for name in targeted for side in "AB"}
-    missing, surplus = sorted(needed - adapter.shapes.keys()), sorted(adapter.shapes.keys() - needed)
-    if missing or surplus:
+        (outputs, inputs), rank = linear[layer], adapter.rank(layer)
+        for side, expected in (("A", (rank, inputs)), ("B", (outputs, rank))):
+            shape = adapter.shapes[f"{layer}.lora_{side}.weight"]
+            if shape != expected:
+                raise InvalidError(
+                    f"{adapter.file}: {layer}.lora_{side}.weight has shape {shape}, but rank {rank} on this model "
+                    f"needs {expected}; is the adapter for another base?"
+                )
+    if adapter.targets is None:
+        return
+    targeted = {name for name in linear if matches(name, adapter.targets)}
+    missing, others = sorted(targeted - set(adapter.layers)), sorted(set(adapter.layers) - targeted)
+    if missing or others:
         raise InvalidError(
-            f"{adapter.file} does not fit its own metadata: {len(missing)} tensors are missing and {len(surplus)} "
-            f"unknown, e.g. {(missing + surplus)[0]}; save it again"
+            f"{adapter.file} does not fit its own metadata: of the layers that target_modules names {len(missing)} are "
+            f"missing, and {len(others)} others are there, e.g. {(missing + others)[0]}; copy it again"
         )
 
 
@@ -118,11 +145,9 @@ def unknown_targets(targets: Sequence[str], linear: Mapping[str, tuple[int, int]
     return [target for target in targets if not any(matches(name, [target]) for name in linear)]
 
 
-def matches(name: str, targets: Sequence[str] | str) -> bool:
-    """PEFT's rule: whether an adapter with these targets changes the module `name`."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+def matches(name: str, targets: Sequence[str]) -> bool:
+    """Whether an adapter with these targets changes the module `name`."""
+    return any(ends_with(name, target) for target in targets)
 
 
 def _weights_file(path: Path) -> Path:
@@ -136,14 +161,71 @@ def _weights_file(path: Path) -> Path:
     )
 
 
-def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of PEFT's LoraConfig, from the file's own metadata or from the file beside it."""
+def _ranks(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Rank by layer."""
+    ranks = {}
+    for key in shapes:
+        layer = key.partition(".lora_")[0]
+        a, b = (shapes.get(f"{layer}.lora_{side}.weight") for side in "AB")
+        if a is None or b is None:
+            raise InvalidError(f"{file} is not whole: {layer} has no lora_{'A' if a is None else 'B'}; copy it again")
+        if len(a) != 2 or len(b) != 2:
+            raise InvalidError(f"{file}: {key} has shape {shapes[key]}; supported are LoRAs of linear layers")
+        if a[0] != b[1] or a[0] == 0:
+            raise InvalidError(f"{file}: A and B of {layer} have shapes {a} and {b}, which are of no common rank")
+        ranks[layer] = a[0]
+    return ranks
+
+
+def _config(file: Path, metadata: Mapping[str, str]) -> AdapterConfig | None:
+    """PEFT's configuration, from the file's own metadata or from the file beside it."""
     if _METADATA in metadata:
+        source = f"the adapter metadata of {file}"
         try:
             stored = json.loads(metadata[_METADATA])
-        except ValueError as error:
-            raise InvalidError(f"the adapter metadata of {file} is not valid JSON: {error}; {_RE_SAVE}") from error
-        return {key.removeprefix("transformer."): v for key, v in stored.items() if key.startswith("transformer.")}
-    if (file.parent / _PEFT_CONFIG).is_file():
-        return read_json(file.parent / _PEFT_CONFIG)
-    raise InvalidError(f"{file} has no adapter metadata and no {_PEFT_CONFIG} beside it; {_RE_SAVE}")
+        except (ValueError, RecursionError) as error:
+            raise InvalidError(f"{source} is not valid JSON: {error}; save it again") from error
+        if not isinstance(stored, dict):
+            raise InvalidError(f"{source} is no JSON object: {metadata[_METADATA][:80]}; save it again")
+        begin = PREFIXES[0]
+        fields = {key.removeprefix(begin): value for key, value in stored.items() if key.startswith(begin)}
+        if stored and not fields:
+            raise InvalidError(
+                f"{source} says nothing of the transformer: it has {next(iter(stored))[:80]}; save it again"
+            )
+        return adapter_config(fields, source)
+    beside = file.parent / _PEFT_CONFIG
+    return adapter_config(read_json(beside), str(beside)) if beside.is_file() else None
+
+
+def _configured(file: Path, ranks: Mapping[str, int], config: AdapterConfig) -> dict[str, float]:
+    for layer, rank in ranks.items():
+        if config.rank(layer) != rank:
+            raise InvalidError(
+                f"{file} has rank {rank} in {layer}, and {config.rank(layer)} by its configuration; is that of another "
+                "adapter?"
+            )
+    return {layer: config.alpha(layer) for layer in ranks}
+
+
+def _stored(file: Path, ranks: Mapping[str, int], keys: Mapping[str, str]) -> dict[str, float]:
+    """The scalars that tools of kohya's school put beside the matrices."""
+    from safetensors import safe_open  # with PyTorch, which knows every type of number
+
+    if strange := sorted(ranks.keys() ^ keys.keys()):
+        raise InvalidError(f"{file} has A, B and alpha not of the same layers, e.g. {strange[0]}; save it again")
+    with safe_open(file, framework="pt") as opened:
+        stored = {layer: opened.get_tensor(key) for layer, key in keys.items()}
+    for layer, value in stored.items():
+        if value.numel() != 1 or not 0 < float(value) < float("inf"):
+            raise InvalidError(f"{file}: {keys[layer]} is no positive number: {str(value.tolist())[:80]}")
+    return {layer: float(value) for layer, value in stored.items()}
+
+
+def _unknown_scale(file: Path, ranks: Sequence[int]) -> str:
+    told = f"the rank, {ranks[0]}" if len(ranks) == 1 else f"the rank, and here there are {', '.join(map(str, ranks))}"
+    return (
+        f"{file} does not say its scale alpha / rank: it has no adapter metadata, no {_PEFT_CONFIG} beside it and no "
+        ".alpha tensors; for a teacher write adapter: {uri: ..., alpha: ...} with the alpha that it was trained with "
+        f"(for diffusers' own SD3 script alpha is {told}), or save it again with PEFT's save_pretrained"
+    )

@@ -1,6 +1,7 @@
 """LoRA adapters: read and checked before they touch a model, switched without touching what is trainable."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
-from opd_core.models.adapter_file import AdapterFile, check_fit, read_adapter_file, unknown_targets
+from opd_core.models.adapter_file import AdapterFile, check_fit, unknown_targets
 from opd_core.models.headers import sort_metadata
 
 with without_collection():
@@ -21,24 +22,37 @@ with without_collection():
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
-def load_adapter(transformer: nn.Module, path: Path, name: str) -> LoraConfig:
-    """Add the frozen LoRA at `path` (file or folder, diffusers' or PEFT's format) to `transformer` as adapter `name`.
+def load_adapter(transformer: nn.Module, adapter: AdapterFile, name: str) -> LoraConfig:
+    """Add a frozen LoRA to `transformer` as adapter `name`.
 
     Raises:
-        InvalidError: no weights, no metadata, or a rank, target or shape that does not fit the transformer. The
+        InvalidError: a target or a shape that does not fit the transformer, or numbers that are not finite. The
             transformer is unchanged then.
     """
-    adapter = read_adapter_file(path)
     check_fit(adapter, _linear_layers(transformer))
     state = read_adapter(adapter)
-    config = LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, target_modules=adapter.targets, use_rslora=adapter.rslora
-    )
+    ranks = {layer: adapter.rank(layer) for layer in adapter.layers}
+    config = lora_config(ranks, adapter.alphas, rslora=adapter.rslora)
     _add(transformer, config, name)
     set_peft_model_state_dict(transformer, state, adapter_name=name)
     for parameter in adapter_parameters(transformer, name):
         parameter.requires_grad_(False)
     return config
+
+
+def lora_config(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: bool = False) -> LoraConfig:
+    """PEFT's configuration of an adapter on the layers that `ranks` and `alphas` name."""
+    (rank, _), *_ = Counter(ranks.values()).most_common(1)
+    (alpha, _), *_ = Counter(alphas.values()).most_common(1)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # PEFT only divides by it
+        target_modules=list(ranks),
+        # ^ makes a key of a pattern a whole name: https://github.com/huggingface/peft/pull/2419
+        rank_pattern={f"^{layer}": own for layer, own in ranks.items() if own != rank},
+        alpha_pattern={f"^{layer}": own for layer, own in alphas.items() if own != alpha},
+        use_rslora=rslora,
+    )
 
 
 def add_student_adapter(
@@ -63,8 +77,9 @@ def start_adapter(transformer: nn.Module, start: AdapterFile, name: str = "stude
     """
     check_fit(start, _linear_layers(transformer))
     config: LoraConfig = transformer.peft_config[name]  # type: ignore[index]
-    ratio = start.scale / (config.lora_alpha / config.r)  # not one where `start` is scaled by the root of its rank
-    state = {key: value * ratio if ".lora_B." in key else value for key, value in read_adapter(start).items()}
+    state = read_adapter(start)
+    for layer in start.layers:  # the ratio is not one where `start` is scaled by the root of its rank
+        state[f"{layer}.lora_B.weight"] *= start.scale(layer) / (config.lora_alpha / config.r)
     set_peft_model_state_dict(transformer, state, adapter_name=name)
 
 
@@ -118,13 +133,13 @@ def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoraConf
 
 
 def read_adapter(adapter: AdapterFile) -> dict[str, Tensor]:
-    """The tensors of a LoRA; keys are relative to the transformer.
+    """The tensors of a LoRA by PEFT's key, relative to the transformer.
 
     Raises:
         InvalidError: NaN or infinity among them.
     """
     with safe_open(adapter.file, framework="pt") as opened:
-        state = {key: opened.get_tensor(f"{adapter.prefix}{key}") for key in adapter.shapes}
+        state = {key: opened.get_tensor(stored) for key, stored in adapter.keys.items()}
     bad = next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
     if bad is not None:
         raise InvalidError(f"{adapter.file} holds NaN or infinite numbers in {bad}; train or copy the adapter again")

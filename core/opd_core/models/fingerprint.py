@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from opd_core.errors import InvalidError
-from opd_core.models.headers import read_bytes, read_header
+from opd_core.models.adapter_file import AdapterFile, read_adapter_file
+from opd_core.models.headers import read_bytes, read_json
+from opd_core.models.outline import Component, components
 
+_INDEX = "model_index.json"
 # Say who wrote a file and when, not what the model computes.
 _VOLATILE = frozenset({"_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype"})
 _BYTES = frozenset({".txt", ".model"})  # vocabularies and merges of tokenisers
@@ -17,41 +20,54 @@ _TYPES = {"BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", 
 
 
 def fingerprint(path: Path) -> str:
-    """ "sha256:..." over every tensor (component, name, dtype, shape, bytes) and configuration under `path`.
+    """ "sha256:..." of the model in diffusers' folder format, or of the LoRA, at `path`.
 
-    Neither sharding nor the order of keys nor who saved the files changes it. A file is treated as a folder that holds
-    only this file.
+    It covers what is loaded and nothing else: of a model, every tensor (component, name, dtype, shape, bytes), every
+    configuration and every tokeniser of the components in its model_index.json. Neither sharding nor the order of keys
+    nor who saved the files changes it.
 
     Raises:
-        InvalidError: nothing at `path`, no tensors in it, or a file of them is damaged.
+        InvalidError: nothing at `path`, neither of the two, or a file of it is missing or damaged.
     """
     if not path.exists():
         raise InvalidError(f"{path} does not exist")
-    root = path if path.is_dir() else path.parent
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    entries = sorted(entry for file in files for entry in _entries(file, file.parent.relative_to(root).as_posix()))
-    if not any(kind == "tensor" for kind, _, _ in entries):
-        raise InvalidError(f"{path} holds no safetensors weights")
+    if not (path / _INDEX).is_file():
+        return adapter_fingerprint(read_adapter_file(path))
+    entries = [("config", _INDEX, _canonical(read_json(path / _INDEX)))]
+    for part in components(path):
+        for file in part.weights:
+            entries += (("tensor", f"{part.name}/{name}", digest) for name, digest in _tensors(file))
+        entries += _configuration(part)
+    return _digest(entries)
+
+
+def adapter_fingerprint(adapter: AdapterFile) -> str:
+    """ "sha256:..." of a LoRA: its tensors by layer, and each layer's scale, wherever that was stated."""
+    names = {stored: key for key, stored in adapter.keys.items()}
+    entries = [("tensor", names[stored], digest) for stored, digest in _tensors(adapter.file) if stored in names]
+    return _digest([*entries, *(("scale", layer, repr(adapter.scale(layer))) for layer in adapter.layers)])
+
+
+def _digest(entries: Iterable[tuple[str, str, str]]) -> str:
     digest = hashlib.sha256()
-    for entry in entries:
+    for entry in sorted(entries):
         digest.update(json.dumps(entry).encode())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _entries(file: Path, component: str) -> Iterator[tuple[str, str, str]]:
-    """(kind, name, digest) of everything in one file that belongs to the identity."""
-    if file.suffix == ".safetensors":
-        for name, dtype, shape, content in read_bytes(file):
-            body = hashlib.sha256(content).hexdigest()
-            yield "tensor", f"{component}/{name}", f"torch.{_torch_name(dtype)} {shape} {body}"
-        for name, value in read_header(file).metadata.items():
-            if name != "format":
-                told = _canonical(json.loads(value) if value[:1] in "{[" else value)
-                yield "metadata", f"{component}/{name}", told
-    elif file.suffix == ".json" and not file.name.endswith(".index.json"):
-        yield "config", f"{component}/{file.name}", _canonical(json.loads(file.read_text()))
-    elif file.suffix in _BYTES:
-        yield "bytes", f"{component}/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest()
+def _tensors(file: Path) -> Iterator[tuple[str, str]]:
+    """(name, dtype with shape and digest) of every tensor in a file."""
+    for name, dtype, shape, content in read_bytes(file):
+        yield name, f"torch.{_torch_name(dtype)} {shape} {hashlib.sha256(content).hexdigest()}"
+
+
+def _configuration(part: Component) -> Iterator[tuple[str, str, str]]:
+    for file in sorted(part.folder.glob("*")):
+        name = f"{part.name}/{file.name}"
+        if file.suffix == ".json" and not file.name.endswith(".index.json"):
+            yield "config", name, _canonical(read_json(file))
+        elif file.suffix in _BYTES:
+            yield "bytes", name, hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _torch_name(dtype: str) -> str:

@@ -11,8 +11,6 @@ from safetensors import SafetensorError, safe_open
 
 from opd_core.errors import InvalidError
 
-_STEMS = ("diffusion_pytorch_model", "model")  # of a component's weights: diffusers' and transformers'
-
 
 @dataclass(frozen=True)
 class Header:
@@ -53,22 +51,28 @@ def read_bytes(file: Path) -> Iterator[tuple[str, str, tuple[int, ...], memoryvi
                 yield name, entries[name]["dtype"], shape, content
 
 
-def component_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of one component of a model, whether its weights are one file or several.
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The files that hold the weights of one component of a model, whether they are one or several.
 
     Raises:
-        InvalidError: no weights, or a part of them is missing or damaged.
+        InvalidError: no weights, or two sets of them.
     """
-    for stem in _STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            parts = sorted(set(read_json(index)["weight_map"].values()))
-            return {name: shape for part in parts for name, shape in read_header(folder / part).shapes.items()}
-        if (folder / f"{stem}.safetensors").is_file():
-            return dict(read_header(folder / f"{stem}.safetensors").shapes)
-    raise InvalidError(
-        f"{folder} holds no {' or '.join(f'{stem}.safetensors' for stem in _STEMS)}; copy the model again"
-    )
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if whole.is_file() and index.is_file():  # diffusers takes the index, transformers the file
+        raise InvalidError(f"{folder} holds {whole.name} and {index.name}: two sets of weights; remove one")
+    if index.is_file():
+        return [folder / part for part in sorted(set(_weight_map(index).values()))]
+    if whole.is_file():
+        return [whole]
+    raise InvalidError(f"{folder} holds no {whole.name}; copy the model again, or save it as safetensors")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File by tensor, all of them in the folder of their index."""
+    parts = read_json(index).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(p, str) and p == Path(p).name for p in parts.values()):
+        raise InvalidError(f"{index} has no weight_map of file names; copy the model again")
+    return parts
 
 
 def sort_metadata(file: Path) -> None:
@@ -88,14 +92,16 @@ def read_json(file: Path) -> dict[str, Any]:
     """A configuration file of a model.
 
     Raises:
-        InvalidError: missing or not JSON.
+        InvalidError: missing, or no JSON object.
     """
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
     except OSError as error:
         raise InvalidError(
             f"{file.parent} is not a model in diffusers' folder format: {file.name} is missing; copy it again"
         ) from error
-    except ValueError as error:  # neither JSON nor UTF-8
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or brackets without end
         raise InvalidError(f"{file} is not valid JSON: {error}; copy it again") from error
+    if not isinstance(content, dict):
+        raise InvalidError(f"{file} holds no JSON object; copy it again")
     return content

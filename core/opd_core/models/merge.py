@@ -9,7 +9,7 @@ from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
 from opd_core.models.adapter_file import AdapterFile, read_adapter_file
-from opd_core.models.adapters import read_adapter, write_adapter
+from opd_core.models.adapters import lora_config, read_adapter, write_adapter
 
 with without_collection():
     from peft import LoraConfig
@@ -31,19 +31,22 @@ def merge(paths: Sequence[Path], directory: Path) -> LoraConfig:
     adapters = [read_adapter_file(path) for path in paths]
     if len(adapters) < 2:
         raise InvalidError("one adapter has no mean with others; name two or more")
-    first, rank = adapters[0], sum(adapter.rank for adapter in adapters)
+    first = adapters[0]
     for other in adapters[1:]:
         _check_alike(first, other)
-    alpha = max(1, round(first.scale * rank))
-    shares = [adapter.scale * rank / alpha / len(adapters) for adapter in adapters]
-    states, merged = [read_adapter(adapter) for adapter in adapters], {}
-    for key in first.shapes:
-        parts = [state[key].float() for state in states]
-        if ".lora_A." in key:
-            merged[key] = torch.cat(parts, dim=0)
-        else:
-            merged[key] = torch.cat([share * part for share, part in zip(shares, parts, strict=True)], dim=1)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=first.targets)
+    states = [read_adapter(adapter) for adapter in adapters]
+    merged: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for layer in first.layers:
+        rank = ranks[layer] = sum(adapter.rank(layer) for adapter in adapters)
+        alpha = alphas[layer] = max(1, round(first.scale(layer) * rank))
+        shares = [adapter.scale(layer) * rank / alpha / len(adapters) for adapter in adapters]
+        a, b = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        merged[a] = torch.cat([state[a].float() for state in states], dim=0)
+        parts = [share * state[b].float() for share, state in zip(shares, states, strict=True)]
+        merged[b] = torch.cat(parts, dim=1)
+    config = lora_config(ranks, alphas)
     write_adapter(directory, merged, config)
     return config
 

@@ -1,15 +1,16 @@
 """What a model's files say about it before a number of it is loaded."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opd_core.errors import InvalidError
-from opd_core.models.headers import component_shapes, read_json
+from opd_core.models.headers import read_header, read_json, weight_files
 
 FAMILIES = ("StableDiffusion3Pipeline",)  # classes of diffusers
 _WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # of a component's weights, by library
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,15 +80,63 @@ def family_of(path: Path) -> str:
     return family
 
 
+@dataclass(frozen=True)
+class Component:
+    """A part of a model: its folder, and the files of its weights, none for a tokenizer or a scheduler."""
+
+    name: str
+    folder: Path
+    weights: list[Path]
+
+
+def components(path: Path) -> list[Component]:
+    """The parts of the model in `path` with the files that are loaded for them; other files take no part.
+
+    Raises:
+        InvalidError: a part without weights, or from whose folder something else would be loaded than its safetensors.
+    """
+    found = []
+    for name, value in sorted(read_json(path / "model_index.json").items()):
+        library = value[0] if isinstance(value, list) and len(value) == 2 else None
+        if library is None:
+            continue
+        if library not in _STEMS:
+            raise InvalidError(
+                f"{path / 'model_index.json'} takes {name} from {library}; known are {', '.join(_STEMS)}"
+            )
+        _refuse_other_weights(path / name)
+        found.append(
+            Component(name, path / name, weight_files(path / name, _STEMS[library]) if name in _WEIGHTED else [])
+        )
+    return found
+
+
+def _refuse_other_weights(folder: Path) -> None:
+    """Whatever could be loaded in the place of the weights that the fingerprint covers."""
+    for file in sorted(folder.glob("*")):
+        if file.suffix in _PICKLES:
+            raise InvalidError(
+                f"{file} is a pickle, which is never loaded; remove it, and save the model as safetensors"
+            )
+    if (folder / "adapter_config.json").exists():  # transformers puts such an adapter on the model that it loads
+        raise InvalidError(f"{folder} holds adapter_config.json; merge the adapter into the model, or remove it")
+    config = folder / "config.json"
+    if config.is_file() and "transformers_weights" in read_json(config):
+        raise InvalidError(f"{config} names other weights in transformers_weights; remove it")
+
+
 def linear_layers(path: Path) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of every linear layer of the model's transformer, by module name, from its weights' headers.
 
     Raises:
         InvalidError: a component of the model has no weights, or damaged ones.
     """
-    index: Mapping[str, Any] = read_json(path / "model_index.json")
-    present = [name for name in _WEIGHTED if index.get(name, [None])[0] is not None]
-    shapes = {name: component_shapes(path / name) for name in present}
+    shapes = {
+        part.name: {name: shape for file in part.weights for name, shape in read_header(file).shapes.items()}
+        for part in components(path)
+    }
+    if "transformer" not in shapes:
+        raise InvalidError(f"{path / 'model_index.json'} names no transformer; copy the model again")
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in shapes["transformer"].items()

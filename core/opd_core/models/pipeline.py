@@ -14,7 +14,7 @@ from opd_core.conditioning import Conditioning
 from opd_core.diffusion.schedule import TIMESTEPS, Schedule, schedule_from_config
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
-from opd_core.models.outline import Outline, family_of, read_outline
+from opd_core.models.outline import Outline, components, family_of, read_outline
 
 with without_collection():
     import diffusers
@@ -98,12 +98,17 @@ def load_model(
         InvalidError: the folder is not a model that this project can train or serve.
     """
     family = family_of(path)
+    components(path)  # refuses what could be loaded in the place of the weights
     device = torch.device(device)
     absent = {name: None for part in ALL_PARTS - set(parts) for name in _COMPONENTS[part]}
     try:
         with _quiet():
             pipeline = getattr(diffusers, family).from_pretrained(
-                str(path), torch_dtype={"default": dtype, "vae": torch.float32}, local_files_only=True, **absent
+                str(path),
+                torch_dtype={"default": dtype, "vae": torch.float32},
+                local_files_only=True,
+                use_safetensors=True,
+                **absent,
             )
     except (OSError, ValueError) as error:
         raise InvalidError(f"{path} cannot be loaded as {family}: {error}") from error

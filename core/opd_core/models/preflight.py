@@ -5,12 +5,20 @@ A problem is a line: the field's path, its value, what is wrong and what to do.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from opd_core.api.types import LoRA, Spec
 from opd_core.errors import InvalidError
-from opd_core.models.adapter_file import AdapterFile, check_fit, matches, read_adapter_file, unknown_targets
+from opd_core.models.adapter_file import (
+    AdapterFile,
+    check_fit,
+    matches,
+    read_adapter_file,
+    read_teacher,
+    unknown_targets,
+)
 from opd_core.models.outline import Outline, linear_layers, read_outline
 
 _T = TypeVar("_T")
@@ -27,8 +35,8 @@ def teacher_problems(spec: Spec, find: Find, names: Collection[str]) -> list[str
         found += _resolution(spec, outline)
     for i, teacher in enumerate(spec.teachers):
         if teacher.name in names:
-            path, uri = f"spec.teachers[{i}].adapter.uri", teacher.adapter.uri
-            attempt(path, uri, find, lambda place: _fitting(place, linear), found)
+            check = partial(_teacher, alpha=teacher.adapter.alpha, linear=linear)
+            attempt(f"spec.teachers[{i}].adapter.uri", teacher.adapter.uri, find, check, found)
     return found
 
 
@@ -45,16 +53,19 @@ def student_problems(spec: Spec, find: Find) -> list[str]:
     ]
     if spec.student.init_from:
         path = "spec.student.initFrom"
-        start = attempt(path, spec.student.init_from, find, lambda place: _fitting(place, linear), found)
+        start = attempt(path, spec.student.init_from, find, lambda place: _fit(read_adapter_file(place), linear), found)
         found += start_problems(adapter, start) if start else []
     return found
 
 
 def start_problems(adapter: LoRA, start: AdapterFile) -> Iterator[str]:
     """Why the student's adapter cannot start from `start`."""
-    for name, ours, theirs in (("rank", adapter.rank, start.rank), ("alpha", adapter.alpha, start.alpha)):
-        if ours != theirs:
-            yield f"spec.student.adapter.{name} is {ours}: the adapter of initFrom has {theirs}; make them equal"
+    ranks, alphas = {start.rank(layer) for layer in start.layers}, set(start.alphas.values())
+    for name, ours, theirs in (("rank", adapter.rank, ranks), ("alpha", adapter.alpha, alphas)):
+        if theirs != {ours}:
+            told = " and ".join(f"{value:g}" for value in sorted(theirs))
+            remedy = "make them equal" if len(theirs) == 1 else "start from one that has a single one"
+            yield f"spec.student.adapter.{name} is {ours}: the adapter of initFrom has {told}; {remedy}"
     outside = [layer for layer in start.layers if not matches(layer, adapter.target_modules)]
     if outside:
         yield (
@@ -93,8 +104,11 @@ def _resolution(spec: Spec, outline: Outline) -> Iterator[str]:
             yield f"spec.training.resolution.{name} is {side}: this model needs {outline.sides}"
 
 
-def _fitting(place: Path, linear: Linear | None) -> AdapterFile:
-    adapter = read_adapter_file(place)
+def _teacher(place: Path, alpha: float | None, linear: Linear | None) -> AdapterFile:
+    return _fit(read_teacher(place, alpha), linear)
+
+
+def _fit(adapter: AdapterFile, linear: Linear | None) -> AdapterFile:
     if linear is not None:
         check_fit(adapter, linear)
     return adapter

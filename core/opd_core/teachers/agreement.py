@@ -9,7 +9,8 @@ import torch
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
 from opd_core.errors import RefusedError
-from opd_core.models.fingerprint import fingerprint
+from opd_core.models.adapter_file import AdapterFile
+from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
 from opd_core.teachers.client import TeacherClient
 
 _BATCHES = (1, 8, 32)
@@ -17,7 +18,7 @@ _CONCURRENT = 8
 
 
 def check_identity(
-    client: TeacherClient, *, base: Path, teachers: Mapping[str, Path], max_sequence_length: int
+    client: TeacherClient, *, base: Path, teachers: Mapping[str, AdapterFile], max_sequence_length: int
 ) -> None:
     """The servers hold this base and these adapters, and prompts have the length that both sides compute with.
 
@@ -33,8 +34,8 @@ def check_identity(
         wrong.append(f"base: the server has {info.base}, spec.model.uri has {ours}")
     if info.max_sequence_length != max_sequence_length:
         wrong.append(f"maxSequenceLength: the server has {info.max_sequence_length}, the spec {max_sequence_length}")
-    for name, path in teachers.items():
-        theirs, ours = info.teachers.get(name, "none"), fingerprint(path)
+    for name, adapter in teachers.items():
+        theirs, ours = info.teachers.get(name, "none"), adapter_fingerprint(adapter)
         if theirs != ours:
             wrong.append(f"teacher {name}: the server has {theirs}, the spec's adapter is {ours}")
     if wrong:

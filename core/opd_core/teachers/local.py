@@ -10,8 +10,9 @@ from torch import Tensor
 from opd_core.artifacts import installed_versions
 from opd_core.conditioning import Conditioning
 from opd_core.errors import RefusedError
+from opd_core.models.adapter_file import AdapterFile
 from opd_core.models.adapters import load_adapter
-from opd_core.models.fingerprint import fingerprint
+from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
 from opd_core.models.pipeline import load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.client import ClientStats
@@ -25,7 +26,7 @@ class LocalTeachers:
     def __init__(
         self,
         base: Path,
-        adapters: Mapping[str, Path],
+        adapters: Mapping[str, AdapterFile],
         *,
         precision: str,
         max_sequence_length: int,
@@ -33,13 +34,13 @@ class LocalTeachers:
     ) -> None:
         self.stats = ClientStats()
         self._model = load_model(base, device=device, dtype=TORCH_DTYPES[precision], parts={"transformer"})
-        for name, path in adapters.items():
-            load_adapter(self._model.transformer, path, name)
+        for name, adapter in adapters.items():
+            load_adapter(self._model.transformer, adapter, name)
         self._names = tuple(adapters)
         config = self._model.transformer.config
         self._info = ServiceInfo(
             base=fingerprint(base),
-            teachers={name: fingerprint(path) for name, path in adapters.items()},
+            teachers={name: adapter_fingerprint(adapter) for name, adapter in adapters.items()},
             precision=precision,
             max_sequence_length=max_sequence_length,
             latent_channels=self._model.latent_channels,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from opd_core.artifacts import SamplingDefaults, read_student
 from opd_core.errors import InvalidError, RefusedError
+from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import load_adapter, use_adapter
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.pipeline import Model, load_model
@@ -89,6 +90,6 @@ def load(served: Served, device: str, dtype: torch.dtype) -> Model:
             )
     model = load_model(served.base, device=device, dtype=dtype)
     if served.adapter is not None:
-        load_adapter(model.transformer, served.adapter, _ADAPTER)
+        load_adapter(model.transformer, read_adapter_file(served.adapter), _ADAPTER)
         use_adapter(model.transformer, _ADAPTER)
     return model

@@ -12,6 +12,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 from opd_core.conditioning import Conditioning
 from opd_core.errors import InvalidError, OPDError
+from opd_core.models.adapter_file import read_teacher
 from opd_core.models.adapters import load_adapter
 from opd_core.models.pipeline import load_model
 from opd_core.precision import TORCH_DTYPES
@@ -32,8 +33,8 @@ class TeacherBackend:
         setup = json.loads(Path(args["model_repository"], args["model_version"], "setup.json").read_text())
         self._dtype = TORCH_DTYPES[self._info.precision]
         self._model = load_model(Path(setup["base"]), device=setup["device"], dtype=self._dtype, parts={"transformer"})
-        for name, path in setup["teachers"].items():
-            load_adapter(self._model.transformer, Path(path), name)
+        for name, teacher in setup["teachers"].items():
+            load_adapter(self._model.transformer, read_teacher(Path(teacher["path"]), teacher["alpha"]), name)
         self._names = tuple(setup["teachers"])
         self._cache = ConditioningCache(setup["cache_bytes"])
 

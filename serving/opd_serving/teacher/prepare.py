@@ -10,6 +10,7 @@ from pathlib import Path
 from opd_core.api.load import load_spec
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, OPDError
+from opd_core.models.adapter_file import read_teacher
 from opd_core.models.preflight import refuse, teacher_problems
 from opd_core.process import leave
 from opd_core.termination import last_words
@@ -45,7 +46,7 @@ def prepare(options: argparse.Namespace) -> None:
     info = write_repository(
         options.repository,
         base=find(spec.model.uri),
-        teachers={teacher.name: find(teacher.adapter.uri) for teacher in served},
+        teachers={t.name: read_teacher(find(t.adapter.uri), t.adapter.alpha) for t in served},
         precision=spec.teacher_serving.precision.value,
         max_sequence_length=spec.model.max_sequence_length,
         device=choose_device(options.device),

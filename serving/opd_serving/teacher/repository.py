@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from opd_core.artifacts import installed_versions
-from opd_core.models.fingerprint import fingerprint
+from opd_core.models.adapter_file import AdapterFile
+from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
 from opd_core.models.headers import read_json
 from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
@@ -23,13 +24,19 @@ __all__ = ["TritonPythonModel"]
 
 
 def write_repository(
-    folder: Path, *, base: Path, teachers: Mapping[str, Path], precision: str, max_sequence_length: int, device: str
+    folder: Path,
+    *,
+    base: Path,
+    teachers: Mapping[str, AdapterFile],
+    precision: str,
+    max_sequence_length: int,
+    device: str,
 ) -> ServiceInfo:
     """Write a repository with the one model `contract.MODEL` into `folder`, replacing what is there."""
     transformer = read_json(base / "transformer" / "config.json")
     info = ServiceInfo(
         base=fingerprint(base),
-        teachers={name: fingerprint(path) for name, path in teachers.items()},
+        teachers={name: adapter_fingerprint(adapter) for name, adapter in teachers.items()},
         precision=precision,
         max_sequence_length=max_sequence_length,
         latent_channels=transformer["in_channels"],
@@ -39,7 +46,9 @@ def write_repository(
     )
     setup = {
         "base": str(base.resolve()),
-        "teachers": {name: str(path.resolve()) for name, path in teachers.items()},
+        "teachers": {
+            name: {"path": str(adapter.file.resolve()), "alpha": adapter.stated} for name, adapter in teachers.items()
+        },
         "device": device,
         "cache_bytes": CACHE_BYTES,
     }
