@@ -225,7 +225,7 @@ ODD = {
     "alpha null": ({"lora_alpha": None}, "lora_alpha is None"),
     "alpha not finite": ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
     "targets a number": ({"target_modules": 7}, "target_modules"),
-    "no targets": ({"target_modules": []}, "16 others are there"),
+    "no targets": ({"target_modules": []}, "0 are missing, and 20 others are there"),
     "a pattern of expressions": ({"alpha_pattern": {"(a+)+b": 3}}, "alpha_pattern names .*, a regular expression"),
     "a pattern of words": ({"rank_pattern": {"attn.to_q": "x"}}, "rank_pattern.attn.to_q is x"),
     "another rank": ({"r": 8}, "has rank 4 in .* and 8 by its configuration"),
