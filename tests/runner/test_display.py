@@ -111,4 +111,6 @@ def test_kept_shares_in_words() -> None:
         "far": {"share": -0.08, "low": None, "high": None},
         "none": {"share": None, "low": None, "high": None},
     }
-    assert kept_line({"kept": kept}).endswith("ocr 82% [70%, 95%], far -8%, none: the teacher gains nothing here")
+    assert kept_line({"kept": kept}).endswith(
+        "ocr 82% [70%, 95%], far: the teacher gains nothing here, none: the teacher gains nothing here"
+    )

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from opd_cli.runner.preflight import problems
+from opd_cli.runner.preflight import check_files, problems
 from opd_core.api.load import check_spec
+from opd_core.errors import InvalidError
 from opd_core.exit_codes import ExitCode
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -209,6 +211,36 @@ def test_problem_has_field_value_and_remedy(
     assert bool(told) == bool(expected), told
     for words in expected:
         assert sum(words in problem for problem in told) == 1, told
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("gpu", "--device gpu is not a device; write auto, cpu or cuda"),
+        ("cuda", "this machine has no usable CUDA device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_with_the_rest(
+    device: str, words: str, content: dict[str, Any], claims: Path
+) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        assert check_files("x", written(content, {}, claims), claims, device)
+        return
+    spec = written(content, {"training.resolution.width": 72}, claims)
+    with pytest.raises(InvalidError, match=words) as caught:
+        check_files("tiny", spec, claims, device)
+    assert "tiny: 2 problems" in str(caught.value)
+    assert "spec.training.resolution.width is 72" in str(caught.value)
+
+
+def test_a_cpu_has_no_gpus(content: dict[str, Any], claims: Path) -> None:
+    assert check_files("tiny", written(content, {}, claims), claims, "cpu") == ()
+
+
+def written(content: dict[str, Any], values: dict[str, Any], claims: Path) -> Path:
+    file = claims / "spec.yaml"
+    file.write_text(yaml.safe_dump(changed(content, values)))
+    return file
 
 
 def test_opd_run_tells_all_of_them_and_starts_nothing(content: dict[str, Any], claims: Path, tmp_path: Path) -> None:

@@ -237,13 +237,30 @@ def test_faults_and_interruptions_leave_no_trace_in_the_weights(start: Callable[
     assert second.reasons("Trained")[-1] == "Interrupted"
     assert not alive(sorted(second.seen))
     assert len(second.rounds()) < ROUNDS
-    assert (second.work / "checkpoints" / "latest").read_text().strip() == f"round-{second.rounds()[-1]:06d}"
+    reached = second.rounds()[-1]
+    assert (second.work / "checkpoints" / "latest").read_text().strip() == f"round-{reached:06d}"
+    assert f"stopped at the checkpoint of round {reached}; the same command continues there" in second.text()
 
     third = start("disturbed")
     assert third.wait() == 0, third.text()
     assert "Resumed" in third.reasons("Trained")
     assert third.rounds() == list(range(1, ROUNDS + 1))
     assert student_digest(third) == student_digest(undisturbed)
+
+
+def test_a_folder_may_have_any_name(start: Callable[..., Opd], tiny_world: Path, tmp_path: Path) -> None:
+    """Triton hands the path of its model to a shell, unquoted (python_backend#401)."""
+    world = tmp_path / "a world [2] (b)"
+    world.symlink_to(tiny_world)
+    options = ["--set", "training.rounds=2", "--set", "training.optimizer.warmupRounds=0", "--until", "trained"]
+    opd = start("mein Lauf [1] $(touch evil) 'ü", *options, world=world)
+    assert opd.wait() == 0, opd.text()
+    assert opd.reasons("TeachersReady") == ["Starting", "Completed", "Freed"]
+    assert opd.reasons("Evaluated") == []
+    assert (opd.work / "student" / "manifest.json").is_file()
+    assert f"student: {opd.work / 'student'}" in opd.output.read_text()
+    assert not [file for file in opd.work.parent.iterdir() if "evil" in file.name and "Lauf" not in file.name]
+    assert not Path("evil").exists()
 
 
 def test_teacher_that_answers_nan_fails_the_run_at_once(start: Callable[..., Opd], tiny_world: Path, tmp_path) -> None:

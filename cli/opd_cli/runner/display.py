@@ -160,10 +160,8 @@ def kept_line(summary: Mapping[str, Any]) -> str:
     """The student's share of every teacher's gain, in words."""
     parts = []
     for task, kept in summary["kept"].items():
-        if kept["share"] is None:
+        if kept["low"] is None:
             parts.append(f"{task}: the teacher gains nothing here")
-        elif kept["low"] is None:
-            parts.append(f"{task} {kept['share']:.0%}")
         else:
             parts.append(f"{task} {kept['share']:.0%} [{kept['low']:.0%}, {kept['high']:.0%}]")
     return "of the teachers' gains the student keeps: " + ", ".join(parts)

@@ -1,19 +1,25 @@
 """Everything about a spec's files that can be found wrong in seconds, before a program is started for hours."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from opd_core.api.load import load_spec
 from opd_core.api.types import Spec
-from opd_core.errors import OPDError
+from opd_core.device import choose_device
+from opd_core.errors import InvalidError, OPDError
 from opd_core.process import die_with_parent, leave
 from opd_core.uris import claim_path, resolve
 
+from opd_cli.runner.gpus import VISIBLE, visible
 
-def check_files(name: str, spec: Path, claims: Path) -> None:
-    """Look at base, adapters, resolution, prompts and rewards; remote files are not fetched for it.
+
+def check_files(name: str, spec: Path, claims: Path, device: str) -> tuple[str, ...]:
+    """Look at device, base, adapters, resolution, prompts and rewards; remote files are not fetched for it.
+
+    Returns the GPUs that a run on `device` may use, as CUDA_VISIBLE_DEVICES names them.
 
     In a process of its own: rewards need PyTorch, which would stay in the runner's memory for the whole run.
 
@@ -22,11 +28,13 @@ def check_files(name: str, spec: Path, claims: Path) -> None:
     """
     from opd_core.models.preflight import refuse
 
-    program = [sys.executable, "-m", __spec__.name, str(spec), str(claims)]
+    program = [sys.executable, "-m", __spec__.name, str(spec), str(claims), device]
     done = subprocess.run(program, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode != 0:
         raise OPDError(f"the check of the spec's files ended with code {done.returncode}:\n{done.stderr}")
-    refuse(json.loads(done.stdout.splitlines()[-1]), name)  # a reward's package may print something before
+    found = json.loads(done.stdout.splitlines()[-1])  # a reward's package may print something before
+    refuse(found["problems"], name)
+    return tuple(found["gpus"])
 
 
 def problems(spec: Spec, claims: Path) -> list[str]:
@@ -43,7 +51,30 @@ def problems(spec: Spec, claims: Path) -> list[str]:
     return [*models, *data_problems(spec, claims, find)]
 
 
+def gpus(device: str) -> tuple[str, ...]:
+    """GPUs to choose from: none on a CPU, and none where `device` names one by its number.
+
+    Raises:
+        InvalidError: there is no such device.
+    """
+    if choose_device(device) != "cuda":
+        return ()
+    import torch
+
+    return visible(torch.cuda.device_count(), os.environ.get(VISIBLE))
+
+
+def main(spec: Path, claims: Path, device: str) -> None:
+    wrong: list[str] = []
+    found: tuple[str, ...] = ()
+    try:
+        found = gpus(device)
+    except InvalidError as error:
+        wrong.append(str(error))
+    print(json.dumps({"problems": [*wrong, *problems(load_spec(spec).spec, claims)], "gpus": found}))
+
+
 if __name__ == "__main__":
     die_with_parent()
-    print(json.dumps(problems(load_spec(Path(sys.argv[1])).spec, Path(sys.argv[2]))))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     leave(0)

@@ -36,10 +36,11 @@ def run(run: Run, *, until: Stage, serve: bool) -> None:
 
 
 def _run(run: Run, until: Stage, serve: bool) -> None:
+    gpus: tuple[str, ...] = ()
     if not (is_trained(run) and is_evaluated(run)):
-        check_files(run.distillation.metadata.name, run.work.spec, run.work.claims)
+        gpus = check_files(run.distillation.metadata.name, run.work.spec, run.work.claims, run.place.device)
         run.stop.check()
-    train(run)
+    train(run, gpus)
     if until == Stage.TRAINED:
         run.display.note(f"student: {run.work.student}")
         return

@@ -2,18 +2,21 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from opd_core import roles
 from opd_core.api.digests import weights_digest
-from opd_core.api.types import Placement
+from opd_core.api.types import Placement as TeacherPlacement
+from opd_core.paths import shell_safe
 from opd_core.ports import free_ports
 from opd_core.stages import Reason, Stage
 
 from opd_cli.runner.context import POLL_SECONDS, Run
+from opd_cli.runner.gpus import Placement
+from opd_cli.runner.gpus import place as gpu_placement
 from opd_cli.runner.supervise import Job, Server
 from opd_cli.web import open_url
 
@@ -30,23 +33,31 @@ def is_trained(run: Run) -> bool:
     )
 
 
-def train(run: Run) -> None:
-    """Serve the teachers, train the student, stop the teachers; nothing where that is done."""
+def train(run: Run, gpus: Sequence[str] = ()) -> None:
+    """Serve the teachers, train the student, stop the teachers; nothing where that is done.
+
+    Args:
+        gpus: those to spread over, as CUDA_VISIBLE_DEVICES names them; none leaves it to the programs.
+    """
     if is_trained(run):
         run.display.stage(Stage.TEACHERS_READY, Reason.UP_TO_DATE, "not needed")
         run.display.stage(Stage.TRAINED, Reason.UP_TO_DATE, f"student {str(run.student_digest())[:19]}")
         return
     groups, training = roles.teacher_servers(run.spec), run.spec.training
     place = replace(run.place, threads=_share(run.place.threads, len(groups) + training.processes_per_node))
+    placement = gpu_placement(gpus, training.processes_per_node, len(groups))
+    if gpus:
+        run.display.note(str(placement))
     with ExitStack() as stack:
-        teachers = _start_teachers(run, place, groups, stack)
+        teachers = _start_teachers(run, place, groups, placement, stack)
         addresses = [f"127.0.0.1:{teacher.recipe.ports['grpc']}" for teacher in teachers]
         began = time.monotonic()
         resumed = (run.work.checkpoints / "latest").exists()
         run.display.stage(Stage.TRAINED, Reason.RESUMED if resumed else Reason.STARTING, "trainer starts")
 
         def recipe() -> roles.Recipe:
-            return roles.trainer(place, addresses, *free_ports(1), tensorboard=run.tensorboard)
+            started = roles.trainer(place, addresses, *free_ports(1), tensorboard=run.tensorboard)
+            return replace(started, env={**started.env, **placement.env_of_trainer})
 
         trainer = stack.enter_context(Job(run.supervision, Stage.TRAINED, recipe))
         _follow(run, trainer, teachers)
@@ -63,19 +74,25 @@ def train(run: Run) -> None:
 
 
 def _start_teachers(
-    run: Run, place: roles.Place, groups: tuple[tuple[str, ...], ...], stack: ExitStack
+    run: Run, place: roles.Place, groups: tuple[tuple[str, ...], ...], placement: Placement, stack: ExitStack
 ) -> list[Server]:
-    if run.spec.teacher_serving.placement == Placement.IN_PROCESS:
+    if run.spec.teacher_serving.placement == TeacherPlacement.IN_PROCESS:
         run.display.stage(Stage.TEACHERS_READY, Reason.DISABLED, "teachers live inside the trainer")
         return []
     names = ", ".join(teacher.name for teacher in run.spec.teachers)
     run.display.stage(Stage.TEACHERS_READY, Reason.STARTING, f"{len(groups)} Triton server(s) for {names}")
     began = time.monotonic()
 
+    # Triton gives its Python backend paths through a shell, unquoted.
+    place = replace(place, work=stack.enter_context(shell_safe(run.work.path)))
+
     def recipe_of(number: int, group: tuple[str, ...]) -> Callable[[], roles.Recipe]:
-        return lambda: roles.teacher_server(
-            place, f"teachers-{number}", group, dict(zip(("grpc", "http", "metrics"), free_ports(3), strict=True))
-        )
+        def make() -> roles.Recipe:
+            ports = dict(zip(("grpc", "http", "metrics"), free_ports(3), strict=True))
+            started = roles.teacher_server(place, f"teachers-{number}", group, ports)
+            return replace(started, env={**started.env, **placement.env_of_server(number)})
+
+        return make
 
     servers = [
         stack.enter_context(Server(run.supervision, Stage.TEACHERS_READY, recipe_of(number, group)))
@@ -91,13 +108,14 @@ def _start_teachers(
 def _follow(run: Run, trainer: Job, teachers: list[Server]) -> None:
     """Until the trainer is done: restart what fails and may be retried, show progress, drain on Ctrl-C."""
     check_deadline = run.deadline(Stage.TRAINED)
-    draining, running, asked_at, round_ = False, False, 0.0, 0
+    draining, running, asked_at = False, False, 0.0
     while True:
         if draining and (code := trainer.program.exit_code):
             if code <= 128:
                 raise trainer.failure()
-            at = f"after round {round_}" if round_ else "before its first round"
-            raise run.stop.error(f"stopped {at}; the same command continues at the last checkpoint")
+            reached = run.work.checkpoint()
+            at = "before its first checkpoint" if reached is None else f"at the checkpoint of round {reached}"
+            raise run.stop.error(f"stopped {at}; the same command continues there")
         if trainer.finished():
             return
         if run.stop.asked and not draining:
@@ -110,7 +128,6 @@ def _follow(run: Run, trainer: Job, teachers: list[Server]) -> None:
             asked_at = time.monotonic()
             progress = _progress(trainer)
             if progress and progress["metrics"]:
-                round_ = progress["round"]
                 if not running:
                     run.display.stage(Stage.TRAINED, Reason.RUNNING, f"{progress['totalRounds']} rounds")
                 run.display.progress(progress)

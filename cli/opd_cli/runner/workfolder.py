@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,12 @@ class WorkFolder:
     @property
     def student(self) -> Path:
         return self.path / "student"
+
+    def checkpoint(self) -> int | None:
+        """Round of the checkpoint that a start continues from, if there is one."""
+        pointer = self.checkpoints / "latest"
+        found = re.search(r"\d+", pointer.read_text()) if pointer.exists() else None
+        return int(found[0]) if found else None
 
     def log(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opd_core.errors import InvalidError, OPDError, UnavailableError
+from opd_core.paths import is_shell_safe
 from opd_core.uris import cache_dir
 
 CONTAINER_BINARY = Path("/opt/tritonserver/bin/tritonserver")
@@ -64,8 +65,17 @@ def _require_stub() -> None:
 
 
 def unpacked_wheel() -> Path:
-    """Folder of the unpacked wheel; fetched on first use. Several processes may ask at once."""
+    """Folder of the unpacked wheel; fetched on first use. Several processes may ask at once.
+
+    Raises:
+        InvalidError: the cache has a path from which Triton cannot start its Python backend.
+    """
     target = cache_dir() / f"tritonserver-{WHEEL_SHA256[:12]}"
+    if not is_shell_safe(target):
+        raise InvalidError(
+            f"the cache {cache_dir()} has characters that mean something to a shell, through which Triton starts its "
+            f"Python backend; set OPD_CACHE to a folder that has none, or {_ELSEWHERE}"
+        )
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

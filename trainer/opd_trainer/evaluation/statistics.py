@@ -31,8 +31,8 @@ def kept_share(
 ) -> dict[str, float | None]:
     """The share of the teacher's gain over the base that the student keeps, with a paired 95 % bootstrap interval.
 
-    (mean(student) - mean(base)) / (mean(teacher) - mean(base)) over [N] rewards each. `share` is None where the teacher
-    gains nothing, and so are the ends where a resample of it gains nothing.
+    (mean(student) - mean(base)) / (mean(teacher) - mean(base)) over [N] rewards each. All are None
+    where the teacher gains nothing, be it in one resample: a share of what may be nothing says nothing.
     """
     b, t, s = (np.asarray(values, np.float64) for values in (base, teacher, student))
     gain = t.mean() - b.mean()
@@ -41,7 +41,7 @@ def kept_share(
     share = float((s - b).mean() / gain)
     sums = resampled_sums(per_prompt(np.stack([t - b, s - b], 1), prompts), seed)
     if (sums[:, 0] <= 0).any():
-        return {"share": share, "low": None, "high": None}
+        return {"share": None, "low": None, "high": None}
     low, high = interval(sums[:, 1] / sums[:, 0])
     return {"share": share, "low": low, "high": high}
 
