@@ -122,6 +122,11 @@ def trainer(place: Place, teachers: Sequence[str], metrics_port: int, *, tensorb
     return Recipe("trainer", argv, env, {"metrics": metrics_port}, Probe(http_path="/healthz", port="metrics"))
 
 
+def evaluator_processes(spec: Spec) -> int:
+    """Processes of the evaluator, each with a device of its own."""
+    return 1
+
+
 def evaluator(place: Place) -> Recipe:
     """Scores base, teachers and the student of this run."""
     argv = (

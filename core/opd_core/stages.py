@@ -35,8 +35,9 @@ class Condition(_Described):
     EVALUATED = Stage.EVALUATED.value, "the student is compared with base and teachers, and passed its gate"
     DEPLOYED = Stage.DEPLOYED.value, "the student that this spec asks for takes all the traffic"
     SERVING = "Serving", "some student answers requests, this one or an earlier one"
-    SUSPENDED = "Suspended", "spec.suspend, and everything is freed"
+    SUSPENDED = "Suspended", "spec.suspend, and the run holds nothing"
     FAILED = "Failed", "this run has ended without what was asked for"
+    STALLED = "Stalled", "nothing goes on without a change: Failed, or a spec that cannot be run; kstatus reads it"
     READY = "Ready", "everything that the spec asks for is there"
 
 
@@ -59,9 +60,10 @@ class Reason(_Described):
     # In a cluster only:
     ACCEPTED = "Accepted", "the spec is valid"
     INVALID = "Invalid", "the spec cannot be run; nothing was started"
-    SUSPENDED = "Suspended", "spec.suspend is true"
+    SUSPENDED = "Suspended", "spec.suspend or spec.endpoint.suspend is true"
     ACTIVE = "Active", "spec.suspend is false"
     STOPPING = "Stopping", "pods are being removed before the outcome is told"
+    QUEUED = "Queued", "a queue has not admitted it; no deadline runs"
     UNSCHEDULABLE = "Unschedulable", "a pod finds no node"
     IMAGE_PULL_FAILED = "ImagePullFailed", "a container's image cannot be pulled"
     CRASHING = "Crashing", "a container keeps ending"
@@ -71,6 +73,7 @@ class Reason(_Described):
     USER_ERROR = "UserError", "prompts, adapters or models that cannot be used: change something, then try again"
     REJECTED = "Rejected", "a cluster rule (quota, admission, permission) refused an object of this run"
     CANARY = "Canary", "a part of the traffic goes to the new student"
+    NO_FIGURES = "NoFigures", "a new student gets traffic, and nothing tells how its requests end; it goes no further"
     ROLLED_BACK = "RolledBack", "the new student failed in service; the old one keeps the traffic"
     AVAILABLE = "Available", "as many pods as asked for answer"
     UNAVAILABLE = "Unavailable", "no pod answers"

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from opd_core.api.digests import digest, said
-from opd_core.api.types import API_VERSION, KIND, OPDDistillation
+from opd_core.api.types import API_VERSION, KIND, OPDDistillation, Spec
 from opd_core.roles import Place
 from opd_core.uris import parse
 
@@ -21,16 +21,34 @@ _NOT_READ: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     names.TEACHERS: {
         "training": ("rounds", "imagesPerTask", "microBatchSize", "seed", "sampler", "objective", "passes", "optimizer",
                      "ema", "gradientCheckpointing", "nodes", "processesPerNode", "deepspeed", "checkpoint", "pod"),
-        "evaluation": ("everyRounds", "promptsPerTask", "seed", "batchSize", "guidanceScale", "sampler", "gate"),
+        "evaluation": ("everyRounds", "promptsPerTask", "seed", "batchSize", "guidanceScale", "sampler", "gate",
+                       "pod"),
         "teacherServing": ("replicas", "pod"),
     },
     names.TRAINER: {
         "training": ("pod",),
-        "evaluation": ("gate",),
+        "evaluation": ("gate", "pod"),
         "teacherServing": ("pod",),
     },
-    names.EVALUATOR: {"training": ("pod",), "teacherServing": ("pod",)},
+    names.EVALUATOR: {"training": ("pod",), "evaluation": ("pod",), "teacherServing": ("pod",)},
 }  # fmt: skip
+
+
+def read_by(role: str, spec: Spec) -> Manifest:
+    """What a role reads of a spec, beyond the defaults."""
+    content = said(spec)
+    read = {key: value for key, value in content.items() if key not in ("endpoint", "runPolicy", "suspend")}
+    for part, fields in _NOT_READ[role].items():
+        if part in read:
+            read[part] = {key: value for key, value in read[part].items() if key not in fields}
+    read["training"].setdefault("rounds", 1)  # required, whoever reads it
+    return read
+
+
+def teachers_revision(distillation: OPDDistillation, image: str) -> str:
+    """Names everything of a spec that the teacher servers' pods depend on."""
+    spec = distillation.spec
+    return digest(read_by(names.TEACHERS, spec), said(spec.teacher_serving.pod), image)[:8]
 
 
 class Context:
@@ -69,11 +87,7 @@ class Context:
 
     def config_map(self, role: str) -> str:
         """Name of the ConfigMap that holds the spec as this role reads it, beyond the defaults."""
-        spec = {key: value for key, value in self.content.items() if key not in ("endpoint", "runPolicy", "suspend")}
-        for part, fields in _NOT_READ[role].items():
-            if part in spec:
-                spec[part] = {key: value for key, value in spec[part].items() if key not in fields}
-        spec["training"].setdefault("rounds", 1)  # required, whoever reads it
+        spec = read_by(role, self.spec)
         content = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": self.name}, "spec": spec}
         name = f"{self.name}-{role}-{digest(content)[:8]}"
         text = json.dumps(content, indent=1, sort_keys=True)

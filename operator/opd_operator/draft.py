@@ -9,6 +9,7 @@ from typing import Any
 from opd_core.api.types import OPDDistillation, Spec
 from opd_core.stages import Condition, Reason, Stage
 
+from opd_operator.names import QUEUE_LABELS
 from opd_operator.observe import Observed, parse_time
 from opd_operator.words import printable
 
@@ -53,6 +54,7 @@ class Draft:
     wanted: Wanted = field(default_factory=Wanted)
     marks: dict[Condition, tuple[str, Reason, str]] = field(default_factory=dict)
     wake: list[float] = field(default_factory=list)
+    in_queue: bool = False  # whether the run waits for its admission
 
     @property
     def name(self) -> str:
@@ -73,6 +75,18 @@ class Draft:
         return starts
 
     @property
+    def queue(self) -> str:
+        """The queue that admits this object's pods, for people."""
+        labels = (self.distillation.metadata.model_extra or {}).get("labels") or {}
+        name = labels.get(QUEUE_LABELS[0])
+        return f"LocalQueue {name}" if name else "whoever suspended it"
+
+    def wait_in_queue(self) -> None:
+        """No deadline runs until the run is admitted; then its time begins anew, as that of a Job does."""
+        self.in_queue = True
+        self.run.setdefault("queued", timestamp(self.now))
+
+    @property
     def times(self) -> dict[str, dict[str, str]]:
         times: dict[str, dict[str, str]] = self.status.setdefault("stageTimes", {})
         return times
@@ -80,6 +94,10 @@ class Draft:
     def mark(self, condition: Condition | Stage, value: bool, reason: Reason, message: str = "") -> None:
         """Set a condition; the last word counts."""
         self.marks[Condition(condition.value)] = ("True" if value else "False", reason, printable(message)[:_MESSAGE])
+
+    def holds(self, condition: Condition | Stage) -> bool:
+        """Whether a condition is True as far as it is known by now."""
+        return self.marks.get(Condition(condition.value), ("False",))[0] == "True"
 
     def begin(self, stage: str) -> None:
         self.times.setdefault(stage, {}).setdefault("startTime", timestamp(self.now))

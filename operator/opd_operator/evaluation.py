@@ -5,9 +5,10 @@ from opd_core.stages import Reason, Stage
 
 from opd_operator import names
 from opd_operator.draft import Draft, timestamp
-from opd_operator.jobs import ask_again, ended, start
+from opd_operator.jobs import ask_again, ended, in_queue, pods_of, start
 from opd_operator.outcome import deadline
 from opd_operator.words import Words
+from opd_operator.workloads import evaluation_pod
 
 KEY_LENGTH = 12
 _HISTORY = 10  # students that are remembered
@@ -19,21 +20,27 @@ def evaluate(d: Draft) -> bool:
     key = evaluation_key(d, student["digest"])
     if student.get("evaluation") == key:
         return _judge(d)
+    if d.completed(Stage.EVALUATED):  # judged before, and over: this is work of its own
+        del d.times[Stage.EVALUATED]
+        d.status["startTime"] = timestamp(d.now)
     d.begin(Stage.EVALUATED)
 
     def name(number: int) -> str:
         return names.evaluator(d.name, key, number)
 
-    this = start(d, names.EVALUATOR, Stage.EVALUATED, d.spec.training.pod, name, begun=_runs(d))
+    this = start(d, names.EVALUATOR, Stage.EVALUATED, evaluation_pod(d.spec), name, begun=_runs(d))
     if this.number is not None:
         d.wanted.evaluator = (key, this.number)
+        if this.job and in_queue(d, names.EVALUATOR, Stage.EVALUATED, this.job):
+            del d.times[Stage.EVALUATED]  # its time begins at its admission
+            return False
         if this.job and ended(d, this.job):
-            words = next((pod.ended for pod in d.observed.pods if pod.job == this.job.name and pod.ended), None)
-            if words is None or words.facts.gate_passed is None:
-                ask_again(d, names.EVALUATOR)
-                return evaluate(d)
-            _record(d, words, key)
             d.wanted.evaluator = None
+            words = next((pod.ended for pod in pods_of(d, this.job) if pod.ended), None)
+            if words is None or words.facts.gate_passed is None:
+                ask_again(d, names.EVALUATOR, Stage.EVALUATED, this.job)
+                return False
+            _record(d, words, key)
             return _judge(d)
         reason, message = d.observed.trouble(names.EVALUATOR) or (Reason.RUNNING, "base, teachers and student")
         d.mark(Stage.EVALUATED, False, reason, message)

@@ -1,5 +1,6 @@
 """Names, labels and ports that all parts of the operator agree on."""
 
+import hashlib
 from collections.abc import Mapping
 
 from opd_core.api.types import KIND
@@ -15,6 +16,9 @@ OWNER = "opd.dev/owner"  # uid of the distillation, on pods: their ownerReferenc
 
 TEACHERS, TRAINER, EVALUATOR, ENDPOINT = "teachers", "trainer", "evaluator", "endpoint"
 SHARED = "workload"  # role of what all pods need
+
+# The container of a role's program; whatever else is in its pods was put there by somebody else.
+CONTAINERS = {TEACHERS: "teacher", TRAINER: "trainer", EVALUATOR: "evaluator", ENDPOINT: "endpoint"}
 
 GRPC, HTTP, TRITON_METRICS = 8001, 8000, 8002
 TRAINER_METRICS, RENDEZVOUS = 9090, 29500
@@ -63,11 +67,16 @@ def teachers(name: str, index: int) -> str:
 
 def trainer(name: str, attempt: int, number: int) -> str:
     """One Job per start of the trainer: `number` counts the starts of this attempt."""
-    return f"{name}-trainer-{attempt}-{number}"
+    return f"{name}-trainer-{_short(f'{attempt}-{number}', 9)}"
 
 
 def evaluator(name: str, key: str, number: int) -> str:
-    return f"{name}-evaluator-{key[:6]}-{number}"
+    return f"{name}-evaluator-{key[:6]}-{_short(str(number), 3)}"
+
+
+def _short(numbers: str, most: int) -> str:
+    """Numbers, or so many that a pod's name would not fit 63 characters, a digest of them."""
+    return numbers if len(numbers) <= most else hashlib.sha256(numbers.encode()).hexdigest()[:most]
 
 
 def endpoint(name: str, revision: str) -> str:

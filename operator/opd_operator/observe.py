@@ -10,7 +10,7 @@ from typing import Any
 from opd_core.exit_codes import ExitCode
 from opd_core.stages import Reason
 
-from opd_operator.names import COMPLETION_INDEX, REVISION, ROLE, SHARED
+from opd_operator.names import COMPLETION_INDEX, CONTAINERS, REVISION, ROLE, SHARED
 from opd_operator.words import Progress, Words, printable, words
 
 Object = Mapping[str, Any]
@@ -26,8 +26,10 @@ class PodView:
     ready: bool
     ip: str
     disrupted: bool
-    ended: Words | None
-    before: Words | None  # of the container before its last restart
+    ended: Words | None  # of our own container
+    before: Words | None  # of our own container before its last restart
+    failed: Words | None  # of another container, one that somebody put there, that has failed
+    held: str  # another container that keeps the pod although ours has ended
     trouble: tuple[Reason, str] | None  # why it does not run
     restarts: int
     job: str
@@ -38,19 +40,25 @@ class PodView:
         """Whether it holds what it asked for, leaving or not."""
         return self.phase in ("Pending", "Running")
 
+    @property
+    def queued(self) -> bool:
+        """Whether a queue has not let it in yet."""
+        return self.trouble is not None and self.trouble[0] == Reason.QUEUED
+
 
 @dataclass(frozen=True)
 class JobView:
     name: str
     role: str
     created: str
+    pods: int  # that it shall have
     active: int
     ready: int
     succeeded: int
     failed: int
     complete: bool
     over: bool  # failed, and its pods have ended
-    suspended: bool  # by a queue such as Kueue
+    suspended: bool  # by a queue such as Kueue: we never do it
     message: str
 
     @property
@@ -85,8 +93,9 @@ class Observed:
     deployments: Mapping[str, DeploymentView] = field(default_factory=dict)
     pods: tuple[PodView, ...] = ()
     unrouted: str = "its HTTPRoute is not there yet"  # why no gateway sends requests through the route, if none does
+    followed: bool = True  # whether a gateway's controller has taken the route as it is now
     progress: Progress | None = None  # of the trainer's port
-    requests: Requests | None = None  # to the canary
+    requests: Requests | None = None  # to the canary; None if none of its pods tells
     rejected: Mapping[str, str] = field(default_factory=dict)  # by role: why an object of its was refused last time
 
     def pods_of(self, role: str) -> list[PodView]:
@@ -111,7 +120,7 @@ def observe(
     rejected: Mapping[str, str] = MappingProxyType({}),
 ) -> Observed:
     """Views of `children`, whatever their kind. Every text in them may be shown."""
-    jobs, deployments, pods, unrouted = {}, {}, [], Observed.unrouted
+    jobs, deployments, pods, unrouted, followed = {}, {}, [], Observed.unrouted, Observed.followed
     for child in children:
         if child["kind"] == "Job":
             view = _job(child)
@@ -122,9 +131,9 @@ def observe(
         elif child["kind"] == "Pod":
             pods.append(_pod(child))
         elif child["kind"] == "HTTPRoute":
-            unrouted = _unrouted(child)
+            unrouted, followed = _unrouted(child), _followed(child)
     refusals = {role: printable(why) for role, why in rejected.items()}
-    return Observed(jobs, deployments, tuple(pods), printable(unrouted), progress, requests, refusals)
+    return Observed(jobs, deployments, tuple(pods), printable(unrouted), followed, progress, requests, refusals)
 
 
 def _told(reason: Reason, message: str) -> tuple[Reason, str]:
@@ -138,13 +147,14 @@ def _job(job: Object) -> JobView:
         name=metadata["name"],
         role=metadata["labels"].get(ROLE, ""),
         created=metadata.get("creationTimestamp", ""),
+        pods=job["spec"].get("completions") or 1,
         active=status.get("active") or 0,
         ready=status.get("ready") or 0,
         succeeded=status.get("succeeded") or 0,
         failed=status.get("failed") or 0,
         complete="Complete" in true,
         over="Failed" in true,
-        suspended="Suspended" in true,
+        suspended=job["spec"].get("suspend") is True,
         message=printable(true.get("Failed", {}).get("message", "")),
     )
 
@@ -184,12 +194,23 @@ def _unrouted(route: Object) -> str:
     return "; ".join(troubles) or f"no controller of a Gateway has answered for HTTPRoute {name} yet"
 
 
+def _followed(route: Object) -> bool:
+    """Whether no gateway that takes the route is behind its newest change, as far as they say so."""
+    now = route["metadata"].get("generation", 0)
+    taken = [c for parent in (route.get("status") or {}).get("parents") or [] for c in parent.get("conditions") or []]
+    return all(c.get("observedGeneration", now) >= now for c in taken if c.get("type") == "Accepted")
+
+
 def _pod(pod: Object) -> PodView:
     metadata, status = pod["metadata"], pod.get("status") or {}
     labels, conditions = metadata.get("labels") or {}, status.get("conditions") or []
     true = {c["type"] for c in conditions if c.get("status") == "True"}
     index = (metadata.get("annotations") or {}).get(COMPLETION_INDEX, "0")
-    containers = status.get("containerStatuses") or []
+    containers, init = status.get("containerStatuses") or [], status.get("initContainerStatuses") or []
+    ours = CONTAINERS.get(labels.get(ROLE, ""))
+    own = [container for container in containers if container["name"] == ours]
+    others = [*init, *(container for container in containers if container["name"] != ours)]
+    ended = words(own)
     return PodView(
         name=metadata["name"],
         role=labels.get(ROLE, ""),
@@ -199,13 +220,21 @@ def _pod(pod: Object) -> PodView:
         ready="Ready" in true,
         ip=status.get("podIP", ""),
         disrupted=_disrupted(status, true),
-        ended=words(containers),
-        before=words(containers, "lastState"),
-        trouble=_leaving(pod, conditions) or _trouble(conditions, containers),
-        restarts=sum(container.get("restartCount", 0) for container in containers),
+        ended=ended,
+        before=words(own, "lastState"),
+        failed=words(container for container in others if _exit_code(container)),
+        held=next((each["name"] for each in others if ended and each.get("state", {}).get("running") is not None), ""),
+        trouble=_leaving(pod, conditions) or _trouble(pod, conditions, [*init, *containers]),
+        restarts=sum(container.get("restartCount", 0) for container in own),
         job=labels.get("job-name", labels.get("batch.kubernetes.io/job-name", "")),
         revision=labels.get(REVISION, ""),
     )
+
+
+def _exit_code(container: Object) -> int:
+    """0 as long as it has not ended."""
+    code: int = (container.get("state", {}).get("terminated") or {}).get("exitCode", 0)
+    return code
 
 
 _OWN_LIMIT = re.compile(r"exceed(s the|ed its local)")  # kubelet, pkg/kubelet/eviction/helpers.go
@@ -227,20 +256,30 @@ def _leaving(pod: Object, conditions: Iterable[Object]) -> tuple[Reason, str] | 
     said = why.get("message") or why.get("reason", "")
     return _told(
         Reason.DISRUPTED,
-        f"pod {name} is leaving node {node} ({said}); if that machine is off: kubectl delete node {node}",
+        f"pod {name} is leaving node {node} ({said}); if that machine is off: "
+        f"kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute",
     )
 
 
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ErrImageInspect"}
 
 
-def _trouble(conditions: Iterable[Object], containers: Iterable[Object]) -> tuple[Reason, str] | None:
+def _trouble(pod: Object, conditions: Iterable[Object], containers: Iterable[Object]) -> tuple[Reason, str] | None:
+    name, spec = pod["metadata"]["name"], pod.get("spec") or {}
     for condition in conditions:
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             return _told(Reason.UNSCHEDULABLE, condition.get("message", ""))
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "SchedulingGated":
+            gates = ", ".join(gate.get("name", "") for gate in spec.get("schedulingGates") or [])
+            return _told(Reason.QUEUED, f"pod {name} waits for its admission (scheduling gate {gates})")
+    preparing = None
     for container in containers:
         waiting = container.get("state", {}).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in ("ContainerCreating", "PodInitializing"):
+            # Only an event says which of them: a claim that another node holds, a Secret, the network.
+            text = f"pod {name} waits on node {spec.get('nodeName', '')} for volumes, network or image"
+            preparing = _told(Reason.STARTING, f"{text}; `kubectl describe pod {name}` says for which")
         if reason in _PULL:
             return _told(Reason.IMAGE_PULL_FAILED, f"{container.get('image', '')}: {message or reason}")
         if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
@@ -252,7 +291,7 @@ def _trouble(conditions: Iterable[Object], containers: Iterable[Object]) -> tupl
                 f"{container['name']} ended with exit code {last.get('exitCode', '?')}: "
                 f"{(last.get('message') or message).strip()[-500:]}",
             )
-    return None
+    return preparing
 
 
 @dataclass(frozen=True)
@@ -268,27 +307,43 @@ class Failure:
     final: bool
 
 
-def failure_of(job: JobView, pods: Iterable[PodView]) -> Failure:
-    """The cause of a failed Job: the pod that ended first on its own, not those that ended because of it."""
-    failed = [pod for pod in pods if pod.job == job.name and (pod.phase == "Failed" or pod.disrupted)]
-    if disrupted := next((pod for pod in failed if pod.disrupted), None):
-        text = f"pod {disrupted.name} was evicted or lost"
-        return Failure(Reason.DISRUPTED, text, disrupted.name, "", 0, counts=False, final=False)
+def failure_of(job: JobView, pods: Iterable[PodView], disrupted: str = "", *, ran: bool = False) -> Failure:
+    """The cause of a failed Job: the pod that ended first on its own, not those that ended because of it.
+
+    Args:
+        disrupted: a pod of it that was seen evicted or lost: by now the garbage collector may have taken it.
+        ran: whether all of its pods have run, so that one that is missing was deleted.
+    """
+    own = [pod for pod in pods if pod.job == job.name]
+    failed = [pod for pod in own if pod.phase == "Failed" or pod.disrupted or pod.held]
+    if lost := next((pod.name for pod in failed if pod.disrupted), disrupted):
+        return _disruption(f"pod {lost} was evicted or lost", lost)
     spoke = [pod for pod in failed if pod.ended is not None and pod.ended.exit_code != 0]
     spoke.sort(key=lambda pod: (_follows(pod), pod.ended.finished if pod.ended else "", pod.index))
-    if not spoke and failed:
-        text = failed[0].message or job.message
-        return Failure(Reason.FAILED, text, failed[0].name, "", 0, counts=True, final=False)
-    if not spoke:
+    if not failed:
         # A program that fails leaves its pod; without one, somebody deleted it.
-        text = f"its pods were deleted: {job.message}"
-        return Failure(Reason.DISRUPTED, text, "", "", 0, counts=False, final=False)
+        return _disruption(f"its pods were deleted: {job.message}")
+    if not spoke:
+        pod = next((pod for pod in failed if pod.failed), failed[0])
+        words, text = pod.failed, pod.message or job.message
+        if words:
+            text = f"container {words.container} ended with exit code {words.exit_code}: {words.message}"
+        code = words.exit_code if words else 0
+        container = words.container if words else ""
+        return Failure(Reason.FAILED, text, pod.name, container, code, counts=True, final=False)
+    if ran and len(own) < job.pods and all(_follows(pod) for pod in spoke):
+        # A peer that lost it ended with 75, and the pod itself has gone with its node before anybody looked.
+        return _disruption(f"{job.pods - len(own)} of {job.pods} pods were deleted")
     pod = spoke[0]
     assert pod.ended is not None
     said = pod.ended
     code = _code(pod)
     reason, counts, final = _classify(code, said.reason)
     return Failure(reason, said.message or said.reason, pod.name, said.container, code, counts, final)
+
+
+def _disruption(text: str, pod: str = "") -> Failure:
+    return Failure(Reason.DISRUPTED, text, pod, "", 0, counts=False, final=False)
 
 
 def _follows(pod: PodView) -> int:

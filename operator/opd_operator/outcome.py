@@ -10,7 +10,7 @@ from opd_core.stages import Condition, Reason, Stage
 from opd_operator import names
 from opd_operator.draft import TRAINER_READY, Draft, timestamp
 
-_TRAINING = (names.TEACHERS, names.TRAINER, names.EVALUATOR)
+TRAINING = (names.TEACHERS, names.TRAINER, names.EVALUATOR)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def deadline(d: Draft, stage: Stage, field: str, role: str) -> None:
 def stop(d: Draft) -> None:
     """Pods first, the verdict after: what is called failed holds nothing (kubeflow/trainer#3994)."""
     d.wanted.teachers, d.wanted.trainer, d.wanted.evaluator = False, None, None
-    running = [pod.name for pod in d.observed.active(*_TRAINING)]
+    running = [pod.name for pod in d.observed.active(*TRAINING)]
     servers = [view.name for view in d.observed.deployments.values() if view.role == names.TEACHERS]
     jobs = [job.name for job in d.observed.jobs.values() if not job.finished]
     if "stopping" in d.status and not (running or servers or jobs):
@@ -66,70 +66,79 @@ def keep_finished(d: Draft) -> None:
 def conclude(d: Draft) -> None:
     """Failed and Ready from what the stages said, and the word for people."""
     for kind in Condition:
-        if kind not in d.marks and kind not in (Condition.FAILED, Condition.READY):
+        if kind not in d.marks and kind not in (Condition.FAILED, Condition.STALLED, Condition.READY):
             d.mark(kind, False, Reason.WAITING)
     d.marks.setdefault(Condition.FAILED, ("False", Reason.NOT_FAILED, ""))
     # `kubectl wait --for=condition=Ready` ends when all is done; each stage says what is missing until then.
     wanted = [Stage.EVALUATED] + ([Stage.DEPLOYED] if d.spec.endpoint.enabled else [])
     pinned = d.spec.endpoint.enabled and d.spec.endpoint.student_digest
-    if pinned and _true(d, Condition.DEPLOYED) and "stopping" not in d.status:
+    if pinned and d.holds(Condition.DEPLOYED) and "stopping" not in d.status:
         wanted = [Stage.DEPLOYED]  # asked for by name: served whatever became of the run
         if d.run.get("failed", {}).get("reason") == Reason.GATE_MISSED.value:
             d.mark(Condition.FAILED, False, Reason.NOT_FAILED, "promoted by spec.endpoint.studentDigest")
-    missing = [stage for stage in wanted if not _true(d, stage)]
+    missing = [stage for stage in wanted if not d.holds(stage)]
     failed = d.marks[Condition.FAILED]
     if failed[0] == "True":
         d.mark(Condition.READY, False, failed[1], failed[2])
     elif d.spec.suspend:
         d.mark(Condition.READY, False, Reason.SUSPENDED)
     elif missing:
-        first = next(stage for stage in Stage if not _true(d, stage))
+        first = next(stage for stage in Stage if not d.holds(stage))
         _, reason, message = d.marks[Condition(first.value)]
         d.mark(Condition.READY, False, reason, f"{first.value}: {message}")
     else:
         d.mark(Condition.READY, True, Reason.COMPLETED)
+    d.mark(Condition.STALLED, failed[0] == "True", failed[1], failed[2])
     d.status["phase"] = _phase(d)
-    if _true(d, Condition.FAILED) or _true(d, Condition.READY):
+    # The work is done although the pods that served it are put away.
+    put_away = d.spec.endpoint.suspend and not d.spec.suspend and d.holds(Condition.EVALUATED)
+    if d.holds(Condition.FAILED) or d.holds(Condition.READY) or put_away:
         d.status.setdefault("completionTime", timestamp(d.now))
     else:
         d.status.pop("completionTime", None)
 
 
-def _true(d: Draft, condition: Condition | Stage) -> bool:
-    return d.marks[Condition(condition.value)][0] == "True"
+def expired(d: Draft) -> bool:
+    """Whether the object's time after its end is over; what serves, or holds a place for what serves, has none."""
+    ttl, endpoint = d.spec.run_policy.ttl_seconds_after_finished, d.spec.endpoint
+    over = d.holds(Condition.FAILED) or not endpoint.enabled or endpoint.suspend
+    if ttl is None or not over or d.wanted.served or "completionTime" not in d.status:
+        return False
+    return d.late(d.status["completionTime"], ttl)
 
 
 def _phase(d: Draft) -> str:
     """For people only; nothing reads it back."""
-    if _true(d, Condition.FAILED):
+    if d.holds(Condition.FAILED):
         return "Failed"
     if d.spec.suspend:
-        return "Suspended" if _true(d, Condition.SUSPENDED) else "Suspending"
+        return "Suspended" if d.holds(Condition.SUSPENDED) else "Suspending"
     if "stopping" in d.status:
         return "Stopping"
-    if _true(d, Condition.READY):
+    if d.holds(Condition.READY):
         return "Ready"
-    if not _true(d, Stage.TRAINED):
+    if not d.holds(Stage.TRAINED):
         return "Training" if d.completed(TRAINER_READY) else "Starting"
-    return "Deploying" if _true(d, Stage.EVALUATED) else "Evaluating"
+    return "Deploying" if d.holds(Stage.EVALUATED) else "Evaluating"
 
 
 _WARNINGS = {
     Reason.FAILED, Reason.DEADLINE_EXCEEDED, Reason.GATE_MISSED, Reason.INVALID, Reason.UNSCHEDULABLE, Reason.CRASHING,
     Reason.IMAGE_PULL_FAILED, Reason.OUT_OF_MEMORY, Reason.DISRUPTED, Reason.BACKOFF_LIMIT_EXCEEDED, Reason.USER_ERROR,
     Reason.REJECTED, Reason.ROLLED_BACK, Reason.RESTARTING, Reason.UNAVAILABLE, Reason.UNKNOWN_STUDENT,
-    Reason.NOT_ROUTED,
+    Reason.NOT_ROUTED, Reason.NO_FIGURES,
 }  # fmt: skip
 _SILENT = {Reason.WAITING, Reason.ACCEPTED, Reason.ACTIVE, Reason.NOT_FAILED}
 
 
 def events(old: Mapping[str, Any], conditions: list[dict[str, Any]]) -> tuple[Event, ...]:
-    """One event per condition that turned to another reason; Ready only repeats what a stage says."""
+    """One event per condition that turned to another reason; Ready and Stalled only repeat what others say."""
     before = {c["type"]: (c["status"], c["reason"]) for c in old.get("conditions", [])}
     return tuple(
         Event("Warning" if c["reason"] in _WARNINGS else "Normal", c["reason"], c["type"], c["message"])
         for c in conditions
         if before.get(c["type"]) != (c["status"], c["reason"])
         and c["reason"] not in _SILENT
+        and c["type"] != Condition.STALLED.value
         and (c["type"] != Condition.READY.value or c["status"] == "True")
     )

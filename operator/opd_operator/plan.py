@@ -18,7 +18,7 @@ from opd_operator import names
 from opd_operator.draft import TRAINER_READY, Draft, Wanted, draft, timestamp
 from opd_operator.evaluation import KEY_LENGTH, evaluate, evaluation_key
 from opd_operator.observe import Observed
-from opd_operator.outcome import Event, conclude, deadline, events, keep_finished, stop
+from opd_operator.outcome import TRAINING, Event, conclude, deadline, events, expired, keep_finished, stop
 from opd_operator.rollout import serve
 from opd_operator.training import train
 from opd_operator.words import printable
@@ -54,6 +54,7 @@ def advance(obj: Mapping[str, Any], observed: Observed, images: Mapping[str, str
     d = draft(obj, distillation, observed, images, now)
     d.mark(Condition.ACCEPTED, True, Reason.ACCEPTED, "the spec is valid")
     _same_run(d)
+    _see_begun(d)
     if d.spec.suspend:
         _suspend(d)
     else:
@@ -61,13 +62,12 @@ def advance(obj: Mapping[str, Any], observed: Observed, images: Mapping[str, str
         _resume(d)
         _play(d)
         keep_finished(d)
-        serve(d)
+    serve(d)
     conclude(d)
     conditions = d.conditions()
     d.status.update(observedGeneration=d.generation, conditions=conditions)
     said = events(obj.get("status") or {}, conditions)
-    ttl = d.spec.run_policy.ttl_seconds_after_finished
-    delete = ttl is not None and "completionTime" in d.status and d.late(d.status["completionTime"], ttl)
+    delete = expired(d)
     return Plan(d.status, distillation, d.wanted, said, min(d.wake, default=None), delete)
 
 
@@ -90,37 +90,43 @@ def _same_run(d: Draft) -> None:
         d.status["student"] = {name: known[name] for name in ("digest", "key", "uri")}
 
 
+def _see_begun(d: Draft) -> None:
+    """From the first student, or the first trainer that runs, on there is something that belongs to the base and lies
+    in the output; the API server then refuses to change them."""
+    ran = any(pod.phase != "Pending" for pod in d.observed.pods_of(names.TRAINER))
+    if ran or "student" in d.status or d.status.get("students"):
+        d.status["begun"] = True
+
+
 def _suspend(d: Draft) -> None:
-    """Free everything. The next resume starts with a clean slate of retries, at the last checkpoint."""
+    """Free what trains and evaluates. The next resume starts with a clean slate of retries, at the last checkpoint."""
     for part in ("stopping", "workers", "workersReady", "teachers", "teachersReady"):
         d.status.pop(part, None)
-    d.run.pop("failed", None)
+    for part in ("failed", "queued", "evicted"):
+        d.run.pop(part, None)
     d.run["suspended"] = True
     for role in (names.TRAINER, names.EVALUATOR):
         d.starts(role).update(failures=0)
         d.starts(role).pop("nextStart", None)
     for stage in list(d.times):
-        if stage in (Stage.TEACHERS_READY, TRAINER_READY) or not d.completed(stage):
+        if stage in (Stage.TEACHERS_READY, TRAINER_READY) or (stage != Stage.DEPLOYED and not d.completed(stage)):
             del d.times[stage]
-    if endpoint := d.status.get("endpoint"):
-        for part in ("canary", "rejected"):
-            endpoint.pop(part, None)
-        if "deployed" not in endpoint.get("stable", {}):
-            endpoint.pop("stable", None)  # its time to come up begins anew
-        endpoint.update(replicas=0, readyReplicas=0)
-    pods = [pod for pod in d.observed.pods if pod.active]
+    pods = d.observed.active(*TRAINING)
     # A trainer that was told to stop finishes its round, and asks about it.
     there = any(view.role == names.TEACHERS for view in d.observed.deployments.values())
     d.wanted.teachers = there and bool(d.observed.active(names.TRAINER))
-    if pods or d.observed.jobs or d.observed.deployments:
+    if pods or d.observed.jobs or there:
         d.mark(Condition.SUSPENDED, False, Reason.STOPPING, f"{len(pods)} pods are still ending")
     else:
-        d.mark(Condition.SUSPENDED, True, Reason.SUSPENDED, "everything is freed; suspend: false goes on")
-    trained = "student" in d.status
-    for stage_ in Stage:
-        done = trained and stage_ in (Stage.TEACHERS_READY, Stage.TRAINED)
+        d.mark(Condition.SUSPENDED, True, Reason.SUSPENDED, "the run holds nothing; suspend: false goes on")
+    student = d.status.get("student", {})
+    judged = bool(student) and student.get("evaluation") == evaluation_key(d, student["digest"])
+    for stage_, done in (
+        (Stage.TEACHERS_READY, bool(student)),
+        (Stage.TRAINED, bool(student)),
+        (Stage.EVALUATED, judged and student["gatePassed"]),
+    ):
         d.mark(stage_, done, Reason.UP_TO_DATE if done else Reason.SUSPENDED)
-    d.mark(Condition.SERVING, False, Reason.SUSPENDED)
 
 
 def _resume(d: Draft) -> None:
@@ -141,7 +147,10 @@ def _play(d: Draft) -> None:
     if verdict is None:
         trained = train(d)
         evaluated = trained and evaluate(d)
-        if not evaluated and "stopping" not in d.status:
+        if not d.in_queue and d.run.pop("queued", None):
+            d.run.pop("evicted", None)
+            d.status["startTime"] = timestamp(d.now)  # admitted
+        if not evaluated and not d.in_queue and "stopping" not in d.status:
             limit = d.spec.run_policy.active_deadline_seconds
             if d.late(d.status["startTime"], limit):
                 stage, role = (Stage.EVALUATED, names.EVALUATOR) if trained else (Stage.TRAINED, names.TRAINER)
@@ -156,13 +165,17 @@ def _refuse(obj: Mapping[str, Any], now: float, error: SpecError) -> Plan:
     message = printable("; ".join(str(problem) for problem in error.problems))[:1024]
     before = {condition["type"]: condition for condition in old.get("conditions", [])}
     conditions = []
+    stopped = {
+        Condition.ACCEPTED: {"status": "False", "reason": Reason.INVALID.value, "message": message},
+        Condition.READY: {"status": "False", "reason": Reason.INVALID.value, "message": message},
+        Condition.STALLED: {"status": "True", "reason": Reason.INVALID.value, "message": message},
+    }
     for kind in Condition:
         known = before.get(kind.value, {"type": kind.value, "status": "False", "reason": Reason.WAITING.value})
         changed = {"message": "", "lastTransitionTime": timestamp(now), **known}
-        if kind in (Condition.ACCEPTED, Condition.READY):
-            since = changed["lastTransitionTime"] if known["status"] == "False" else timestamp(now)
-            refused = {"status": "False", "reason": Reason.INVALID.value, "message": message}
-            changed = {**changed, **refused, "lastTransitionTime": since}
+        if said := stopped.get(kind):
+            since = changed["lastTransitionTime"] if known["status"] == said["status"] else timestamp(now)
+            changed = {**changed, **said, "lastTransitionTime": since}
         conditions.append({**changed, "observedGeneration": obj["metadata"]["generation"]})
     status = {**old, "phase": "Invalid", "observedGeneration": obj["metadata"]["generation"], "conditions": conditions}
     return Plan(status, events=events(old, conditions))

@@ -67,9 +67,10 @@ def http_route(route: Route, backends: Mapping[str, int]) -> dict[str, Any]:
         "hostnames": list(route.hostnames),
         "rules": [
             {
+                "timeouts": {"request": "0s"},  # an image may take minutes; the endpoint has a limit of its own
                 "backendRefs": [
                     {"name": name, "port": names.ENDPOINT_HTTP, "weight": weight} for name, weight in backends.items()
-                ]
+                ],
             }
         ],
     }

@@ -2,7 +2,8 @@
 
 With a route, traffic goes to revisions by its weights; without one, by their share of the ready pods of one Service.
 Gateways follow a route, and the pods behind it, seconds later and in no order: a pod gets its part of the weight when
-it has been ready for a while, and what it relieves stays for a while after that.
+it has been ready for a while (`followSeconds` after the controller took the last change), and what it relieves stays
+for a while after that.
 The old revision shrinks only as fast as the new one takes over, and gives no weight away before (kserve#5983); one pod
 of it stays until the new one has all the traffic. A promotion restarts nothing.
 """
@@ -19,11 +20,10 @@ from opd_operator.draft import Draft, Served, timestamp
 from opd_operator.observe import DeploymentView, Requests
 
 _REVISION_LENGTH = 8
-_GATEWAY = 5  # seconds in which a gateway has seen what changed
 _CRASHES = 3  # of a canary's container, before its deadline
 _FEWEST = 10  # requests that a rate is taken of
 _SURELY = 0.01  # chance at which so many failures are no accident of a good student
-_NOT_IN_TEMPLATE = ("enabled", "replicas", "rollout", "autoscaling", "route", "studentDigest")
+_NOT_IN_TEMPLATE = ("enabled", "suspend", "replicas", "rollout", "autoscaling", "route", "studentDigest")
 
 
 def serve(d: Draft) -> None:
@@ -32,6 +32,9 @@ def serve(d: Draft) -> None:
         d.status.pop("endpoint", None)
         d.mark(Condition.SERVING, False, Reason.DISABLED)
         d.mark(Stage.DEPLOYED, False, Reason.DISABLED, "spec.endpoint.enabled is false")
+        return
+    if d.spec.endpoint.suspend:
+        _suspend(d)
         return
     endpoint = d.status.setdefault("endpoint", {})
     target = _target(d, endpoint)
@@ -46,6 +49,26 @@ def serve(d: Draft) -> None:
     _report(d, endpoint, target)
 
 
+def _suspend(d: Draft) -> None:
+    """Free the endpoint's pods. What was in service comes back as the same revision; a rollout begins anew, and what
+    had failed is tried again."""
+    endpoint = d.status.get("endpoint", {})
+    for part in ("canary", "rejected", "leaving"):
+        endpoint.pop(part, None)
+    if "deployed" not in endpoint.get("stable", {}):
+        endpoint.pop("stable", None)
+    if not d.completed(Stage.DEPLOYED):
+        d.times.pop(Stage.DEPLOYED, None)
+    left = d.observed.active(names.ENDPOINT)
+    if endpoint.get("stable"):
+        endpoint.update(replicas=0, readyReplicas=0)
+    else:
+        d.status.pop("endpoint", None)
+    what = (Reason.STOPPING, f"{len(left)} pods are still ending") if left else (Reason.SUSPENDED, "endpoint.suspend")
+    d.mark(Stage.DEPLOYED, False, *what)
+    d.mark(Condition.SERVING, False, *what)
+
+
 def _target(d: Draft, endpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The revision that the spec asks for: the student named in it, else this run's if it passed its gate, else the one
     that serves; where none serves, the newest that has passed."""
@@ -55,7 +78,7 @@ def _target(d: Draft, endpoint: dict[str, Any]) -> dict[str, Any] | None:
         if not found:
             text = f"spec.endpoint.studentDigest {pinned[:19]} is no student of this object"
             d.mark(Stage.DEPLOYED, False, Reason.UNKNOWN_STUDENT, text)
-    elif current and current.get("gatePassed") and d.marks[Condition.EVALUATED][0] == "True":
+    elif current and current.get("gatePassed") and d.holds(Condition.EVALUATED):
         found = [current]
     elif stable:
         found = [stable]
@@ -119,6 +142,7 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     # Without surge the last pod finds its place only when the old one has left: by then it has all the traffic.
     enough = new is not None and ready >= min(share, replicas - (1 - surge)) and (percent == 100 or new.available)
 
+    blind = False  # it would go on, and nothing tells how its requests end
     if problem := _problem(d, canary):
         _reject(endpoint, canary, *problem)
         return
@@ -136,10 +160,12 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
             del endpoint["canary"]
             return
         if d.late(canary["since"], rollout.interval_seconds):
-            canary.update(step=canary["step"] + 1, stepStarted=timestamp(d.now))
-            del canary["since"]
-            _canary(d, endpoint)
-            return
+            blind = d.observed.requests is None and d.spec.endpoint.student_digest != canary["digest"]
+            if not blind:
+                canary.update(step=canary["step"] + 1, stepStarted=timestamp(d.now))
+                del canary["since"]
+                _canary(d, endpoint)
+                return
     elif canary.pop("since", None):
         canary["stepStarted"] = timestamp(d.now)
     kept = max(replicas - (1 - surge) - relieved, replicas - share, min(1, replicas))
@@ -149,7 +175,11 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     d.wanted.served += [_served(stable, kept, 100 - weight), _served(canary, grown, weight)]
     message = f"{canary['digest'][:19]} gets {weight} % of the traffic, aims at {percent} %"
     d.begin(Stage.DEPLOYED)
-    d.mark(Stage.DEPLOYED, False, Reason.CANARY, message)
+    if blind:
+        text = "/metrics of none of its pods can be read, so it goes no further; `opd promote` takes it without"
+        d.mark(Stage.DEPLOYED, False, Reason.NO_FIGURES, f"{message}; {text}")
+    else:
+        d.mark(Stage.DEPLOYED, False, Reason.CANARY, message)
 
 
 def _move(d: Draft, canary: dict[str, Any], ready: int, percent: int, *, enough: bool) -> int:
@@ -166,11 +196,13 @@ def _move(d: Draft, canary: dict[str, Any], ready: int, percent: int, *, enough:
     weight, followed = canary["trafficPercent"], canary.get("followedPercent", 0)
     if ready != canary.get("readyReplicas"):
         canary.update(readyReplicas=ready, changed=timestamp(d.now))
-    if d.late(canary["changed"], _GATEWAY):
+    if not d.observed.followed:
+        canary["changed"] = timestamp(d.now)  # its controller has not taken the last change yet
+    elif d.late(canary["changed"], _follow_seconds(d)):
         followed = weight
         if fitting > weight:
             weight, canary["changed"] = fitting, timestamp(d.now)
-            d.late(canary["changed"], _GATEWAY)
+            d.late(canary["changed"], _follow_seconds(d))
     weight = min(weight, fitting)
     followed = min(followed, weight)
     canary.update(trafficPercent=weight, followedPercent=followed)
@@ -188,11 +220,17 @@ def _leave(d: Draft, endpoint: dict[str, Any]) -> None:
         view.revision: before.get(view.revision, timestamp(d.now)) for view in views if view.revision not in serving
     }
     for revision, since in leaving.items():
-        if not d.late(since, _GATEWAY):
+        if not d.late(since, _follow_seconds(d)):
             name = names.endpoint(d.name, revision)
             d.wanted.keep |= {("Deployment", name), ("Service", name)}
     if leaving:
         endpoint["leaving"] = leaving
+
+
+def _follow_seconds(d: Draft) -> int:
+    """Until every proxy does what its gateway's controller has taken."""
+    route = d.spec.endpoint.route
+    return route.follow_seconds if route else 0
 
 
 def _in_service(d: Draft, stable: dict[str, Any]) -> None:
@@ -222,7 +260,8 @@ def _problem(d: Draft, canary: dict[str, Any]) -> tuple[Reason, str] | None:
 
 
 def too_many_failed(requests: Requests, allowed: float) -> bool:
-    """Whether so many failures are too unlikely for a student that fails at the allowed rate (binomial tail)."""
+    """Whether so many failures are too unlikely for a student that fails at the allowed rate (binomial tail); a handful
+    of requests says nothing."""
     failed, total = requests.failed, requests.total
     if total < _FEWEST or failed <= allowed * total:
         return False
@@ -250,7 +289,7 @@ def _report(d: Draft, endpoint: dict[str, Any], target: dict[str, Any] | None) -
     trouble = _trouble(d, ready)
     if rejected:
         d.mark(Stage.DEPLOYED, False, Reason(rejected["reason"]), rejected["message"])
-        if d.marks[Condition.EVALUATED][0] == "True" and Condition.FAILED not in d.marks:
+        if d.holds(Condition.EVALUATED) and Condition.FAILED not in d.marks:
             d.mark(Condition.FAILED, True, Reason(rejected["reason"]), rejected["message"])
     elif stable and target and "canary" not in endpoint and "deployed" in stable:
         if trouble is None or d.spec.endpoint.replicas == 0:
@@ -263,13 +302,21 @@ def _report(d: Draft, endpoint: dict[str, Any], target: dict[str, Any] | None) -
             d.status.pop("endpoint", None)
         return
     d.mark(Condition.SERVING, trouble is None, *(trouble or (Reason.AVAILABLE,)))
-    route = d.spec.endpoint.route
     endpoint.update(
-        url=f"http://{route.hostnames[0] if route else names.host(d.name, d.namespace)}",
+        url=_url(d),
         replicas=sum(view.replicas for view in views),
         readyReplicas=ready,
         selector=",".join(f"{key}={value}" for key, value in sorted(names.selector(d.name, names.ENDPOINT).items())),
     )
+
+
+def _url(d: Draft) -> str:
+    """Where clients reach it; a route of wildcards alone has no name that could be told."""
+    route = d.spec.endpoint.route
+    named = [host for host in route.hostnames if not host.startswith("*")] if route else []
+    if route and named:
+        return f"{'https' if route.tls else 'http'}://{named[0]}"
+    return f"http://{names.host(d.name, d.namespace)}"
 
 
 def _trouble(d: Draft, ready: int) -> tuple[Reason, str] | None:

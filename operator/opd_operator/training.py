@@ -1,12 +1,15 @@
 """The stages TeachersReady and Trained: servers first, then the trainer's Jobs until there is a student. Pure."""
 
+import functools
+
 from opd_core import roles
 from opd_core.exit_codes import ExitCode
 from opd_core.stages import Reason, Stage
 
 from opd_operator import names
+from opd_operator.context import teachers_revision
 from opd_operator.draft import TRAINER_READY, Draft, timestamp
-from opd_operator.jobs import ask_again, ended, start
+from opd_operator.jobs import ask_again, ended, in_queue, outdated, pauses, pods_of, start
 from opd_operator.observe import JobView
 from opd_operator.outcome import deadline
 
@@ -15,53 +18,102 @@ _LIVE = ("teachers", "teachersReady", "workers", "workersReady")  # status of wh
 
 
 def train(d: Draft) -> bool:
-    """Whether there is a student. The teachers live exactly as long as the training."""
-    if student := d.status.get("student"):
-        d.mark(Stage.TEACHERS_READY, True, Reason.FREED, "training is done")
-        d.mark(Stage.TRAINED, True, Reason.COMPLETED, f"student {student['digest'][:19]}")
-        for part in _LIVE:
-            d.status.pop(part, None)
-        return True
-    _teachers(d)
+    """Whether there is a student. The teachers live exactly as long as the training works or is about to."""
+    if "student" in d.status:
+        return _trained(d)
+    job = d.observed.jobs.get(_job_name(d, d.starts(names.TRAINER)["number"]))
+    stays = job and not job.succeeded and not outdated(d, names.TRAINER, d.spec.training.pod)
+    if job and stays and in_queue(d, names.TRAINER, Stage.TRAINED, job):
+        _wait_in_queue(d, job)
+        return False
+    ready = _teachers(d)
     if "stopping" in d.status:
         return False
-    limits = d.spec.run_policy.stage_deadlines
-    if not d.completed(Stage.TEACHERS_READY):
+    if ready or job:
+        d.begin(Stage.TRAINED)
+        _trainer(d)
+        if "student" in d.status:
+            d.wanted.teachers, d.wanted.trainer = False, None
+            return _trained(d)
+    elif not pauses(d, names.TRAINER, Stage.TRAINED):
         d.mark(Stage.TRAINED, False, Reason.WAITING, "for the teachers")
-        if d.late(d.times[Stage.TEACHERS_READY]["startTime"], limits.teachers_ready):
-            deadline(d, Stage.TEACHERS_READY, "stageDeadlines.teachersReady", names.TEACHERS)
-        return False
-    d.begin(Stage.TRAINED)
-    _trainer(d)
-    if "student" in d.status:
-        d.wanted.teachers, d.wanted.trainer = False, None
-        return train(d)
-    if "stopping" not in d.status and d.late(d.times[Stage.TRAINED]["startTime"], limits.trained):
-        deadline(d, Stage.TRAINED, "stageDeadlines.trained", names.TRAINER)
+    if "stopping" not in d.status:
+        _deadlines(d)
     return False
 
 
-def _teachers(d: Draft) -> None:
-    d.begin(Stage.TEACHERS_READY)
+def _trained(d: Draft) -> bool:
+    student = d.status["student"]
+    d.mark(Stage.TEACHERS_READY, True, Reason.FREED, "training is done")
+    d.mark(Stage.TRAINED, True, Reason.COMPLETED, f"student {student['digest'][:19]}")
+    for part in _LIVE:
+        d.status.pop(part, None)
+    return True
+
+
+def _deadlines(d: Draft) -> None:
+    """Of the stages; what waits in a queue has none."""
+    limits = d.spec.run_policy.stage_deadlines
+    teachers, trained = d.times.get(Stage.TEACHERS_READY, {}), d.times.get(Stage.TRAINED, {})
+    if not d.completed(Stage.TEACHERS_READY) and d.late(teachers.get("startTime"), limits.teachers_ready):
+        deadline(d, Stage.TEACHERS_READY, "stageDeadlines.teachersReady", names.TEACHERS)
+    elif d.late(trained.get("startTime"), limits.trained):
+        deadline(d, Stage.TRAINED, "stageDeadlines.trained", names.TRAINER)
+
+
+def _wait_in_queue(d: Draft, job: JobView) -> None:
+    """The trainer holds nothing. Teachers that answer wait for it up to trainerReady, those of a trainer that was taken
+    out of work no longer than it asks them: they would hold what their own trainer waits for."""
+    if d.completed(TRAINER_READY):
+        d.run["evicted"] = True
+        d.status["disruptions"] += 1
+    for stage in (TRAINER_READY, Stage.TRAINED):
+        d.times.pop(stage, None)
+    d.wanted.trainer = d.starts(names.TRAINER)["number"]
+    _workers(d, job)
+    limit = d.spec.run_policy.stage_deadlines.trainer_ready
+    if any(pod.active for pod in pods_of(d, job)) or not ("evicted" in d.run or d.late(d.run["queued"], limit)):
+        _teachers(d)
+        return
+    for part in ("teachers", "teachersReady"):
+        d.status.pop(part, None)
+    d.times.pop(Stage.TEACHERS_READY, None)
+    d.mark(Stage.TEACHERS_READY, False, Reason.QUEUED, f"freed until Job {job.name} is admitted by {d.queue}")
+
+
+def _teachers(d: Draft) -> bool:
+    """Whether all servers answer, as the spec wants them now."""
     servers = [names.teachers(d.name, i) for i in range(len(roles.teacher_servers(d.spec)))]
     d.wanted.teachers = True
+    revision = teachers_revision(d.distillation, d.run["images"][names.TEACHERS])
     views = [d.observed.deployments.get(server) for server in servers]
-    ready = [bool(view and view.available) for view in views]
+    # A Deployment that is not applied yet is available with the pods of the spec before.
+    ready = [bool(view and view.available and view.revision == revision) for view in views]
     d.status["teachers"] = [{"name": server, "ready": up} for server, up in zip(servers, ready, strict=True)]
     d.status["teachersReady"] = f"{sum(ready)}/{len(ready)}"
-    if not servers:
+    if all(ready):
         d.complete(Stage.TEACHERS_READY)
-        d.mark(Stage.TEACHERS_READY, True, Reason.DISABLED, "teachers live inside the trainer")
-    elif all(ready):
-        d.complete(Stage.TEACHERS_READY)
-        d.mark(Stage.TEACHERS_READY, True, Reason.COMPLETED, f"{len(ready)} of {len(ready)} servers answer")
-    elif refusal := _refusal(d):
-        d.stop(Reason.USER_ERROR, refusal, Stage.TEACHERS_READY)
+        done = (Reason.COMPLETED, f"{len(ready)} of {len(ready)} servers answer")
+        inside = (Reason.DISABLED, "teachers live inside the trainer")
+        d.mark(Stage.TEACHERS_READY, True, *(done if servers else inside))
+        return True
+    again = d.completed(Stage.TEACHERS_READY)
+    if again and not d.observed.active(names.TRAINER):
+        del d.times[Stage.TEACHERS_READY]  # nobody has them yet: their time begins anew
+    if any(pod.queued for pod in d.observed.pods_of(names.TEACHERS)) and not d.completed(Stage.TEACHERS_READY):
+        d.times.pop(Stage.TEACHERS_READY, None)
+        d.wait_in_queue()
     else:
-        default = Reason.RESTARTING if d.completed(Stage.TEACHERS_READY) else Reason.STARTING
-        reason, message = d.observed.trouble(names.TEACHERS) or (default, "")
-        text = f"{sum(ready)} of {len(ready)} servers answer"
-        d.mark(Stage.TEACHERS_READY, False, reason, f"{text}; {message}" if message else text)
+        d.begin(Stage.TEACHERS_READY)
+    if refusal := _refusal(d):
+        d.stop(Reason.USER_ERROR, refusal, Stage.TEACHERS_READY)
+        return False
+    reason, message = d.observed.trouble(names.TEACHERS) or (Reason.RESTARTING if again else Reason.STARTING, "")
+    if reason == Reason.QUEUED:
+        message += f" by {d.queue}"
+    text = f"{sum(ready)} of {len(ready)} servers answer"
+    d.mark(Stage.TEACHERS_READY, False, reason, f"{text}; {message}" if message else text)
+    return False
 
 
 def _refusal(d: Draft) -> str:
@@ -73,18 +125,18 @@ def _refusal(d: Draft) -> str:
     return ""
 
 
+def _job_name(d: Draft, number: int) -> str:
+    return names.trainer(d.name, d.run["attempt"], number)
+
+
 def _trainer(d: Draft) -> None:
-    nodes, attempt = d.spec.training.nodes, d.run["attempt"]
-
-    def name(number: int) -> str:
-        return names.trainer(d.name, attempt, number)
-
-    this = start(d, names.TRAINER, Stage.TRAINED, d.spec.training.pod, name, begun=d.completed(TRAINER_READY))
+    nodes, pod = d.spec.training.nodes, d.spec.training.pod
+    this = start(
+        d, names.TRAINER, Stage.TRAINED, pod, functools.partial(_job_name, d), begun=d.completed(TRAINER_READY)
+    )
     job = this.job
     d.wanted.trainer = this.number
-    counts = (job.ready, job.succeeded, job.failed) if job else (0, 0, 0)
-    d.status["workers"] = {"desired": nodes, **dict(zip(("ready", "succeeded", "failed"), counts, strict=True))}
-    d.status["workersReady"] = f"{counts[0]}/{nodes}"
+    _workers(d, job)
     if this.number is None:
         d.times.pop(TRAINER_READY, None)
         return
@@ -100,7 +152,8 @@ def _trainer(d: Draft) -> None:
             _progress(d)  # a pod that turns unready for a moment is no new start
         else:
             default = Reason.RESUMED if this.number > 0 else Reason.STARTING
-            d.mark(Stage.TRAINED, False, default, _missing(d, job) or f"{counts[0]} of {nodes} training pods run")
+            text = _missing(d, job) or f"{job.ready if job else 0} of {nodes} training pods run"
+            d.mark(Stage.TRAINED, False, default, text)
             if d.late(d.times[TRAINER_READY]["startTime"], d.spec.run_policy.stage_deadlines.trainer_ready):
                 deadline(d, Stage.TRAINED, "stageDeadlines.trainerReady", names.TRAINER)
                 return
@@ -108,12 +161,17 @@ def _trainer(d: Draft) -> None:
             d.mark(Stage.TRAINED, False, *trouble)
 
 
+def _workers(d: Draft, job: JobView | None) -> None:
+    nodes = d.spec.training.nodes
+    ready, succeeded, failed = (job.ready, job.succeeded, job.failed) if job else (0, 0, 0)
+    d.status["workers"] = {"desired": nodes, "ready": ready, "succeeded": succeeded, "failed": failed}
+    d.status["workersReady"] = f"{ready}/{nodes}"
+
+
 def _missing(d: Draft, job: JobView | None) -> str:
     """Of a Job that makes no pods, which says why in events alone."""
-    if job is None or job.finished or any(pod.job == job.name for pod in d.observed.pods):
+    if job is None or job.finished or pods_of(d, job):
         return ""
-    if job.suspended:
-        return f"Job {job.name} is suspended, as by a queue that has not admitted it"
     return f"Job {job.name} has no pods; `kubectl describe job {job.name}` shows a quota or rule that refuses them"
 
 
@@ -143,12 +201,12 @@ def _progress(d: Draft) -> None:
 
 
 def _finish(d: Draft, job: JobView) -> None:
-    first = next((pod for pod in d.observed.pods if pod.job == job.name and pod.index == 0 and pod.ended), None)
+    first = next((pod for pod in pods_of(d, job) if pod.index == 0 and pod.ended), None)
     said = first.ended.facts.digest if first and first.ended else None
     if said is None:
-        ask_again(d, names.TRAINER)
+        ask_again(d, names.TRAINER, Stage.TRAINED, job)
+        d.wanted.trainer = None
         d.times.pop(TRAINER_READY, None)
-        _trainer(d)
         return
     rounds = d.spec.training.rounds
     d.status["student"] = {

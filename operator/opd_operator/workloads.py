@@ -1,13 +1,18 @@
 """Teacher servers, trainer and evaluator as child objects. Pure."""
 
+import math
+from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any
 
 from opd_core import roles
 from opd_core.api.digests import claims_of
+from opd_core.api.pod import Pod, Resources, amount
+from opd_core.api.types import Spec
 
 from opd_operator import names
-from opd_operator.context import Context, Manifest, service_ports
+from opd_operator.context import Context, Manifest, service_ports, teachers_revision
 from opd_operator.pods import pod_template
 
 _TRAINER_GRACE = 600  # a round of a large model, and its checkpoint
@@ -46,7 +51,8 @@ def teachers(context: Context) -> list[Manifest]:
         service = {"selector": selector, "ports": service_ports({"grpc": names.GRPC, "http": names.HTTP})}
         manifests.append(context.child("v1", "Service", name, names.TEACHERS, spec=service))
         manifest = context.child("apps/v1", "Deployment", name, names.TEACHERS, spec=deployment)
-        manifest["metadata"]["labels"].update(context.queue_labels)
+        revision = teachers_revision(context.distillation, context.run["images"][names.TEACHERS])
+        manifest["metadata"]["labels"].update({names.REVISION: revision, **context.queue_labels})
         manifests.append(manifest)
     return manifests
 
@@ -93,10 +99,10 @@ def trainer(context: Context, number: int) -> list[Manifest]:
 
 
 def evaluator(context: Context, key: str, number: int) -> list[Manifest]:
-    """A Job with one pod, in the trainer's image and with its settings."""
+    """A Job with one pod, in the trainer's image."""
     template = pod_template(
         roles.evaluator(context.place(context.run_folder)),
-        context.spec.training.pod,
+        evaluation_pod(context.spec),
         image=context.run["images"][names.TRAINER],
         labels=context.pod_labels(names.EVALUATOR),
         service_account=context.account,
@@ -106,6 +112,21 @@ def evaluator(context: Context, key: str, number: int) -> list[Manifest]:
         restart="Never",
     )
     return [_job(context, names.evaluator(context.name, key, number), names.EVALUATOR, template, pods=1)]
+
+
+def evaluation_pod(spec: Spec) -> Pod:
+    """Settings of the evaluator's pod: where nothing is said, training's, with the devices that it uses."""
+    if spec.evaluation.pod:
+        return spec.evaluation.pod
+    pod = spec.training.pod
+    share = Fraction(roles.evaluator_processes(spec), spec.training.processes_per_node)
+
+    def used(amounts: Mapping[str, str]) -> dict[str, str]:
+        # Only devices have a domain in their name, and only whole ones are given.
+        return {key: str(math.ceil(int(amount(each)) * share)) if "/" in key else each for key, each in amounts.items()}
+
+    cut = Resources(requests=used(pod.resources.requests), limits=used(pod.resources.limits))
+    return pod.model_copy(update={"resources": cut})
 
 
 def _job(context: Context, name: str, role: str, template: Manifest, *, pods: int) -> Manifest:

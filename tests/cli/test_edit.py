@@ -38,6 +38,16 @@ def test_suspend_and_resume(opd: Opd, api: Api) -> None:
     assert json.loads(opd("resume", "tiny", "-o", "json").out)["spec"]["suspend"] is False
 
 
+def test_the_endpoint_is_suspended_by_itself(opd: Opd, api: Api) -> None:
+    api.submit()
+    said = opd("suspend", "tiny", "--endpoint").out
+    assert f"opd resume tiny --endpoint -n {api.namespace} brings the same student back" in said
+    spec = api.get()["spec"]
+    assert (spec["suspend"], spec["endpoint"]["suspend"]) == (False, True)
+    opd("resume", "tiny", "--endpoint")
+    assert api.get()["spec"]["endpoint"]["suspend"] is False
+
+
 def test_promote_by_the_beginning_of_a_digest_and_back_to_the_latest(opd: Opd, api: Api) -> None:
     api.submit()
     say(api, students=students(FIRST, SECOND, missed=(SECOND,)))

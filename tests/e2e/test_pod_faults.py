@@ -114,6 +114,7 @@ def test_a_wrong_image_is_mended_and_all_that_an_endpoint_may_have_comes_and_goe
     namespace.until(name, "Serving", "True")
     wait_until(lambda: not extras & kinds(), "what was taken out of the spec to go")
     assert "networkpolicy" in kinds()
+    namespace.edit(name, endpoint={"suspend": True})  # what serves has no end
     wait_until(lambda: not namespace.kubectl("get", "opd", "-o", "name"), "its time to be over", 180)
     wait_until(lambda: not namespace.children(), "everything to go")
 

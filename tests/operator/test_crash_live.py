@@ -100,14 +100,14 @@ def life(api: Api) -> None:
     api.until("Evaluated", "True")
     api.run("endpoint", 2)
     api.until("Ready", "True")
-    api.edit(suspend=True)
+    api.edit(suspend=True, endpoint={"suspend": True})
 
     def suspended() -> bool:
         api.sweep()
-        return api.condition("Suspended")[0] == "True"
+        return api.condition("Suspended")[0] == "True" and api.condition("Serving")[1] == "Suspended"
 
     wait_for(suspended)
-    api.edit(suspend=False)
+    api.edit(suspend=False, endpoint={"suspend": False})
     api.run("endpoint", 2)
     api.until("Ready", "True")
 

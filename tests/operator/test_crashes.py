@@ -14,7 +14,7 @@ def life(world: World) -> World:
     world.run().fail(names.TRAINER, 143).wait(60)
     world.run().finish(names.TRAINER, digest=STUDENT)
     world.finish(names.EVALUATOR, digest=STUDENT, gatePassed=True, scores=[]).up(names.ENDPOINT)
-    world.edit(endpoint__replicas=2, suspend=True).edit(endpoint__replicas=2).up(names.ENDPOINT)
+    world.edit(endpoint__replicas=2, suspend=True, endpoint__suspend=True).edit(endpoint__replicas=2).up(names.ENDPOINT)
     world.edit(endpoint__replicas=2, training__seed=7).up(names.TEACHERS).run().finish(names.TRAINER, digest=NEXT)
     world.finish(names.EVALUATOR, digest=NEXT, gatePassed=True, scores=[])
     for _ in range(8):

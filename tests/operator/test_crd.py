@@ -217,10 +217,10 @@ def test_both_fill_in_the_same_defaults(api: Api, content: dict[str, Any]) -> No
 
 @pytest.fixture
 def running(api: Api) -> Iterator[str]:
-    """An object whose run has begun."""
+    """An object of which a trainer has run."""
     name = f"running-{next(_numbers)}"
     api.submit(name)
-    api.patch("opddistillations", name, {"status": {"run": {"key": "k", "attempt": 1}}}, "status")
+    api.patch("opddistillations", name, {"status": {"run": {"key": "k"}, "begun": True}}, "status")
     yield name
     api.delete("opddistillations", name)
 
@@ -233,12 +233,12 @@ _numbers = itertools.count()
     [
         (
             {"model": {"uri": "pvc://other/base"}},
-            'a run has begun, and students of this object are adapters of pvc://tiny-world/base '
+            'a trainer has run, and students of this object are adapters of pvc://tiny-world/base '
             '(got "pvc://other/base"); write pvc://tiny-world/base, or make another object',
         ),
         (
             {"student": {"output": {"uri": "pvc://students/b"}}},
-            'a run has begun, and its students are in pvc://students/tiny-three-tasks '
+            'a trainer has run, and its students are in pvc://students/tiny-three-tasks '
             '(got "pvc://students/b"); write pvc://students/tiny-three-tasks, or make another object',
         ),
         (
@@ -247,17 +247,20 @@ _numbers = itertools.count()
         ),
     ],
 )  # fmt: skip
-def test_some_fields_stay_once_a_run_has_begun(api: Api, running: str, change: dict[str, Any], words: str) -> None:
+def test_some_fields_stay_once_a_trainer_has_run(api: Api, running: str, change: dict[str, Any], words: str) -> None:
     with pytest.raises(RuntimeError) as refused:
         api.edit(running, **change)
     assert words in str(refused.value)
 
 
-def test_training_may_change_and_a_wrong_base_can_be_mended_before_the_run(api: Api, running: str) -> None:
+def test_training_may_change_once_a_trainer_has_run(api: Api, running: str) -> None:
     api.edit(running, training={"rounds": 700}, endpoint={"studentDigest": "sha256:" + "0" * 64})
-    api.patch("opddistillations", running, {"status": None}, "status")
-    api.edit(running, model={"uri": "pvc://other/base"})
-    assert api.get(running)["spec"]["model"]["uri"] == "pvc://other/base"
+
+
+def test_an_object_that_no_operator_has_seen_is_not_current_for_kstatus(api: Api) -> None:
+    """Flux, kpt and Helm 4 wait for status.observedGeneration to reach the generation."""
+    api.submit("unseen")
+    assert api.get("unseen")["status"] == {"observedGeneration": -1}
 
 
 # ---------------------------------------------------------------------------------------------------- status

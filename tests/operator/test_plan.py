@@ -1,6 +1,7 @@
 """The stages of a distillation, decided on paper."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from opd_core.api.status import Status
@@ -145,7 +146,9 @@ def test_a_trainer_on_a_lost_node_is_awaited_and_the_condition_says_what_to_do()
     world.pod(job, "tiny-trainer-1-0-0", "Running", conditions=(lost,), leaving=True)
     world.settle().wait(3600)
     assert world.condition("Trained") == ("False", "Disrupted")
-    assert "if that machine is off: kubectl delete node machine-1" in world.message("Trained")
+    assert "kubectl taint node machine-1 node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in world.message(
+        "Trained"
+    )
     assert [each["metadata"]["name"] for each in world.jobs()] == ["tiny-trainer-1-0"], "never two in one folder"
 
 
@@ -320,14 +323,19 @@ def test_a_name_of_no_student_is_told_and_changes_nothing():
 
 
 @pytest.mark.parametrize("stage", ["settle", "trained", "evaluated", "served"])
-def test_suspend_frees_everything_and_resume_goes_on(stage):
+def test_suspend_frees_the_run_and_resume_goes_on(stage):
     world = World()
     getattr(world, stage)()
     attempt = world.status["run"]["attempt"]
     world.edit(suspend=True)
-    assert not world.children
+    assert {role for _, role in kinds(world)} <= {names.ENDPOINT, "workload"}
+    assert not world.of("Job")
+    assert world.condition("Serving")[0] == ("True" if stage == "served" else "False"), "what serves goes on serving"
+    assert bool(world.of("Pod")) == (stage == "served")
     assert world.condition("Suspended") == ("True", "Suspended")
     assert world.condition("Ready") == ("False", "Suspended")
+    if stage == "evaluated":  # its endpoint starts, and has its deadline
+        world.up(names.ENDPOINT)
     before = world.writes
     assert world.wait(1e6).writes == before
     world.edit(suspend=False)
@@ -336,8 +344,40 @@ def test_suspend_frees_everything_and_resume_goes_on(stage):
     if stage == "settle":
         world.up(names.TEACHERS)
         assert world.job(names.TRAINER)["metadata"]["name"] == "tiny-trainer-1-1"
-    elif stage == "served":
-        assert world.up(names.ENDPOINT).condition("Ready")[0] == "True"
+    elif stage in ("evaluated", "served"):
+        assert world.condition("Ready")[0] == "True"
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_suspended_endpoint_frees_its_pods_and_comes_back_as_the_same_revision(paused: bool):
+    world = World(endpoint__replicas=2).served()
+    before = world.status["endpoint"]["stable"]
+    world.linger = True
+    world.edit(endpoint__replicas=2, endpoint__suspend=True, suspend=paused)
+    assert world.condition("Serving") == ("False", "Stopping")
+    world.leave()
+    assert not world.of("Deployment")
+    for kind in ("Deployed", "Serving", "Ready"):
+        assert world.condition(kind) == ("False", "Suspended")
+    assert world.condition("Trained")[0] == world.condition("Evaluated")[0] == "True"
+    assert (world.status["endpoint"]["replicas"], world.status["endpoint"]["readyReplicas"]) == (0, 0)
+    writes = world.writes
+    assert world.wait(1e6).writes == writes
+    world.linger = False
+    world.edit(endpoint__replicas=2).up(names.ENDPOINT)
+    assert world.status["endpoint"]["stable"] == before
+    assert world.condition("Ready")[0] == "True"
+
+
+def test_a_run_goes_on_while_its_endpoint_is_suspended_and_its_student_then_replaces_the_old_one():
+    world = World().served().edit(endpoint__suspend=True, training__seed=7)
+    world.up(names.TEACHERS).run().finish(names.TRAINER, digest=OTHER)
+    world.finish(names.EVALUATOR, digest=OTHER, gatePassed=True, scores=[])
+    assert world.condition("Evaluated")[0] == "True"
+    assert not world.of("Deployment")
+    world.edit(training__seed=7)
+    assert world.status["endpoint"]["stable"]["digest"] == STUDENT
+    assert world.condition("Deployed") == ("False", "Canary")
 
 
 def test_suspend_and_resume_is_the_way_to_try_again():
@@ -378,11 +418,34 @@ def test_an_edit_of_the_policy_alone_changes_no_child():
     assert {key: child for key, child in world.children.items() if child["kind"] != "Pod"} == before
 
 
-def test_a_finished_object_goes_after_its_time():
-    world = World(runPolicy={"ttlSecondsAfterFinished": 60}).served()
+TTL = {"runPolicy": {"ttlSecondsAfterFinished": 60}}
+
+
+@pytest.mark.parametrize(
+    ("end", "goes"),
+    [
+        (lambda: World(**TTL).served(), False),
+        (lambda: World(**TTL, endpoint__replicas=0).evaluated(), False),  # scaled to nothing, not over
+        (lambda: World(**TTL, endpoint__enabled=False).evaluated(), True),
+        (lambda: World(**TTL).served().edit(**TTL, endpoint__suspend=True), True),
+        (lambda: World(**TTL).served().edit(**TTL, suspend=True, endpoint__suspend=True), False),
+        (lambda: World(**TTL).evaluated(passed=False), True),
+        (lambda: World(**TTL).settle().up(names.TEACHERS).run().fail(names.TRAINER, 2), True),
+        # Failed, and an older student serves.
+        (
+            lambda: World(**TTL).served().edit(**TTL, training__seed=7).up(names.TEACHERS).run().fail(names.TRAINER, 2),
+            False,
+        ),
+    ],
+    ids=["serves", "scaled-to-0", "no-endpoint", "put-away", "paused", "gate", "failed", "failed-and-serves"],
+)
+def test_a_finished_object_goes_after_its_time_unless_it_serves(end: Callable[[], World], goes: bool):
+    world = end()
+    assert world.plan
     assert not world.plan.delete
-    world.wait(61)
-    assert world.plan.delete
+    world.now += 61
+    world.look()
+    assert world.plan.delete == goes
 
 
 def test_a_spec_that_cannot_be_run_touches_nothing():
@@ -397,9 +460,12 @@ def test_a_spec_that_cannot_be_run_touches_nothing():
 def test_a_lost_result_is_asked_for_again():
     world = World().settle().up(names.TEACHERS).run()
     world.job(names.TRAINER)["status"] = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
-    world.remove("Pod", "tiny-trainer-1-0-0") if ("Pod", "tiny-trainer-1-0-0") in world.children else None
+    del world.children["Pod", "tiny-trainer-1-0-0"]
     world.settle()
-    assert world.job(names.TRAINER)["metadata"]["name"] == "tiny-trainer-1-1"
+    assert world.condition("Trained") == ("False", "Restarting")
+    assert not world.jobs()
+    assert world.wait(60).job(names.TRAINER)["metadata"]["name"] == "tiny-trainer-1-1"
+    assert (world.status["restarts"], world.status["disruptions"]) == (0, 1), "its pod was deleted; it did not fail"
 
 
 def test_progress_is_shown_while_it_trains():
@@ -542,6 +608,14 @@ def test_a_missed_gate_stays_missed_after_a_suspension(enabled):
     assert world.condition("Ready")[0] == "False"
 
 
+def test_a_student_that_is_judged_again_later_has_its_whole_time_again():
+    world = World(runPolicy={"activeDeadlineSeconds": 86_400}).evaluated(passed=False).wait(1e6)
+    world.edit(runPolicy={"activeDeadlineSeconds": 86_400}, evaluation__gate=[]).wait(14_000)
+    assert world.condition("Evaluated") == ("False", "Running")
+    assert world.condition("Failed")[0] == "False"
+    assert world.wait(500).condition("Failed") == ("True", "DeadlineExceeded")
+
+
 def test_an_edit_of_the_gate_and_back_does_not_pass_it():
     world = World().evaluated(passed=False).edit(evaluation__gate=[]).edit()
     assert world.condition("Failed") == ("True", "GateMissed")
@@ -580,7 +654,8 @@ def test_a_lost_score_is_asked_for_again():
     job = world.job(names.EVALUATOR)
     job["status"] = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
     world.settle()
-    assert world.job(names.EVALUATOR)["metadata"]["name"].endswith("-1")
+    assert not world.jobs()
+    assert world.wait(60).job(names.EVALUATOR)["metadata"]["name"].endswith("-1")
 
 
 # ---------------------------------------------------------------------------------------------------- teachers
@@ -613,15 +688,13 @@ def test_pods_that_a_quota_refuses_are_told():
 def test_a_job_that_gets_no_pods_is_told():
     world = World().settle().up(names.TEACHERS)
     assert "`kubectl describe job tiny-trainer-1-0`" in world.message("Trained")
-    world.job(names.TRAINER)["status"] = {"conditions": [{"type": "Suspended", "status": "True"}]}
-    assert "suspended, as by a queue" in world.settle().message("Trained")
 
 
 # ---------------------------------------------------------------------------------------------------- outcome
 
 
 def test_completion_is_forgotten_when_work_begins_again():
-    world = World(runPolicy={"ttlSecondsAfterFinished": 60}).served()
+    world = World(runPolicy={"ttlSecondsAfterFinished": 60}).evaluated(passed=False)
     assert "completionTime" in world.status
     world.edit(runPolicy={"ttlSecondsAfterFinished": 60}, training__seed=7)
     assert "completionTime" not in world.status
@@ -664,8 +737,25 @@ def test_whatever_a_pod_says_is_survived(words):
     job["status"] = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
     world.pod(job, f"{job['metadata']['name']}-0", "Succeeded", ended={"exitCode": 0, "message": words})
     world.settle()
-    assert world.condition("Trained")[0] == "False"
-    assert world.job(names.TRAINER), "its result cannot be read, so it is asked again"
+    assert world.condition("Trained") == ("False", "Restarting")
+    assert world.status["restarts"] == 2
+    assert world.wait(60).job(names.TRAINER), "its result cannot be read, so it is asked again"
+
+
+@pytest.mark.parametrize(("role", "stage"), [(names.TRAINER, "Trained"), (names.EVALUATOR, "Evaluated")])
+def test_a_program_that_ends_well_and_says_nothing_is_asked_again_after_pauses_and_not_for_ever(role, stage):
+    """An image of another release, say."""
+    world = World().trained() if role == names.EVALUATOR else World().settle().up(names.TEACHERS)
+    starts = 0
+    while world.condition("Failed")[0] == "False":
+        world.finish(role)
+        starts += 1
+        assert starts < 10
+        world.wait(100)
+    assert starts == 4, "backoffLimit 3"
+    assert world.condition("Failed") == ("True", "BackoffLimitExceeded")
+    assert "no result of this release" in world.message("Failed")
+    assert world.condition(stage)[0] == "False"
 
 
 def test_every_status_fits_its_schema_even_with_the_longest_words():
@@ -680,6 +770,14 @@ def test_every_status_fits_its_schema_even_with_the_longest_words():
     world.finish(names.EVALUATOR, digest=STUDENT, gatePassed=False, scores=scores, message=message)
     assert world.condition("Failed") == ("True", "GateMissed")
     Status.model_validate_json(json.dumps(world.status))
+
+
+@pytest.mark.parametrize(("attempt", "number", "index"), [(1, 9, 1023), (999, 99999, 1023), (99999, 1, 1023)])
+def test_the_names_of_pods_fit_however_often_they_were_started(attempt: int, number: int, index: int):
+    seen = {names.trainer("n" * 40, attempt, number + i) for i in range(3)}
+    assert len(seen) == 3
+    assert all(len(f"{name}-{index}") <= 63 for name in seen)
+    assert len(f"{names.evaluator('n' * 40, 'k' * 12, 100 * number)}-0") <= 63
 
 
 def test_the_longest_names_fit():
@@ -700,3 +798,89 @@ def test_the_longest_names_fit():
 def _spec_of(job):
     volumes = job["spec"]["template"]["spec"]["volumes"]
     return [volume["configMap"]["name"] for volume in volumes if "configMap" in volume]
+
+
+# ---------------------------------------------------------------------------------------------------- stale children
+
+
+@pytest.mark.parametrize("change", [{"training__seed": 7}, {"teacherServing__pod": {"nodeSelector": {"disk": "ssd"}}}])
+def test_teachers_of_the_spec_before_are_not_ready_for_the_new_one(change):
+    """A Deployment that is not applied yet, or that its controller has not seen, is available with its old pods."""
+    base = {"teachers": [{**each, "guidanceScale": 2.0} for each in example()["spec"]["teachers"]]}
+    world = World().settle().up(names.TEACHERS).edit(**base, **change)
+    assert world.condition("TeachersReady")[0] == "False"
+    assert not any(event == ("Completed", "1 of 1 servers answer") for event in world.events[4:])
+    assert not world.jobs(names.TRAINER), "it would greet the old servers"
+    world.up(names.TEACHERS)
+    assert world.condition("TeachersReady") == ("True", "Completed")
+    assert world.jobs(names.TRAINER)
+
+
+def test_the_look_that_applies_new_teachers_does_not_call_the_old_ones_ready():
+    world = World().settle().up(names.TEACHERS)
+    teachers = [{**each, "guidanceScale": 2.0} for each in example()["spec"]["teachers"]]
+    world.obj["spec"] = example(teachers=teachers)["spec"]
+    world.obj["metadata"]["generation"] += 1
+    for _ in range(3):
+        world.look()
+        assert world.condition("TeachersReady")[0] == "False"
+    assert "completionTime" not in world.status["stageTimes"]["TeachersReady"]
+    assert world.wait(1801).condition("Failed") == ("True", "DeadlineExceeded"), "their deadline still ends it"
+
+
+def test_a_trainer_that_starts_again_waits_for_teachers_that_are_being_replaced():
+    pod = {"teacherServing__pod": {"nodeSelector": {"disk": "ssd"}}}
+    world = World().settle().up(names.TEACHERS).run().fail(names.TRAINER, 1)
+    world.edit(**pod).wait(100)
+    assert world.condition("Trained") == ("False", "Waiting")
+    assert not world.jobs()
+    world.up(names.TEACHERS)
+    assert world.job(names.TRAINER)["metadata"]["name"] == "tiny-trainer-1-1"
+
+
+def test_a_running_trainer_goes_on_while_its_teachers_are_replaced():
+    world = World().settle().up(names.TEACHERS).run()
+    world.edit(teacherServing__pod={"nodeSelector": {"disk": "ssd"}})
+    assert world.condition("TeachersReady") == ("False", "Restarting")
+    assert world.condition("Trained") == ("False", "Running")
+    assert world.job(names.TRAINER)["metadata"]["name"] == "tiny-trainer-1-0"
+
+
+# ---------------------------------------------------------------------------------------------------- what is frozen
+
+
+def test_base_and_output_stay_from_the_first_trainer_that_runs_on():
+    """The rule itself is the API server's; what it looks at is status.begun."""
+    suspended = World(suspend=True).settle()
+    assert "begun" not in suspended.status
+    world = World().settle().up(names.TEACHERS)
+    world.pod(world.job(names.TRAINER), "tiny-trainer-1-0-0", "Pending")
+    assert "begun" not in world.settle().status, "it waits for a node"
+    assert world.run().status["begun"]
+    assert world.edit(training__seed=7).status["begun"], "of the object, not of one run"
+
+
+def test_a_wrong_base_is_mended_before_the_first_trainer_runs():
+    world = World(model__uri="pvc://typo/base").settle()
+    (teachers,) = world.of("Deployment", names.TEACHERS)
+    before = {"exitCode": 2, "reason": "Error", "message": json.dumps({"exitCode": 2, "message": "no such base"})}
+    world.pod(teachers, "t", "Running", waiting={"reason": "CrashLoopBackOff"}, before=before, restarts=1)
+    world.settle()
+    assert world.condition("Failed") == ("True", "UserError")
+    assert "begun" not in world.status
+    assert world.edit().up(names.TEACHERS).jobs()
+
+
+# ---------------------------------------------------------------------------------------------------- kstatus
+
+
+def test_what_has_failed_or_cannot_be_run_is_stalled():
+    """Flux, Argo CD and Helm end their wait at it; nothing else tells them that it is over."""
+    world = World().settle()
+    assert world.condition("Stalled") == ("False", "NotFailed")
+    world.up(names.TEACHERS).run().fail(names.TRAINER, 2)
+    assert world.condition("Stalled") == ("True", "UserError")
+    assert world.edit(training__seed=7).condition("Stalled")[0] == "False"
+    world.edit(training__sampler={"type": "ODE", "noiseLevel": 0.5})
+    assert world.condition("Stalled") == ("True", "Invalid")
+    assert world.edit(training__seed=7).condition("Stalled")[0] == "False"

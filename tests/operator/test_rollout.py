@@ -92,7 +92,7 @@ def test_failing_requests_roll_back_and_the_old_student_stays():
     assert world.condition("Failed") == ("True", "RolledBack")
     assert world.condition("Serving")[0] == "True"
     assert replicas(world) == {"old": 2}
-    world.requests = None
+    world.requests = None  # its pods are gone
     before = world.writes
     world.wait(1e6)
     assert world.writes == before, "it is not tried again by itself"
@@ -255,9 +255,18 @@ def test_a_broken_first_student_is_replaced_without_a_canary():
 
 
 def test_a_first_student_that_was_suspended_gets_its_whole_time_again():
-    world = World().evaluated().wait(1700).edit(suspend=True).wait(1e5).edit()
+    world = World().evaluated().wait(1700).edit(endpoint__suspend=True).wait(1e5).edit()
     assert world.condition("Failed")[0] == "False"
     assert world.up(names.ENDPOINT).condition("Ready")[0] == "True"
+
+
+def test_a_first_student_that_was_rejected_does_not_stop_its_successor():
+    """Nothing serves, and the run is at its beginning."""
+    world = World().evaluated().wait(1801)
+    assert world.condition("Failed") == ("True", "DeadlineExceeded")
+    world.edit(training__seed=7)
+    assert world.condition("Failed")[0] == "False"
+    assert world.of("Deployment", names.TEACHERS)
 
 
 def test_a_rejected_student_does_not_fail_the_run_that_trains_its_successor():
@@ -326,6 +335,7 @@ def test_a_route_gives_the_canary_its_share_to_the_percent_and_nothing_before_it
     (route,) = world.of("HTTPRoute")
     assert route["spec"]["parentRefs"] == [{"name": "web", "namespace": "gateways"}]
     assert route["spec"]["hostnames"] == ["images.example.com"]
+    assert route["spec"]["rules"][0]["timeouts"] == {"request": "0s"}, "a gateway's own limit is shorter than an image"
 
 
 def at_ten_percent() -> World:
@@ -447,3 +457,74 @@ def test_students_that_were_in_service_are_marked():
     for _ in range(6):
         world.up(names.ENDPOINT).wait(61)
     assert [student.get("served") for student in world.status["students"]] == [True, True]
+
+
+# ---------------------------------------------------------------------------------------------------- without figures
+
+
+def test_a_canary_of_which_nobody_can_tell_how_its_requests_end_goes_no_further_and_says_so():
+    """A mesh with strict mTLS, or a policy, keeps the operator from its pods."""
+    world = replacing()
+    world.requests = None
+    world.up(names.ENDPOINT)
+    assert world.condition("Deployed") == ("False", "Canary"), "its interval is not over"
+    world.wait(61)
+    for _ in range(20):
+        world.up(names.ENDPOINT).wait(61)
+    assert world.condition("Deployed") == ("False", "NoFigures")
+    for told in ("/metrics", "opd promote"):
+        assert told in world.message("Deployed")
+    assert world.status["endpoint"]["canary"]["step"] == 0
+    assert world.condition("Serving")[0] == "True"
+    world.requests = Requests(failed=0, total=3)
+    for _ in range(6):
+        world.settle().up(names.ENDPOINT).wait(61)
+    assert world.status["endpoint"]["stable"]["digest"] == NEXT
+
+
+@pytest.mark.parametrize("change", [{"endpoint__studentDigest": NEXT}, {"endpoint__rollout": {"strategy": "Replace"}}])
+def test_who_names_the_student_or_the_strategy_needs_no_figures(change):
+    world = replacing()
+    world.requests = None
+    world.up(names.ENDPOINT).wait(200)
+    world.edit(endpoint__replicas=2, training__seed=7, **change)
+    for _ in range(8):
+        world.up(names.ENDPOINT).wait(61)
+    assert world.status["endpoint"]["stable"]["digest"] == NEXT
+    assert world.condition("Deployed")[0] == "True"
+
+
+# ---------------------------------------------------------------------------------------------------- slow gateways
+
+
+def test_a_route_that_its_controller_has_not_taken_yet_is_not_followed():
+    world = replacing(route=ROUTE).up(names.ENDPOINT)
+    (route,) = world.of("HTTPRoute")
+    behind = answer(Accepted="True")
+    behind["parents"][0]["conditions"][0]["observedGeneration"] = route["metadata"]["generation"] - 1
+    route["status"] = behind
+    world.settle()
+    for _ in range(10):
+        world.wait(5).settle()
+    assert weights(world) == {"old": 100, "new": 0}
+    behind["parents"][0]["conditions"][0]["observedGeneration"] += 1
+    assert weights(world.settle().wait(6)) == {"old": 90, "new": 10}
+
+
+def test_a_gateway_may_need_longer_than_others():
+    world = replacing(route={**ROUTE, "followSeconds": 90}).up(names.ENDPOINT)
+    assert weights(world.wait(80)) == {"old": 100, "new": 0}
+    assert weights(world.wait(11)) == {"old": 90, "new": 10}
+
+
+@pytest.mark.parametrize(
+    ("route", "url"),
+    [
+        ({"tls": True}, "https://images.example.com"),
+        ({"hostnames": ["*.example.com", "images.example.com"]}, "http://images.example.com"),
+        ({"hostnames": ["*.example.com"]}, "http://tiny-endpoint.team.svc:8000"),
+    ],
+)
+def test_the_url_is_one_that_can_be_asked(route: dict[str, Any], url: str):
+    world = World(endpoint__route={**ROUTE, **route}).served()
+    assert world.status["endpoint"]["url"] == url

@@ -19,11 +19,12 @@ from opd_operator.words import Progress
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(images={names.TEACHERS: "teacher:1", names.TRAINER: "trainer:1", names.ENDPOINT: "endpoint:1"})
 STUDENT = "sha256:" + "a" * 64
+_EXAMPLE = yaml.safe_load((REPOSITORY / "examples" / "tiny" / "distill.yaml").read_text())
 
 
 def example(**changes_: Any) -> dict[str, Any]:
     """The example as the API server would hold it; `a__b=v` sets spec.a.b."""
-    obj = yaml.safe_load((REPOSITORY / "examples" / "tiny" / "distill.yaml").read_text())
+    obj = copy.deepcopy(_EXAMPLE)
     obj["metadata"].update(name="tiny", namespace="team", uid="uid-1", generation=1, resourceVersion="1")
     for path, value in changes_.items():
         *parents, last = path.split("__")
@@ -49,15 +50,19 @@ class World:
         self.obj = example(**changes_)
         self.now = 1_800_000_000.0
         self.children: dict[tuple[str, str], dict[str, Any]] = {}
-        self.requests: Requests | None = None
+        self.requests: Requests | None = Requests(failed=0, total=0)  # of the canary's pods, as they tell
         self.progress: dict[str, Any] | None = None
         self.rejected: dict[str, str] = {}
         self.events: list[tuple[str, str]] = []
         self.plan: Plan | None = None
-        self.writes = 0
+        self.writes = 0  # of the operator
+        self.child_writes = 0  # of anybody: events that wake the operator
+        self._built: dict[str, list[dict[str, Any]]] = {}
         self.crash_at = 0  # number of the write after which the operator is killed
         self.gateway = answer(Accepted="True", ResolvedRefs="True")  # its answer to an HTTPRoute
         self.linger = False  # whether pods take their time to leave
+        self.injected: tuple[str, ...] = ()  # containers that a webhook adds to every pod, as a mesh does
+        self.queues = False  # whether Jobs with a queue's label are suspended when they are made, as by Kueue
 
     # ---------------------------------------------------------------------------------------- the operator's part
 
@@ -66,13 +71,13 @@ class World:
         children = list(self.children.values())
         progress = Progress.model_validate(self.progress) if self.progress else None
         observed = observe(children, progress, self.requests, self.rejected)
-        self.plan = plan = advance(copy.deepcopy(self.obj), observed, SETTINGS.images, self.now)
+        self.plan = plan = advance(self.obj, observed, SETTINGS.images, self.now)
         if plan.status != self.obj.get("status"):
             self.obj["status"] = copy.deepcopy(plan.status)
             self.written()
             self.events += [(event.reason, event.message) for event in plan.events]
         if plan.wanted is not None and plan.distillation is not None:
-            desired = build(self.obj, plan.distillation, plan.status["run"], plan.wanted, SETTINGS)
+            desired = self.build(plan)
             due = changes(desired, children, plan.wanted.keep)
             for child in due.free:
                 self.remove(child["kind"], child["metadata"]["name"])
@@ -85,6 +90,22 @@ class World:
                 self.written()
         return self
 
+    def build(self, plan: Plan) -> list[dict[str, Any]]:
+        """Pure, and most looks ask for the same: what was built is remembered."""
+        assert plan.distillation
+        assert plan.wanted
+        run, wanted = plan.status["run"], plan.wanted
+        asked = (
+            self.obj["metadata"],
+            self.obj["spec"],
+            [run["key"], run["attempt"], run["images"]],
+            [wanted.teachers, wanted.trainer, wanted.evaluator, [vars(each) for each in wanted.served]],
+        )
+        key = json.dumps(asked, sort_keys=True)
+        if key not in self._built:
+            self._built[key] = build(self.obj, plan.distillation, run, wanted, SETTINGS)
+        return self._built[key]
+
     def written(self) -> None:
         self.writes += 1
         if self.writes == self.crash_at:
@@ -94,14 +115,14 @@ class World:
         """Look as often as the operator would: after an event of a child, or when it asked to be woken. Its own write of
         the status wakes nobody. An operator that is killed is started again."""
         for _ in range(20):
-            before = {key: json.dumps(child) for key, child in self.children.items()}
+            before = self.child_writes
             try:
                 self.look()
             except KilledError:
                 continue
             assert self.plan is not None
             due = self.plan.wake is not None and self.plan.wake <= self.now
-            if not due and {key: json.dumps(child) for key, child in self.children.items()} == before:
+            if not due and self.child_writes == before:
                 if not self.crash_at:
                     self.assert_nothing_is_left_undone()
                 return self
@@ -125,17 +146,37 @@ class World:
     # ---------------------------------------------------------------------------------------- the cluster's part
 
     def put(self, manifest: dict[str, Any]) -> None:
-        known = self.children.get((manifest["kind"], manifest["metadata"]["name"]), {})
-        child = {"status": known.get("status", {}), **copy.deepcopy(manifest)}
-        child["metadata"] = {**child["metadata"], "uid": "u", "generation": 1, "creationTimestamp": timestamp(self.now)}
+        """As the API server: the status stays, about the generation that its controller has seen."""
+        self.child_writes += 1
+        key = (manifest["kind"], manifest["metadata"]["name"])
+        known = self.children.get(key)
+        child = {"status": {}, **copy.deepcopy(manifest)}
+        made = {"uid": "u", "generation": 1, "creationTimestamp": timestamp(self.now)}
+        if known:
+            child["status"] = known["status"]
+            made = {name: known["metadata"][name] for name in made}
+            made["generation"] += child.get("spec") != known.get("spec")
+        child["metadata"] = {**child["metadata"], **made}
         if child["kind"] == "HTTPRoute":
             child["status"] = self.gateway
-        self.children[manifest["kind"], manifest["metadata"]["name"]] = child
+        if (
+            not known
+            and child["kind"] == "Job"
+            and self.queues
+            and names.QUEUE_LABELS[0] in child["metadata"]["labels"]
+        ):
+            child["spec"]["suspend"] = True
+            child["status"] = {"conditions": [{"type": "Suspended", "status": "True"}]}
+        self.children[key] = child
 
     def remove(self, kind: str, name: str) -> None:
+        self.child_writes += 1
         del self.children[kind, name]
+        self.remove_pods(name)
+
+    def remove_pods(self, parent: str) -> None:
         for key, child in list(self.children.items()):
-            if child["kind"] == "Pod" and child["parent"] == name:
+            if child["kind"] == "Pod" and child["parent"] == parent:
                 if self.linger and child["status"]["phase"] in ("Pending", "Running"):
                     child["metadata"]["deletionTimestamp"] = timestamp(self.now)
                 else:
@@ -160,7 +201,8 @@ class World:
         for child in self.of("Deployment", role):
             if only in child["metadata"]["name"]:
                 replicas = child["spec"]["replicas"]
-                child["status"] = {"observedGeneration": 1, "readyReplicas": replicas, "updatedReplicas": replicas}
+                seen = {"observedGeneration": child["metadata"]["generation"]}
+                child["status"] = {**seen, "readyReplicas": replicas, "updatedReplicas": replicas}
                 name = child["metadata"]["name"]
                 for key in [k for k, pod in self.children.items() if pod["kind"] == "Pod" and pod["parent"] == name]:
                     del self.children[key]
@@ -170,7 +212,9 @@ class World:
 
     def jobs(self, role: str = "") -> list[dict[str, Any]]:
         """Those that have not ended."""
-        return [job for job in self.of("Job", role) if not job["status"].get("conditions")]
+        ended = ("Complete", "Failed")
+        jobs = self.of("Job", role)
+        return [job for job in jobs if not any(c["type"] in ended for c in job["status"].get("conditions", []))]
 
     def job(self, role: str) -> dict[str, Any]:
         (job,) = self.jobs(role)
@@ -186,16 +230,58 @@ class World:
 
     def finish(self, role: str, **facts: Any) -> "World":
         job = self.job(role)
-        job["status"] = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
+        pods = job["spec"]["completions"]
+        job["status"] = {"succeeded": pods, "conditions": [{"type": "Complete", "status": "True"}]}
         words = json.dumps({"message": "done", "exitCode": 0, **facts})
-        self.pod(job, f"{job['metadata']['name']}-0", "Succeeded", ended={"exitCode": 0, "message": words})
+        for i in range(pods):
+            ended = {"exitCode": 0, "message": words if i == 0 else ""}
+            self.pod(job, f"{job['metadata']['name']}-{i}", "Succeeded", ended=ended, index=i)
         return self.settle()
 
-    def fail(self, role: str, code: int, reason: str = "Error", message: str = "it broke", **more: Any) -> "World":
+    def fail(
+        self, role: str, code: int, reason: str = "Error", message: str = "it broke", *, peers: int = 75,
+        gone: bool = False, **more: Any,
+    ) -> "World":  # fmt: skip
+        """The first pod ends with `code`, the others of its Job with `peers`; `gone`: the first one has been deleted
+        with its node before anybody looked."""
         job = self.job(role)
         job["status"] = {"failed": 1, "conditions": [{"type": "Failed", "status": "True", "message": "BackoffLimit"}]}
-        ended = {"exitCode": code, "reason": reason, "message": message}
-        self.pod(job, f"{job['metadata']['name']}-0", "Failed", ended=ended, **more)
+        for i in range(job["spec"]["completions"]):
+            name = f"{job['metadata']['name']}-{i}"
+            ended = {"exitCode": code if i == 0 else peers, "reason": reason, "message": message}
+            self.pod(job, name, "Failed", ended=ended, index=i, **(more if i == 0 else {}))
+            if gone and i == 0:
+                del self.children["Pod", name]
+        return self.settle()
+
+    def disrupt(self, role: str) -> "World":
+        """The node of a Job's first pod is lost: its pods are marked, then deleted; the Job does not know yet."""
+        name = f"{self.job(role)['metadata']['name']}-0"
+        marked = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+        pod = self.children["Pod", name]
+        pod["status"]["conditions"].append(marked)
+        pod["metadata"]["deletionTimestamp"] = timestamp(self.now)
+        self.settle()
+        del self.children["Pod", name]
+        return self.settle()
+
+    def suspend_job(self, role: str) -> "World":
+        """By somebody else, as Kueue does it to preempt: the Job controller takes the pods away, and nothing fails."""
+        job = self.job(role)
+        job["spec"]["suspend"] = True
+        job["metadata"]["generation"] += 1
+        done = job["status"].get("succeeded", 0)
+        job["status"] = {"succeeded": done, "conditions": [{"type": "Suspended", "status": "True"}]}
+        self.remove_pods(job["metadata"]["name"])
+        return self.settle()
+
+    def admit(self, role: str) -> "World":
+        """A queue lets a Job begin, on nodes of its choice."""
+        job = self.job(role)
+        job["spec"]["suspend"] = False
+        job["spec"]["template"]["spec"]["nodeSelector"] = {"flavor": "spot"}
+        job["metadata"]["generation"] += 1
+        job["status"] = {"conditions": [{"type": "Suspended", "status": "False"}]}
         return self.settle()
 
     def pod(
@@ -206,6 +292,12 @@ class World:
     ) -> None:  # fmt: skip
         state = {"terminated": ended} if ended else {"waiting": waiting} if waiting else {"running": {}}
         own = [{"type": "Ready", "status": str(ready)}]
+        others = [
+            {"name": other, "state": {"terminated": {"exitCode": 0, "message": ""}} if ended else {"running": {}},
+             "lastState": {}, "restartCount": 0, "image": "injected:1"}
+            for other in self.injected
+        ]  # fmt: skip
+        main = parent["spec"]["template"]["spec"]["containers"][0]["name"]
         self.children["Pod", name] = {
             "kind": "Pod",
             "parent": parent["metadata"]["name"],
@@ -220,15 +312,20 @@ class World:
                 "phase": phase,
                 "podIP": "10.0.0.1",
                 "conditions": [*own, *conditions],
-                "containerStatuses": [
-                    {
-                        "name": "main",
-                        "state": state,
-                        "lastState": {"terminated": before} if before else {},
-                        "restartCount": restarts,
-                        "image": "image:1",
-                    }
-                ],
+                # The kubelet sorts them by name.
+                "containerStatuses": sorted(
+                    [
+                        *others,
+                        {
+                            "name": main,
+                            "state": state,
+                            "lastState": {"terminated": before} if before else {},
+                            "restartCount": restarts,
+                            "image": "image:1",
+                        },
+                    ],
+                    key=lambda status: status["name"],
+                ),
             },
         }
 

@@ -12,7 +12,14 @@ Advice = list[tuple[str, str]]
 
 _SOON = timedelta(seconds=30)  # an operator that is there has looked at an object by then
 # No container has run, so there is no log to read.
-_BEFORE_LOGS = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.REJECTED, Reason.WAITING, Reason.STARTING)
+_BEFORE_LOGS = (
+    Reason.UNSCHEDULABLE,
+    Reason.IMAGE_PULL_FAILED,
+    Reason.REJECTED,
+    Reason.WAITING,
+    Reason.STARTING,
+    Reason.QUEUED,
+)
 
 
 def next_steps(distillation: Distillation, flags: str, now: datetime) -> Advice:
@@ -25,6 +32,8 @@ def next_steps(distillation: Distillation, flags: str, now: datetime) -> Advice:
         return [("kubectl get pods -A -l app.kubernetes.io/name=diffusion-opd", "does the operator run?")]
     if distillation.holds(Condition.SUSPENDED):
         return [(f"opd resume {name}{flags}", "go on at the last checkpoint")]
+    if distillation.spec["endpoint"].get("suspend") and distillation.stage == Stage.DEPLOYED:
+        return [(f"opd resume {name} --endpoint{flags}", "serve its student again")]
     if distillation.failure:
         return _after_failure(distillation, flags)
     if distillation.holds(Condition.READY):

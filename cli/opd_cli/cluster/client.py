@@ -174,13 +174,13 @@ class Distillations:
             return Submission(after, "created")
         return Submission(after, "unchanged" if content(before) == content(after) else "configured")
 
-    def suspend(self, name: str) -> Distillation:
-        """Free everything that it holds."""
-        return self._edit(name, {"suspend": True})
+    def suspend(self, name: str, *, endpoint: bool = False) -> Distillation:
+        """Free what trains and evaluates, or what serves."""
+        return self._edit(name, {"endpoint": {"suspend": True}} if endpoint else {"suspend": True})
 
-    def resume(self, name: str) -> Distillation:
-        """Go on at the last checkpoint."""
-        return self._edit(name, {"suspend": False})
+    def resume(self, name: str, *, endpoint: bool = False) -> Distillation:
+        """Go on at the last checkpoint, or serve the same student again."""
+        return self._edit(name, {"endpoint": {"suspend": False}} if endpoint else {"suspend": False})
 
     def promote(self, name: str, digest: str) -> Distillation:
         """Serve a student of this object, whether or not it passed its gate.

@@ -19,12 +19,13 @@ from opd_cli.runner.display import STYLES, clock, duration, losses, task_table
 _BAD = (
     *(Reason.INVALID, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.CRASHING, Reason.OUT_OF_MEMORY),
     *(Reason.BACKOFF_LIMIT_EXCEEDED, Reason.USER_ERROR, Reason.REJECTED, Reason.ROLLED_BACK, Reason.UNAVAILABLE),
-    Reason.UNKNOWN_STUDENT,
+    *(Reason.UNKNOWN_STUDENT, Reason.NO_FIGURES),
 )
+_WAITING = (Reason.DISRUPTED, Reason.SUSPENDED, Reason.STOPPING, Reason.QUEUED)
 _STYLES: dict[str, str] = {
     **{reason.value: style for reason, style in STYLES.items()},
     **dict.fromkeys((reason.value for reason in _BAD), "red"),
-    **dict.fromkeys((Reason.DISRUPTED.value, Reason.SUSPENDED.value, Reason.STOPPING.value), "yellow"),
+    **dict.fromkeys((reason.value for reason in _WAITING), "yellow"),
     **dict.fromkeys((Reason.AVAILABLE.value, Reason.ACCEPTED.value), "green"),
     **dict.fromkeys((Reason.CANARY.value, Reason.RESUMED.value), "cyan"),
 }
@@ -68,7 +69,11 @@ def lines(before: Distillation | None, now: Distillation) -> Iterator[str]:
         was = old.get(each.type)
         if was and (was.status, was.reason, was.message) == (each.status, each.reason, each.message):
             continue
-        if each.reason in _SILENT or (each.type == Condition.READY and each.status != "True"):
+        if (
+            each.reason in _SILENT
+            or each.type == Condition.STALLED
+            or (each.type == Condition.READY and each.status != "True")
+        ):
             continue
         yield f"{clock()}  {each.type:14} {each.reason:12} {each.message}".rstrip()
     progress = now.status.progress

@@ -103,7 +103,7 @@ _PER_RANK = f"(self.imagesPerTask / {_RANKS})"
 _GATE = "self.evaluation.gate"
 _KNOWN_TASK = "self.teachers.exists(t, t.name == g.task)"
 _KNOWN_REWARD = "!self.teachers.exists(t, t.name == g.task && !(g.reward in t.rewards))"
-_BEGUN = "has(oldSelf.status) && has(oldSelf.status.run)"
+_BEGUN = "has(oldSelf.status) && (has(oldSelf.status.begun) || has(oldSelf.status.students))"
 
 
 def _first(items: str, item: str, holds: str) -> str:
@@ -391,6 +391,7 @@ RULES = (
     ),
     *_pod("spec.teacherServing.pod"),
     *_pod("spec.training.pod"),
+    *_pod("spec.evaluation.pod"),
     *_pod("spec.endpoint.pod"),
     _unchanged("spec.model.uri", sentences.SAME_BASE),
     _unchanged("spec.student.output.uri", sentences.SAME_FOLDER),

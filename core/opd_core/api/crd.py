@@ -91,7 +91,12 @@ def schema() -> dict[str, Any]:
             # Bounds the cost of the rule on the name; the API server has this limit anyway.
             "metadata": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 253}}},
             "spec": {"description": "What is wanted.", **_model(Spec)},
-            "status": {"description": "What is so; only the operator writes it.", **status},
+            # The default: of an object that no operator has seen, or kstatus (Flux, kpt, Helm) would call it current.
+            "status": {
+                "description": "What is so; only the operator writes it.",
+                "default": {"observedGeneration": -1},
+                **status,
+            },
         },
     }
     for rule in cel.RULES:

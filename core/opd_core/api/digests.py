@@ -52,7 +52,7 @@ def evaluation_digest(distillation: OPDDistillation, student: str) -> str:
     """Names everything that the scores of `student` (a digest) depend on."""
     spec = distillation.spec
     tasks = [said(teacher) for teacher in spec.teachers]
-    evaluation = {key: value for key, value in said(spec.evaluation).items() if key != "everyRounds"}
+    evaluation = {key: value for key, value in said(spec.evaluation).items() if key not in ("everyRounds", "pod")}
     return digest(student, weights_digest(distillation), evaluation, tasks)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from opd_core.api import sentences
 from opd_core.api.affinity import Affinity, LabelExpression, LabelSelector, NodeExpression
-from opd_core.api.pod import EnvVar, Resources, Toleration, Volume, amount
+from opd_core.api.pod import EnvVar, Pod, Resources, Toleration, Volume, amount
 from opd_core.api.sentences import Problem, shown
 from opd_core.api.types import LearningRateSchedule, ObjectiveType, SamplerType, Solver, Spec
 
@@ -125,6 +125,7 @@ def _pods(spec: Spec) -> Iterator[Problem]:
     for role, pod in (
         ("teacherServing", spec.teacher_serving.pod),
         ("training", spec.training.pod),
+        ("evaluation", spec.evaluation.pod or Pod()),
         ("endpoint", spec.endpoint.pod),
     ):
         path = f"spec.{role}.pod"

@@ -147,7 +147,7 @@ DEVICE = Sentence("devices are asked for by their limit", "write the same number
 # ------------------------------------------------------------------------------------------------- changes
 
 SAME_BASE = Sentence(
-    "a run has begun, and students of this object are adapters of {old}", "write {old}, or make another object"
+    "a trainer has run, and students of this object are adapters of {old}", "write {old}, or make another object"
 )
-SAME_FOLDER = Sentence("a run has begun, and its students are in {old}", "write {old}, or make another object")
+SAME_FOLDER = Sentence("a trainer has run, and its students are in {old}", "write {old}, or make another object")
 SAME_MANAGER = Sentence("who manages an object never changes", "write {old}, or make another object")

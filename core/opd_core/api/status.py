@@ -35,7 +35,9 @@ class Starts(Model):
     number: Count | None = Field(default=None, description="Number of the Job; each start has its own.")
     failures: Count | None = Field(default=None, description="Failed starts, disruptions left out.")
     next_start: Time | None = Field(default=None, description="When it is started again.")
-    pod: ShortText | None = Field(default=None, description="Names the pod settings that it was started with.")
+    pod: ShortText | None = Field(default=None, description="Names the settings that its pods were made with.")
+    disrupted: ShortText | None = Field(default=None, description="A pod of this start that was evicted or lost.")
+    checkpoint: Count | None = Field(default=None, description="Round of the newest checkpoint at the last failure.")
 
 
 class Run(Model):
@@ -49,6 +51,8 @@ class Run(Model):
         default=None, max_length=8, description="Images of the roles since this run began."
     )
     suspended: bool | None = Field(default=None, description="Whether this run was suspended and has not resumed.")
+    queued: Time | None = Field(default=None, description="Since when it has been waiting in a queue.")
+    evicted: bool | None = Field(default=None, description="Whether it waits because its queue took it out of work.")
     failed: Verdict | None = Field(default=None, description="Why this run is over.")
 
 
@@ -170,7 +174,7 @@ class LastFailure(Model):
 
 
 class Status(Model):
-    observed_generation: int | None = Field(default=None, ge=0, description="The spec that this is about.")
+    observed_generation: int | None = Field(default=None, ge=-1, description="The spec this is about; -1: none yet.")
     phase: ShortText | None = Field(default=None, description="One word for people; programs read the conditions.")
     conditions: list[ConditionStatus] | None = Field(
         default=None, max_length=16, description="What is so; every condition is always there."
@@ -178,6 +182,10 @@ class Status(Model):
     start_time: Time | None = Field(default=None, description="When this run began.")
     completion_time: Time | None = Field(default=None, description="When it was ready or had failed.")
     run: Run | None = Field(default=None, description="The training that this spec asks for.")
+    begun: bool | None = Field(
+        default=None,
+        description="Whether a trainer of this object has run: model.uri and student.output.uri stay from then on.",
+    )
     restarts: Count | None = Field(default=None, description="Restarts after failures; runPolicy.backoffLimit ends it.")
     disruptions: Count | None = Field(default=None, description="Restarts after evictions, preemptions, lost nodes.")
     progress: Progress | None = Field(default=None, description="How far the training is.")

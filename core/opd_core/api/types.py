@@ -311,6 +311,10 @@ class Evaluation(Model):
     gate: list[GateRule] = Field(
         default_factory=list, max_length=64, description="What a student must reach to be served."
     )
+    pod: Pod | None = Field(
+        default=None,
+        description="The evaluation's pod; absent: training's, with no more devices than the evaluation uses.",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- endpoint
@@ -349,10 +353,23 @@ class Route(Model):
     hostnames: list[Annotated[str, Field(max_length=253, pattern=sentences.HOSTNAME_PATTERN)]] = Field(
         min_length=1, max_length=16, description="Host names under which the image API answers."
     )
+    tls: bool = Field(
+        default=False, description="Whether the Gateway's listener speaks HTTPS: status.endpoint.url then says so."
+    )
+    follow_seconds: int = Field(
+        default=5,
+        ge=0,
+        le=600,
+        description="Seconds until every proxy follows a route that its controller has taken; a minute or more where "
+        "the Gateway is a cloud's load balancer.",
+    )
 
 
 class Endpoint(Model):
     enabled: bool = Field(default=True, description="Whether the student is served.")
+    suspend: bool = Field(
+        default=False, description="Free the endpoint's pods; false again brings the same revision back."
+    )
     student_digest: Digest = Field(
         default="",
         description="Serve this student, gate or not: promotes one that missed it, rolls back to an older one. "
@@ -372,12 +389,17 @@ class Endpoint(Model):
 
 
 class StageDeadlines(Model):
-    teachers_ready: int = Field(default=1800, ge=1, le=604_800, description="Seconds until the teachers answer.")
+    teachers_ready: int = Field(
+        default=1800, ge=1, le=604_800, description="Seconds until the teachers answer; time in a queue does not count."
+    )
     trainer_ready: int = Field(
-        default=1800, ge=1, le=604_800, description="Seconds until all training pods run; teachers wait no longer."
+        default=1800,
+        ge=1,
+        le=604_800,
+        description="Seconds until all training pods run; time in a queue does not count, but teachers wait no longer.",
     )
     trained: int | None = Field(
-        default=None, ge=1, le=31_536_000, description="Seconds for training; absent: no limit."
+        default=None, ge=1, le=31_536_000, description="Seconds for training since its admission; absent: no limit."
     )
     evaluated: int = Field(default=14_400, ge=1, le=604_800, description="Seconds for the evaluation.")
     deployed: int = Field(default=1800, ge=1, le=604_800, description="Seconds until the endpoint answers.")
@@ -385,7 +407,10 @@ class StageDeadlines(Model):
 
 class RunPolicy(Model):
     backoff_limit: int = Field(
-        default=3, ge=0, le=100, description="Restarts of a failed trainer; disruptions do not count."
+        default=3,
+        ge=0,
+        le=100,
+        description="Restarts after failures without a new checkpoint between them; disruptions do not count.",
     )
     active_deadline_seconds: int | None = Field(
         default=None, ge=1, le=31_536_000, description="Limit of the whole run."
@@ -395,7 +420,8 @@ class RunPolicy(Model):
         default=None,
         ge=0,
         le=31_536_000,
-        description="Seconds after which a finished object is deleted; absent: never.",
+        description="Seconds after which an object that has failed, or has finished and has no endpoint or a "
+        "suspended one, is deleted; absent: never. What serves is not deleted.",
     )
     clean_pod_policy: CleanPodPolicy = Field(
         default=CleanPodPolicy.RUNNING,
@@ -413,7 +439,10 @@ class Spec(Model):
         default_factory=Evaluation, description="How base, teachers and student are compared."
     )
     endpoint: Endpoint = Field(default_factory=Endpoint, description="How the student is served.")
-    suspend: bool = Field(default=False, description="Free everything; false again continues at the last checkpoint.")
+    suspend: bool = Field(
+        default=False,
+        description="Free what trains and evaluates; what serves goes on. False again: on from the last checkpoint.",
+    )
     run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Retries, deadlines and cleaning up.")
     managed_by: Literal["opd.dev/operator", "kueue.x-k8s.io/multikueue"] = Field(
         default="opd.dev/operator", description="Who runs this object; with multikueue another cluster does."

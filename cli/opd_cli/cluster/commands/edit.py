@@ -23,35 +23,44 @@ from opd_cli.cluster.options import (
 from opd_cli.cluster.students import short
 from opd_cli.terminal import echo
 
+OfEndpoint = Annotated[bool, typer.Option("--endpoint", help="The endpoint instead of the training.")]
+
 
 def suspend(
     name: Name,
+    endpoint: OfEndpoint = False,
     output: OutputOption = Output.TABLE,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Free everything that a distillation holds, its endpoint included; the trainer saves a checkpoint first.
+    """Free what trains and evaluates; the trainer saves a checkpoint first, and what serves goes on serving.
+
+    With --endpoint free the endpoint's pods instead.
 
     Example: opd suspend tiny-three-tasks
     """
     cluster = Distillations(namespace, kubeconfig=kubeconfig, context=context)
-    _say(cluster.suspend(name), f"suspended; opd resume {name}{flags(cluster)} goes on at the last checkpoint", output)
+    what, how = ("endpoint suspended", " --endpoint") if endpoint else ("suspended", "")
+    then = "brings the same student back" if endpoint else "goes on at the last checkpoint"
+    text = f"{what}; opd resume {name}{how}{flags(cluster)} {then}"
+    _say(cluster.suspend(name, endpoint=endpoint), text, output)
 
 
 def resume(
     name: Name,
+    endpoint: OfEndpoint = False,
     output: OutputOption = Output.TABLE,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Let a suspended distillation go on at its last checkpoint.
+    """Let a suspended distillation go on at its last checkpoint, or with --endpoint serve the same student again.
 
     Example: opd resume tiny-three-tasks
     """
     cluster = Distillations(namespace, kubeconfig=kubeconfig, context=context)
-    _say(cluster.resume(name), f"goes on; opd status {name} -w{flags(cluster)} follows it", output)
+    _say(cluster.resume(name, endpoint=endpoint), f"goes on; opd status {name} -w{flags(cluster)} follows it", output)
 
 
 def promote(
