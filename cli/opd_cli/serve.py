@@ -27,7 +27,10 @@ def serve(
         int | None, typer.Option(min=1, help="Images admitted beyond those, before 429.")
     ] = None,
     fixed_rows: Annotated[
-        int | None, typer.Option(min=0, help="Rows of every forward pass; 0: as they come, faster, equal to rounding.")
+        int | None,
+        typer.Option(
+            min=0, help="Rows of every forward pass: the same bytes in any company. 0: faster, equal to rounding."
+        ),
     ] = None,
     width: Annotated[
         int | None, typer.Option(min=1, help="Of requests without a size; default: the student's.")

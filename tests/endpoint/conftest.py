@@ -1,6 +1,7 @@
 """A real engine on the tiny model behind a real uvicorn."""
 
 import contextlib
+import json
 import re
 import shutil
 import threading
@@ -9,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -16,8 +18,7 @@ import uvicorn
 from opd_core import artifacts
 from opd_core.artifacts import SamplingDefaults, Source, StudentManifest
 from opd_core.models.fingerprint import fingerprint
-from opd_serving.endpoint.app import create_app
-from opd_serving.endpoint.server import Settings, listen, make_service
+from opd_serving.endpoint.server import Settings, listen, make_service, uvicorn_config
 from opd_serving.endpoint.service import Service
 
 SAMPLING = SamplingDefaults(width=32, height=32, steps=4, guidance_scale=4.5, max_sequence_length=10)
@@ -47,6 +48,10 @@ class Endpoint:
     def status(self, path: str) -> int | None:
         return status(self.url, path)
 
+    def json(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path) as response:
+            return json.load(response)
+
     def metric(self, name: str) -> float:
         """The value of a series, written as Prometheus shows it."""
         with urllib.request.urlopen(f"{self.url}/metrics") as response:
@@ -65,7 +70,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 @contextlib.contextmanager
 def running(service: Service, *, loaded: bool = True) -> Iterator[Endpoint]:
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn_config(service, 1))
     thread = threading.Thread(target=server.run, args=([listener],))
     service.engine.start()
     thread.start()

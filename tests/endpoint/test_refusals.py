@@ -10,6 +10,7 @@ import pytest
 REFUSALS = {
     "prompt missing": ({"prompt": None}, "prompt", "missing"),
     "prompt empty": ({"prompt": ""}, "prompt", "at least 1 character"),
+    "prompt blank": ({"prompt": " \n "}, "prompt", "blank"),
     "prompt no unicode": ({"prompt": "\ud800"}, "prompt", "unicode"),
     "prompt no text": ({"prompt": ["a"]}, "prompt", "valid string"),
     "prompt too long": ({"prompt": "a" * 32_001}, "prompt", "at most 32000"),
@@ -19,7 +20,9 @@ REFUSALS = {
     "size text": ({"size": "large"}, "size", "match pattern"),
     "size not a multiple": ({"size": "33x32"}, "size", "multiple of 8"),
     "size beyond the model": ({"size": "1024x32"}, "size", "up to 64"),
-    "size 0": ({"size": "0x32"}, "size", "multiple of 8"),
+    "size 0": ({"size": "0x32"}, "size", "match pattern"),
+    "size with zeros before it": ({"size": "00032x00032"}, "size", "match pattern"),
+    "size enormous (vllm-project/vllm-omni#3381)": ({"size": "99999x99999"}, "size", "up to 64"),
     "seed negative": ({"seed": -1}, "seed", "greater than or equal to 0"),
     "seed beyond JSON": ({"seed": 2**53}, "seed", "less than or equal to"),
     "steps 0": ({"steps": 0}, "steps", "greater than or equal to 1"),
@@ -31,13 +34,15 @@ REFUSALS = {
         "negative_prompt",
         "guidance above 1",
     ),
-    "url": ({"response_format": "url"}, "response_format", "b64_json"),
+    "url (sgl-project/sglang#19346)": ({"response_format": "url"}, "response_format", "b64_json"),
     "format": ({"output_format": "gif"}, "output_format", "png"),
     "compression of png": ({"output_compression": 50}, "output_compression", "jpeg or webp"),
     "compression 101": ({"output_format": "jpeg", "output_compression": 101}, "output_compression", "100"),
     "quality": ({"quality": "hd"}, "quality", "auto"),
     "transparent": ({"background": "transparent"}, "background", "opaque"),
-    "stream": ({"stream": True}, "stream", "False"),
+    "stream (Wei-Shaw/claude-relay-service#1240)": ({"stream": True}, "stream", "False"),
+    "partial images": ({"partial_images": 2}, "partial_images", "0"),
+    "quality of another kind": ({"quality": "high"}, "quality", "auto"),
     "unknown": ({"sampler": "ddim"}, "sampler", "not a parameter"),
     "unknown, nested": ({"extra_body": {"sampler": "ddim"}}, "sampler", "not a parameter"),
     "nested, no object": ({"extra_body": 1}, "extra_body", "not an object"),
@@ -46,7 +51,8 @@ REFUSALS = {
 
 
 def post(url: str, content: bytes, headers: dict[str, str] | None = None) -> tuple[int, dict, dict]:
-    request = urllib.request.Request(f"{url}/v1/images/generations", content, headers or {})
+    headers = {"Content-Type": "application/json"} | (headers or {})
+    request = urllib.request.Request(f"{url}/v1/images/generations", content, headers)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request)
     with caught.value as response:
@@ -77,6 +83,52 @@ def test_a_body_that_is_no_json_object_is_refused(endpoint, content):
     assert (status, error["code"]) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b'\xef\xbb\xbf{"prompt": "a", "steps": 1}', {}),
+        ('{"prompt": "ü", "steps": 1}'.encode("utf-16"), {}),
+        (b'{"prompt": "a", "steps": 1}', {"Expect": "100-continue"}),
+        (b'{"prompt": "a", "steps": 1}', {"Content-Type": "application/json; charset=utf-8"}),
+        (iter([b'{"prompt": ', b'"a", "steps": 1}']), {}),
+    ],
+    ids=["BOM", "UTF-16", "expect", "charset", "chunked"],
+)
+def test_unusual_and_right_bodies_are_understood(endpoint, content, headers):
+    """AUTOMATIC1111/stable-diffusion-webui#11889."""
+    headers = {"Content-Type": "application/json"} | headers
+    request = urllib.request.Request(f"{endpoint.url}/v1/images/generations", content, headers)
+    with urllib.request.urlopen(request) as response:
+        assert len(json.load(response)["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x", ""]
+)
+def test_what_a_form_of_any_web_page_can_send_is_not_executed(endpoint, kind):
+    """A browser sends these types to other hosts without asking them first."""
+    status, error, _ = post(endpoint.url, b'{"prompt": "a"}', {"Content-Type": kind, "Origin": "https://evil.example"})
+    assert (status, error["code"]) == (415, "unsupported_media_type")
+    assert "application/json" in error["message"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "10.0.0.1", ""])
+def test_a_server_of_this_machine_does_not_answer_under_another_name(endpoint, host):
+    """DNS rebinding: a page's own host name comes to point here, and its scripts may then read what is answered."""
+    request = urllib.request.Request(f"{endpoint.url}/v1/models", headers={"Host": host})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    with caught.value as response:
+        assert (response.status, json.load(response)["error"]["code"]) == (403, "host_not_allowed")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1:1", "[::1]:1", "[::1]", "opd.localhost"])
+def test_its_own_names_are_answered(endpoint, host):
+    request = urllib.request.Request(f"{endpoint.url}/v1/models", headers={"Host": host})
+    with urllib.request.urlopen(request) as response:
+        assert response.status == 200
+
+
 def test_a_huge_body_is_refused(endpoint):
     status, error, _ = post(endpoint.url, b'{"prompt": "' + b"a" * 2**20 + b'"}')
     assert (status, error["code"]) == (413, "body_too_large")
@@ -99,10 +151,12 @@ def test_a_timeout_that_no_image_could_keep_is_refused(endpoint, wish):
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/images", 404, "not_found"),
-        ("GET", "/v1/images/generations", 405, "not_found"),
+        ("GET", "/v1/images/generations", 405, "method_not_allowed"),
+        ("POST", "/v1/images/edits", 404, "not_supported"),
+        ("POST", "/v1/images/variations", 404, "not_supported"),
+        ("GET", "/v1/" + "x" * 30_000, 404, "not_found"),
         ("GET", "/v1/models/other", 404, "model_not_found"),
-        ("GET", "/v2/models/other/ready", 404, "model_not_found"),
-        ("DELETE", "/readyz", 405, "not_found"),
+        ("DELETE", "/readyz", 405, "method_not_allowed"),
     ],
 )
 def test_unknown_paths_and_methods_have_the_same_shape(endpoint, method, path, status, code):
@@ -110,8 +164,10 @@ def test_unknown_paths_and_methods_have_the_same_shape(endpoint, method, path, s
         urllib.request.urlopen(urllib.request.Request(endpoint.url + path, method=method))
     with caught.value as response:
         error = json.load(response)["error"]
+        assert response.headers["X-Request-Id"].startswith("req_")
     assert (response.status, error["code"]) == (status, code)
     assert error.keys() == {"message", "type", "param", "code"}
+    assert len(error["message"]) < 300
 
 
 def test_the_clients_error_classes_fit(endpoint):

@@ -86,7 +86,8 @@ def test_a_second_signal_does_not_wait(student, tiny_claims, free_port):
     with started(free_port(), f"--student={student}", f"--claims={tiny_claims}") as (program, url):
         wait_until(lambda: status(url, "/readyz") == 200, 90)
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
-        connection.request("POST", "/v1/images/generations", json.dumps({"prompt": "a", "n": 10, "steps": 100}))
+        body = json.dumps({"prompt": "a", "n": 10, "steps": 100})
+        connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
         wait_until(lambda: b"opd_endpoint_active_samples 10.0" in urllib.request.urlopen(f"{url}/metrics").read())
         program.send_signal(signal.SIGINT)
         wait_until(lambda: status(url, "/readyz") == 503, 5)
@@ -148,7 +149,7 @@ def test_a_client_with_an_open_connection_loses_nothing_while_the_server_leaves(
         body = json.dumps({"prompt": "a", "steps": 2})
 
         def ask() -> http.client.HTTPResponse:
-            connection.request("POST", "/v1/images/generations", body)
+            connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             answer.read()
             return answer

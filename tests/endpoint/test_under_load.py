@@ -17,12 +17,16 @@ from opd_serving.endpoint.server import make_service
 from tests.endpoint.conftest import running, wait_until
 
 LONG = {"steps": 100, "guidance": 4.5}
+HEAD = (
+    "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
+    "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+)
 
 
 @pytest.fixture
 def small(settings):
-    """An endpoint that takes three images at once."""
-    with running(make_service(dataclasses.replace(settings, limits=Limits(2, 1)))) as started:
+    """An endpoint that takes three images at once, and the work of as many long ones."""
+    with running(make_service(dataclasses.replace(settings, steps=100, limits=Limits(2, 1)))) as started:
         yield started
 
 
@@ -30,8 +34,7 @@ def raw_request(url: str, body: dict) -> socket.socket:
     """A request whose answer is not read."""
     content = json.dumps(body).encode()
     connection = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port))
-    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-    connection.sendall(head.encode() + content)
+    connection.sendall(HEAD.format(len(content)).encode() + content)
     return connection
 
 
@@ -57,7 +60,6 @@ def test_while_the_model_loads_the_server_is_live_not_ready_and_says_when_to_com
 
 def test_a_full_queue_answers_429_with_retry_after_and_takes_requests_again(small):
     client = small.client()
-    client.images.generate(prompt="a")  # so that the engine knows its speed
     with ThreadPoolExecutor(1) as pool:
         accepted = pool.submit(client.images.generate, prompt="a", n=3, extra_body={"steps": 50})
         wait_until(lambda: not small.service.engine.idle)
@@ -67,7 +69,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_takes_requests_again(smal
         assert (full.value.code, full.value.type) == ("queue_full", "rate_limit_error")
         assert small.metric('opd_endpoint_rejected_total{reason="queue_full"}') == 1
         # The client's own retries, which follow Retry-After, get through.
-        assert client.with_options(max_retries=8).images.generate(prompt="b").data
+        assert client.with_options(max_retries=8).images.generate(prompt="b", extra_body={"steps": 4}).data
         assert len(accepted.result().data) == 3
     assert small.service.engine.idle
     assert small.metric("opd_endpoint_backlog_pixel_steps") == 0
@@ -76,7 +78,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_takes_requests_again(smal
 def test_more_images_than_the_server_ever_takes_are_refused_for_good(small):
     with pytest.raises(openai.BadRequestError) as refused:
         small.client().images.generate(prompt="a", n=4)
-    assert refused.value.param == "n"
+    assert (refused.value.param, refused.value.code) == ("n", "too_large")
 
 
 def test_a_client_that_leaves_frees_its_place(small):
@@ -87,7 +89,7 @@ def test_a_client_that_leaves_frees_its_place(small):
     assert small.metric('opd_endpoint_cancelled_total{reason="disconnect"}') == 1
     assert small.metric("opd_endpoint_images_total") == 0
     assert small.metric('opd_endpoint_requests_total{code="499",model="tiny"}') == 1
-    assert small.client().images.generate(prompt="a").data
+    assert small.client().images.generate(prompt="a", extra_body={"steps": 4}).data
 
 
 def test_a_client_that_leaves_the_queue_costs_no_step(small):
@@ -105,13 +107,14 @@ def test_a_client_that_leaves_the_queue_costs_no_step(small):
 @pytest.mark.parametrize(("most", "status"), [(600.0, 408), (1.0, 504)], ids=["the client's limit", "the server's"])
 def test_a_request_that_takes_too_long_is_given_up_and_is_no_failure_of_the_student(settings, most, status):
     """Else any client rolls back every canary: the operator reads failures and images."""
-    service = make_service(dataclasses.replace(settings, limits=Limits(2, 18), max_request_seconds=most))
+    service = make_service(dataclasses.replace(settings, steps=100, limits=Limits(2, 18), max_request_seconds=most))
     with running(service) as endpoint, ThreadPoolExecutor(1) as pool:
         others = pool.submit(endpoint.client().images.generate, prompt="b", n=10, extra_body=LONG)
         wait_until(lambda: not endpoint.service.engine.idle)
         connection = http.client.HTTPConnection(urlsplit(endpoint.url).netloc)
         body = json.dumps({"prompt": "a", "n": 10, **LONG})
-        connection.request("POST", "/v1/images/generations", body, {"X-Request-Timeout": "1"})
+        headers = {"X-Request-Timeout": "1", "Content-Type": "application/json"}
+        connection.request("POST", "/v1/images/generations", body, headers)
         with connection.getresponse() as response:
             assert (response.status, response.headers["x-should-retry"]) == (status, "false")
             assert json.load(response)["error"]["code"] == "timeout"
@@ -126,9 +129,9 @@ def test_a_request_that_takes_too_long_is_given_up_and_is_no_failure_of_the_stud
 def test_a_small_image_does_not_wait_for_a_large_one(small):
     """Groups take turns: four steps of 32x32 are done long before a hundred of 64x64."""
     large = raw_request(small.url, {"prompt": "a", "n": 2, "size": "64x64", **LONG})
-    wait_until(lambda: small.metric("opd_endpoint_active_samples") == 2)
-    assert small.client().images.generate(prompt="b", size="32x32").data
-    assert small.metric("opd_endpoint_active_samples") == 2
+    wait_until(lambda: small.metric("opd_endpoint_active_samples") > 0)
+    assert small.client().images.generate(prompt="b", size="32x32", extra_body={"steps": 4}).data
+    assert small.metric("opd_endpoint_images_total") == 1
     large.close()
 
 
@@ -147,7 +150,7 @@ def test_a_failing_part_fails_its_request_and_nothing_else(settings, stage, comp
             tensor = options.get("hidden_states", arguments[0] if arguments else None)
             if stage == "encode" or tensor.shape[-1] == 4:  # the victim's latents
                 setattr(module, method, original)
-                raise RuntimeError("internal detail: CUDA out of memory at 0xdeadbeef")
+                raise RuntimeError("internal detail: an illegal memory access at 0xdeadbeef")
             return original(*arguments, **options)
 
         with ThreadPoolExecutor(1) as pool:
@@ -187,16 +190,3 @@ def test_a_defect_of_the_server_shows_the_client_no_stack_trace(settings, monkey
         assert "ZeroDivisionError" not in failed.value.response.text
         monkeypatch.undo()
         assert endpoint.client().images.generate(prompt="a").data
-
-
-def test_a_device_that_fails_on_every_tick_is_not_live(settings):
-    with running(make_service(settings)) as endpoint:
-
-        def broken(*arguments, **options):
-            raise RuntimeError("CUDA error: device-side assert triggered")
-
-        endpoint.service.engine.model.transformer.forward = broken
-        for _ in range(3):
-            with pytest.raises(openai.InternalServerError):
-                endpoint.client().images.generate(prompt="a")
-        assert endpoint.status("/livez") == 503

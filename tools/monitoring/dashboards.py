@@ -146,7 +146,7 @@ SERVING = Dashboard(
             panel("Images that wait", own("opd_endpoint_queue_depth", "{{pod}}")),
             panel("Images at work", own("opd_endpoint_active_samples", "{{pod}}")),
             panel("Work that is left", own("opd_endpoint_backlog_pixel_steps", "{{pod}}")),
-            panel("Memory of tensors", own("opd_endpoint_gpu_memory_bytes", "{{pod}}"), unit="bytes"),
+            panel("GPU memory", own("opd_endpoint_gpu_memory_bytes", "{{pod}} {{kind}}"), unit="bytes"),
         ),
         row(
             "Rollout",

@@ -19,12 +19,20 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--claims", type=Path, required=True, help="folder with one entry per claim")
     options.add_argument("--host", default=Settings.host, help="address to listen on")
     options.add_argument("--port", type=int, default=Settings.port)
+    options.add_argument(
+        "--metrics-port", type=int, help="port of health and metrics, which are then not at --port any more"
+    )
     options.add_argument("--served-name", help="name of the model in the API; default: the student's own")
-    options.add_argument("--api-keys", type=Path, metavar="FILE", help="SHA-256 digests of API keys, one per line")
+    options.add_argument(
+        "--api-keys", type=Path, metavar="FILE", help="SHA-256 digests of API keys, one per line, with names"
+    )
     options.add_argument("--device", default=Settings.device, help="auto, cpu or cuda")
     options.add_argument("--precision", default=Settings.precision, help="auto, BF16, FP16 or FP32")
     options.add_argument(
-        "--max-batch-size", type=_positive, default=Limits.max_batch_size, help="images a tick advances"
+        "--max-batch-size",
+        type=_positive,
+        default=Limits.max_batch_size,
+        help="images of the default size a tick advances",
     )
     options.add_argument(
         "--max-queued-images", type=_positive, default=Limits.max_queued_images, help="images admitted beyond those"
@@ -33,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         "--fixed-rows",
         type=_not_negative,
         default=Limits.fixed_rows,
-        help="rows of every forward pass, so that an image does not depend on its company; 0: as they come, faster",
+        help="rows of every forward pass, so that an image does not depend on its company; "
+        "0: as there are, rounded up to 2, 4, 8 or 16, which is faster",
     )
     sampling = options.add_argument_group("defaults of requests, instead of those in the student's manifest")
     sampling.add_argument("--width", type=_positive)

@@ -1,11 +1,9 @@
-"""The HTTP API: OpenAI's Images API, Open Inference Protocol health, Prometheus metrics: a shell around the engine."""
+"""The HTTP API: OpenAI's Images API and a page to try it, a shell around the engine."""
 
 import asyncio
 import base64
 import hashlib
 import time
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,28 +11,24 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from opd_serving.endpoint.engine import GenerationError, Pixels, Status
-from opd_serving.endpoint.errors import ApiError, invalid
+from opd_serving.endpoint.engine import FullError, GenerationError, NotReadyError, Status, TooLargeError
+from opd_serving.endpoint.errors import DO_NOT_RETRY, ApiError, ErrorBody, invalid
+from opd_serving.endpoint.gate import App, Gate
 from opd_serving.endpoint.images import Format
-from opd_serving.endpoint.keys import require_key
-from opd_serving.endpoint.parameters import GenerationBody, Order, parse_json
+from opd_serving.endpoint.operations import operations
+from opd_serving.endpoint.parameters import Order, body_schema, parse_json
+from opd_serving.endpoint.request import Drawn
 from opd_serving.endpoint.service import Service
 
-_MAX_BODY = 2**20
-_CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it, the metrics count it
-_DO_NOT_RETRY = {"x-should-retry": "false"}  # OpenAI's clients repeat 408 and 5xx, unless they are told
 _SHORTEST_TIMEOUT = 1.0  # seconds; less than this no image takes
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+_LOADING_RETRY_SECONDS = 5
+_DRAINING_RETRY_SECONDS = 2  # another replica can answer at once
 
 
 class ImageData(BaseModel):
@@ -44,6 +38,8 @@ class ImageData(BaseModel):
 
 
 class ImagesResponse(BaseModel):
+    """`truncated`: no text encoder read the end of the prompt. `ignored`: parameters without any effect."""
+
     created: int
     data: list[ImageData]
     background: Literal["opaque"] = "opaque"
@@ -54,6 +50,8 @@ class ImagesResponse(BaseModel):
     guidance: float
     model: str
     model_version: str
+    truncated: bool
+    ignored: list[str]
 
 
 class ModelCard(BaseModel):
@@ -69,67 +67,146 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> App:
     """The ASGI application of one engine."""
+    service.metrics.model_info.labels(service.served.name, service.served.digest).set(1)
+    api, apart = _application(service), _application(service)
+    api.include_router(_openai(service))
+    api.include_router(_playground())
+    (apart if service.metrics_port else api).include_router(operations(service))
+    return Gate(service, api, apart)
+
+
+def _application(service: Service) -> FastAPI:
     app = FastAPI(title="Diffusion OPD image endpoint", version="1", docs_url=None, redoc_url=None)
-    app.state.metrics = service.engine.metrics
+    app.state.metrics = service.metrics
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(Exception, _answer_crash)
-    app.add_middleware(RequestIds, service=service)
-    app.include_router(_openai(service))
-    app.include_router(_operations(service))
-    service.engine.metrics.model_info.labels(service.served.name, service.served.digest).set(1)
+
+    def describe() -> dict[str, Any]:
+        """FastAPI's document without the 422 that it adds to whatever has a parameter, and that never comes."""
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            for operation in (each for path in document["paths"].values() for each in path.values()):
+                operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                document.get("components", {}).get("schemas", {}).pop(name, None)
+            if service.keys:
+                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                for path, operations_of in document["paths"].items():
+                    for operation in operations_of.values() if path.startswith("/v1/") else ():
+                        operation["security"] = [{"key": []}]
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = describe  # type: ignore[method-assign]
     return app
 
 
 # ---------------------------------------------------------------------------------------------------- OpenAI's routes
 
 
+def _errors(described: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorBody, "description": text} for status, text in described.items()}
+
+
+_REFUSALS = _errors({401: "No key, or an unknown one", 403: "Asked under a name that is not this machine's"})
+_NO_MODEL = _errors({404: "Another model"})
+_GENERATION_ERRORS = {
+    **_REFUSALS,
+    **_NO_MODEL,
+    **_errors(
+        {
+            400: "A parameter is wrong; `param` says which",
+            408: "`X-Request-Timeout` is over, or the body did not come",
+            413: "The body is too large",
+            415: "The body is not said to be JSON",
+            429: "No room now; Retry-After says when",
+            500: "The model failed on this request",
+            503: "Loading, shutting down or failed",
+            504: "The server's own limit of time is over",
+        }
+    ),
+}
+
+
 def _openai(service: Service) -> APIRouter:
-    def authorize(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
+    def authorize(
+        request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
+    ) -> None:
         if service.keys:
-            require_key(authorization, service.keys)
+            request.state.client = service.keys.owner(authorization)
 
     router = APIRouter(prefix="/v1", dependencies=[Depends(authorize)])
     served = service.served
     card = ModelCard(id=served.name, created=served.created, version=served.digest)
-    schema = {"content": {"application/json": {"schema": GenerationBody.model_json_schema()}}, "required": True}
+    schema = {"content": {"application/json": {"schema": body_schema()}}, "required": True}
 
-    @router.post("/images/generations", response_model=ImagesResponse, openapi_extra={"requestBody": schema})
+    @router.post(
+        "/images/generations",
+        response_model=ImagesResponse,
+        responses=_GENERATION_ERRORS,
+        openapi_extra={"requestBody": schema},
+    )
     async def generate_images(request: Request) -> Response:
         """Make images; extensions to OpenAI's parameters: seed, steps, guidance, negative_prompt."""
-        service.engine.require_ready()
         began = time.monotonic()
-        # Not FastAPI's body: curl -d says it sends a form, and OpenAI answers it all the same.
-        order = service.order(parse_json(await _read(request)))
-        time_limit = _time_limit(request, service.max_request_seconds)
-        pixels = await _wait(request, service, service.engine.submit(order.request), time_limit)
-        content = await asyncio.to_thread(_content, service, order, pixels)
-        service.engine.metrics.request_seconds.observe(time.monotonic() - began)
+        try:
+            service.engine.require_ready()
+            limit = _time_limit(request, service.max_request_seconds)
+            _require_json(request)
+            order = service.order(parse_json(await service.bodies.read(request)))
+            asked = order.request
+            request.state.what = f"{len(asked.seeds)} of {asked.width}x{asked.height}, {asked.steps} steps"
+            # Without keys, a client is who asks from one address.
+            if not service.keys:
+                request.state.client = request.client.host if request.client else ""
+            future = service.engine.submit(asked, request.state.client, request.state.request_id)
+            drawn = await _wait(request, service, future, limit, began)
+        except NotReadyError as error:
+            leaves = error.status == Status.DRAINING
+            seconds = _DRAINING_RETRY_SECONDS if leaves else _LOADING_RETRY_SECONDS
+            raise ApiError(503, str(error), code=error.status.value, retry_after=seconds) from error
+        except FullError as error:
+            raise ApiError(429, str(error), code="queue_full", retry_after=error.seconds) from error
+        except TooLargeError as error:
+            raise invalid(error.parameter, str(error), "too_large") from error
+        except GenerationError as error:
+            # What a batch failed with may have been another request's; the rest would come again.
+            again = {} if error.stage == "step" else DO_NOT_RETRY
+            raise ApiError(500, str(error), code=f"{error.stage}_failed", headers=again) from error
+        content = await asyncio.to_thread(_content, service, order, drawn)
         return Response(content, media_type="application/json")
 
-    @router.get("/models")
+    @router.get("/models", responses=_REFUSALS)
     async def list_models() -> ModelList:
         return ModelList(data=[card])
 
-    @router.get("/models/{name}")
+    @router.get("/models/{name:path}", responses=_REFUSALS | _NO_MODEL)
     async def show_model(name: str) -> ModelCard:
         if name != served.name:
-            raise ApiError(404, f"model {name[:100]!r} is not served here", param="model", code="model_not_found")
+            message = f"model {name[:100]!r} is not served here; use {served.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
         return card
+
+    for path in ("/images/edits", "/images/variations"):
+
+        @router.post(path, include_in_schema=False)
+        async def refuse(request: Request) -> None:
+            message = f"{request.url.path} is not supported: this model makes images from text alone"
+            raise ApiError(404, f"{message}; use /v1/images/generations", code="not_supported")
 
     return router
 
 
-async def _read(request: Request) -> bytes:
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > _MAX_BODY:
-            raise ApiError(413, f"the body is larger than {_MAX_BODY} bytes", code="body_too_large")
-    return content
+def _require_json(request: Request) -> None:
+    """A form on any page of the web can send the other types, without its browser asking this server first."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = f"Content-Type is {kind[:100]!r}; send JSON, and say so: Content-Type: application/json"
+        raise ApiError(415, message, code="unsupported_media_type")
 
 
 @dataclass(frozen=True)
@@ -156,30 +233,23 @@ def _time_limit(request: Request, most: float) -> _TimeLimit:
     return _TimeLimit(seconds, 408) if seconds < most else _TimeLimit(most, 504)
 
 
-async def _wait(request: Request, service: Service, future: Future[list[Pixels]], limit: _TimeLimit) -> list[Pixels]:
+async def _wait(request: Request, service: Service, future: Future[Drawn], limit: _TimeLimit, began: float) -> Drawn:
     """The images, unless the client leaves or the time is up: then the rows leave the batch at the next tick."""
-    metrics = service.engine.metrics
     answer = asyncio.wrap_future(future)
     gone = asyncio.create_task(_disconnected(request))
     try:
         both: set[asyncio.Future[Any]] = {answer, gone}
-        await asyncio.wait(both, timeout=limit.seconds, return_when=asyncio.FIRST_COMPLETED)
+        left = limit.seconds - (time.monotonic() - began)
+        await asyncio.wait(both, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
         if answer.cancelled():
             raise ApiError(503, "the server stopped before the images were done", code="stopped", retry_after=2)
         if answer.done():
-            try:
-                return answer.result()
-            except GenerationError as error:
-                raise ApiError(500, str(error), code=f"{error.stage}_failed") from error
-        metrics.cancelled.labels("disconnect" if gone.done() else "timeout").inc()
+            return answer.result()
+        service.metrics.cancelled.labels("disconnect" if gone.done() else "timeout").inc()
         if gone.done():
             raise ClientDisconnect
-        raise ApiError(
-            limit.status,
-            f"no answer within {limit.seconds:g} seconds; send less at once, or later",
-            code="timeout",
-            headers=_DO_NOT_RETRY,
-        )
+        message = f"no answer within {limit.seconds:g} seconds; send less at once, or later"
+        raise ApiError(limit.status, message, code="timeout", headers=DO_NOT_RETRY)
     finally:
         gone.cancel()
         answer.cancel()
@@ -190,12 +260,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _content(service: Service, order: Order, pixels: list[Pixels]) -> str:
+def _content(service: Service, order: Order, drawn: Drawn) -> str:
     request, served = order.request, service.served
-    files = service.files(order, pixels)
+    encoded = service.files(order, drawn.images)
     data = [
         ImageData(b64_json=base64.b64encode(file).decode(), seed=seed)
-        for file, seed in zip(files, request.seeds, strict=True)
+        for file, seed in zip(encoded, request.seeds, strict=True)
     ]
     return ImagesResponse(
         created=int(time.time()),
@@ -206,49 +276,23 @@ def _content(service: Service, order: Order, pixels: list[Pixels]) -> str:
         guidance=request.guidance,
         model=served.name,
         model_version=served.digest,
+        truncated=drawn.truncated,
+        ignored=list(order.ignored),
     ).model_dump_json()
 
 
-# -------------------------------------------------------------------------------------------------------- operations
+# -------------------------------------------------------------------------------------------------------- playground
 
 
-def _operations(service: Service) -> APIRouter:
+def _playground() -> APIRouter:
     router = APIRouter()
-    engine = service.engine
     page = files(__package__).joinpath("playground.html").read_text()
     policy = _only_its_own(page)
 
-    def live() -> Response:
-        return JSONResponse({"live": engine.alive}, 200 if engine.alive else 503)
-
-    def ready() -> Response:
-        ok = engine.status == Status.READY and engine.alive
-        return JSONResponse({"ready": ok, "status": engine.status}, 200 if ok else 503)
-
-    async def model_ready(name: str) -> Response:
-        if name != service.served.name:
-            raise ApiError(404, f"model {name[:100]!r} is not served here", param="model", code="model_not_found")
-        return ready()
-
-    async def metrics() -> Response:
-        return Response(generate_latest(engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    async def answer_live() -> Response:
-        return live()
-
-    async def answer_ready() -> Response:
-        return ready()
-
+    @router.get("/", include_in_schema=False)
     async def playground() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    for path in ("/livez", "/v2/health/live"):
-        router.get(path, summary="Live: a restart would not help")(answer_live)
-    for path in ("/readyz", "/v2/health/ready"):
-        router.get(path, summary="Ready: takes requests")(answer_ready)
-    router.get("/v2/models/{name}/ready", summary="Open Inference Protocol: this model takes requests")(model_ready)
-    router.get("/metrics", summary="Prometheus metrics")(metrics)
-    router.get("/", include_in_schema=False)(playground)
     return router
 
 
@@ -265,64 +309,31 @@ def _only_its_own(page: str) -> str:
     )
 
 
-# -------------------------------------------------------------------------------------------------------- errors
-
-
-def _respond(error: ApiError) -> Response:
-    return JSONResponse(error.body(), error.status, headers=error.headers)
+# ------------------------------------------------------------------------------------------------------------ errors
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _respond(error)
+    return error.answer(request.url.path)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:100]}: {error.detail}; GET /openapi.json shows what there is"
-    return _respond(ApiError(error.status_code, message, code="not_found", headers=error.headers))
+    path = request.url.path
+    message = f"{request.method} {path[:100]}: {error.detail}; GET /openapi.json shows what there is"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    return ApiError(error.status_code, message, code=code, headers=error.headers).answer(path)
 
 
 async def _answer_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return _respond(invalid(str(first["loc"][-1]), first["msg"]))
+    return invalid(str(first["loc"][-1]), first["msg"]).answer(request.url.path)
 
 
 async def _answer_crash(request: Request, error: Exception) -> Response:
     """The stack trace goes to the log, not to the client."""
     request.app.state.metrics.failures.labels("internal").inc()
-    return _respond(ApiError(500, "the server failed on this request; its log says why", code="internal_error"))
-
-
-class RequestIds:
-    """Plain ASGI, because Starlette's BaseHTTPMiddleware hides the client's disconnect from the route
-    (https://github.com/encode/starlette/issues/2094). Counts, names, and ends requests that nobody waits for."""
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], service: Service) -> None:
-        self._app, self._service = app, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id, status = f"req_{uuid.uuid4().hex}", 500
-
-        async def send_named(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                own = [(b"x-request-id", request_id.encode())]
-                if self._service.engine.leaving:
-                    own.append((b"connection", b"close"))  # the client's next request finds another pod
-                message["headers"] = [*message.get("headers", ()), *own]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_named)
-        except ClientDisconnect:
-            status = _CLIENT_CLOSED_REQUEST
-        finally:
-            if scope["path"].startswith("/v1/"):
-                self._service.engine.metrics.requests.labels(self._service.served.name, str(status)).inc()
+    message = "the server failed on this request; its log says why"
+    return ApiError(500, message, code="internal_error").answer(request.url.path)

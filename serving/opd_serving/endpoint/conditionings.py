@@ -1,10 +1,19 @@
 """Encoded prompts, kept on the device while they are likely to be asked for again."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 from opd_core.conditioning import Conditioning
 from opd_core.models.pipeline import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A prompt on the device. `truncated`: its end was read by no text encoder."""
+
+    conditioning: Conditioning
+    truncated: bool
 
 
 class ConditioningCache:
@@ -12,21 +21,30 @@ class ConditioningCache:
 
     def __init__(self, model: Model, max_sequence_length: int, budget: int = 256 * 2**20) -> None:
         self._model, self._max_sequence_length, self._budget = model, max_sequence_length, budget
-        self._entries: OrderedDict[str, Conditioning] = OrderedDict()
+        self._entries: OrderedDict[str, Encoded] = OrderedDict()
         self._bytes = 0
 
-    def get(self, prompt: str) -> Conditioning:
+    def get(self, prompt: str) -> Encoded:
         if prompt in self._entries:
             self._entries.move_to_end(prompt)
             return self._entries[prompt]
         (encoded,) = self._model.encode([prompt], self._max_sequence_length)
         device = self._model.device
-        entry = Conditioning(encoded.embeds.to(device), encoded.pooled.to(device))
-        if not (torch.isfinite(entry.embeds).all() and torch.isfinite(entry.pooled).all()):
+        conditioning = Conditioning(encoded.embeds.to(device), encoded.pooled.to(device))
+        if not (torch.isfinite(conditioning.embeds).all() and torch.isfinite(conditioning.pooled).all()):
             raise ArithmeticError("the text encoders gave non-finite numbers")
+        entry = Encoded(conditioning, self._truncates(prompt))
         self._entries[prompt] = entry
-        self._bytes += entry.nbytes
+        self._bytes += conditioning.nbytes
         while self._bytes > self._budget and len(self._entries) > 1:
             _, oldest = self._entries.popitem(last=False)
-            self._bytes -= oldest.nbytes
+            self._bytes -= oldest.conditioning.nbytes
         return entry
+
+    def _truncates(self, prompt: str) -> bool:
+        """Whether the prompt has more tokens than any text encoder reads."""
+        pipeline = self._model.pipeline
+        windows = [(pipeline.tokenizer, pipeline.tokenizer_max_length)]
+        if pipeline.tokenizer_3 is not None:
+            windows.append((pipeline.tokenizer_3, self._max_sequence_length))
+        return all(len(tokenizer(prompt).input_ids) > longest for tokenizer, longest in windows)

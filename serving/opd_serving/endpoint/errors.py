@@ -3,6 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+
+DO_NOT_RETRY = {"x-should-retry": "false"}  # OpenAI's clients repeat 408 and 5xx, unless they are told
+CLOSE = {"Connection": "close"}  # the rest of the body is not read
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """What every error under /v1 answers."""
+
+    error: ErrorDetail
+
 
 class ApiError(Exception):
     """A request that is answered with an error.
@@ -31,6 +50,11 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": _type(self.status), "param": self.param, "code": self.code}}
+
+    def answer(self, path: str) -> Response:
+        """Under /v2, the Open Inference Protocol's clients expect a string."""
+        body = {"error": self.message} if path.startswith("/v2") else self.body()
+        return JSONResponse(body, self.status, headers=self.headers)
 
 
 def invalid(param: str | None, message: str, code: str = "invalid_value") -> ApiError:

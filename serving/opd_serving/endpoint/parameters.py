@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from opd_core.artifacts import SamplingDefaults
 from opd_core.errors import InvalidError
-from opd_core.models.pipeline import Model
+from opd_core.models.outline import Outline
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from opd_serving.endpoint.engine import ImageRequest
 from opd_serving.endpoint.errors import ApiError, invalid
 from opd_serving.endpoint.images import Format
+from opd_serving.endpoint.request import ImageRequest
 
 MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly in every client
 _OTHER_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
@@ -30,32 +30,54 @@ class GenerationBody(BaseModel):
     prompt: str = Field(min_length=1, max_length=32_000, description="What the image shows.")
     model: str | None = Field(None, description="Name of the served model; absent: the one there is.")
     n: int = Field(1, ge=1, le=10, description="Number of images.")
-    size: str = Field("auto", pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT in pixels, or auto.")
+    size: str = Field(
+        "auto", pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", description="WIDTHxHEIGHT in pixels, or auto."
+    )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i. Absent: random; the answer says which."
     )
     steps: int | None = Field(None, ge=1, le=100, description="Solver steps; also num_inference_steps.")
     guidance: float | None = Field(
-        None, ge=0, le=50, description="Classifier-free guidance, 1 turns it off; also guidance_scale."
+        None, ge=0, le=50, description="Classifier-free guidance, 1 and less turn it off; also guidance_scale."
     )
     negative_prompt: str | None = Field(None, max_length=32_000, description="What the image does not show.")
     response_format: Literal["b64_json"] = Field("b64_json", description="Images come in the answer.")
     output_format: Format = Field("png", description="File format.")
-    output_compression: int | None = Field(None, ge=0, le=100, description="Quality of jpeg and webp; 100 is best.")
-    # Parameters of OpenAI's that every client may send; other values would change nothing and are refused.
-    quality: Literal["auto"] = Field("auto", description="Quality is chosen with steps.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of jpeg and webp; 100 is best, and what png always is."
+    )
+    # Parameters of OpenAI's that many clients always send. These values ask for what is made anyhow; others, which
+    # would ask for something else and get the same, are refused.
+    quality: Literal["auto", "standard"] = Field("auto", description="Quality is chosen with steps.")
     background: Literal["auto", "opaque"] = Field("auto", description="Images are opaque.")
     stream: Literal[False] = Field(False, description="Answers come as a whole.")
-    user: str | None = Field(None, max_length=512, description="Accepted, without any effect.")
+    partial_images: Literal[0] = Field(0, description="Answers come as a whole.")
+    style: str | None = Field(None, max_length=64, description="Taken, without any effect.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Taken, without any effect.")
+    user: str | None = Field(None, max_length=512, description="Taken, without any effect.")
+    safety_identifier: str | None = Field(None, max_length=512, description="Taken, without any effect.")
+
+
+def body_schema() -> dict[str, Any]:
+    """JSON Schema of a body as clients may write it: with the other names, and with `extra_body`."""
+    schema = GenerationBody.model_json_schema()
+    ours = schema["properties"]
+    more = {other: ours[name] for other, name in _OTHER_NAMES.items()}
+    ours |= more | {"extra_body": {"type": "object", "description": "Parameters that stand beside the others as well."}}
+    return schema
+
+
+_WITHOUT_EFFECT = ("style", "moderation", "user", "safety_identifier")
 
 
 @dataclass(frozen=True)
 class Order:
-    """A checked request: what to draw, and into which kind of file."""
+    """A checked request: what to draw, and into which kind of file. `ignored`: parameters without any effect."""
 
     request: ImageRequest
     format: Format
     compression: int
+    ignored: tuple[str, ...] = ()
 
 
 def parse_json(content: bytes) -> Mapping[str, Any]:
@@ -89,26 +111,29 @@ def parse_json(content: bytes) -> Mapping[str, Any]:
 
 
 def parse(
-    body: Mapping[str, Any], *, served_name: str, defaults: SamplingDefaults, model: Model, max_pixels: int
+    body: Mapping[str, Any], *, served_name: str, defaults: SamplingDefaults, outline: Outline, max_pixels: int
 ) -> Order:
-    """Check a request against the model in service and fill in its defaults.
+    """Check a request against the `outline` of the model in service and fill in its defaults.
 
     Raises:
         ApiError: 400 with the parameter's name as the client wrote it, or 404 for another model.
     """
     fields = _validate(body)
-    if fields.model is not None and fields.model != served_name:
+    if fields.model and fields.model != served_name:
         raise ApiError(
             404,
             f"model {fields.model[:_SHOWN]!r} is not served here; use {served_name!r}",
             param="model",
             code="model_not_found",
         )
-    width, height = _size(fields.size, defaults, model, max_pixels)
-    guidance = defaults.guidance_scale if fields.guidance is None else fields.guidance
+    if not fields.prompt.strip():
+        raise invalid("prompt", "prompt is blank; say what the image shows")
+    width, height = _size(fields.size, defaults, outline, max_pixels)
+    # As in diffusers' pipelines, where guidance_scale 0 is the usual way to say "off".
+    guidance = max(defaults.guidance_scale if fields.guidance is None else fields.guidance, 1.0)
     if fields.negative_prompt and guidance == 1:
-        raise invalid("negative_prompt", "negative_prompt has no effect at guidance 1; use guidance above 1")
-    if fields.output_compression is not None and fields.output_format == "png":
+        raise invalid("negative_prompt", "negative_prompt has no effect at guidance 1 and less; use guidance above 1")
+    if fields.output_compression not in (None, 100) and fields.output_format == "png":
         raise invalid("output_compression", "png is lossless; use output_format jpeg or webp with output_compression")
     seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed
     request = ImageRequest(
@@ -120,7 +145,12 @@ def parse(
         steps=fields.steps or defaults.steps,
         guidance=guidance,
     )
-    return Order(request, fields.output_format, 100 if fields.output_compression is None else fields.output_compression)
+    return Order(
+        request,
+        fields.output_format,
+        100 if fields.output_compression is None else fields.output_compression,
+        tuple(name for name in _WITHOUT_EFFECT if name in fields.model_fields_set),
+    )
 
 
 def _validate(body: Mapping[str, Any]) -> GenerationBody:
@@ -137,7 +167,7 @@ def _validate(body: Mapping[str, Any]) -> GenerationBody:
     if first["type"] == "missing":
         raise invalid(param, f"{param} is missing; say what the image shows", "missing_required_parameter")
     if first["type"] == "extra_forbidden":
-        known = ", ".join(GenerationBody.model_fields)
+        known = ", ".join([*GenerationBody.model_fields, *_OTHER_NAMES])
         raise invalid(
             param, f"{param[:_SHOWN]} is not a parameter of this server; known are {known}", "unknown_parameter"
         )
@@ -146,14 +176,14 @@ def _validate(body: Mapping[str, Any]) -> GenerationBody:
     raise invalid(param, f"{param} is {_show(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
-def _size(size: str, defaults: SamplingDefaults, model: Model, max_pixels: int) -> tuple[int, int]:
+def _size(size: str, defaults: SamplingDefaults, outline: Outline, max_pixels: int) -> tuple[int, int]:
     if size == "auto":
         return defaults.width, defaults.height
     match = re.fullmatch("([0-9]+)x([0-9]+)", size)
     assert match is not None
     width, height = int(match[1]), int(match[2])
     try:
-        model.latent_shape(width, height)
+        outline.latent_shape(width, height)
     except InvalidError as error:
         raise invalid("size", f"size is {size}: {error}") from error
     if width * height > max_pixels:

@@ -1,61 +1,68 @@
-"""Which samples the next forward pass advances: step-level continuous batching as pure functions.
+"""Which samples the next forward pass advances: step-level continuous batching, shared fairly. Pure functions.
 
 One *sample* is one image on its way from noise. A tick advances one group: samples whose tensors can share a batch,
-whatever their prompt, step, step count, guidance or seed. Groups take turns, so a large image delays a small one by one
-tick and not by its whole trajectory; within a group the oldest samples go first, so everyone finishes.
+whatever their prompt, step, step count, guidance or seed. Turns go by work that was done, in pixels times forwards:
+first to the client that has had the least, then to the least served of that client's groups. So a client with a hundred
+sizes gets no more than one with a single image, and a large image no more than a small one. What room the batch has
+left goes to other clients' samples of that group; each client pays for its own. Within a client the oldest go first,
+so everyone finishes.
 """
 
-from collections.abc import Container, Hashable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+_MOST_AHEAD = 16  # steps of the largest image that a client can owe for places which nobody else wanted
 
 
-@dataclass(frozen=True)
-class Sample:
-    """`group`: what must match to share a batch (latent shape and text length). `step` of `steps` is the next one."""
+class Sample(Protocol):
+    """`group`: what must match to share a batch. `work` of one step, in pixels; `pixels` of the image."""
 
-    id: int
-    group: Hashable
-    steps: int
-    step: int = 0
-
-
-@dataclass(frozen=True)
-class State:
-    """`samples` in order of arrival; `turns`: groups with samples, the next one first."""
-
-    samples: tuple[Sample, ...] = ()
-    turns: tuple[Hashable, ...] = ()
+    @property
+    def client(self) -> str: ...
+    @property
+    def group(self) -> Hashable: ...
+    @property
+    def work(self) -> int: ...
+    @property
+    def pixels(self) -> int: ...
 
 
-def admit(state: State, samples: Iterable[Sample]) -> State:
-    """New samples join; they may be in the next tick."""
-    return _with(state, (*state.samples, *samples), state.turns)
+AnySample = TypeVar("AnySample", bound=Sample)
+Served = Mapping[tuple[Hashable, ...], float]  # work done for (client,) and (client, group)
 
 
-def plan(state: State, max_batch_size: int) -> tuple[Sample, ...]:
-    """The samples to advance by one step now; empty when there is nothing to do."""
-    if not state.turns:
-        return ()
-    return tuple(sample for sample in state.samples if sample.group == state.turns[0])[:max_batch_size]
+def plan(samples: Sequence[AnySample], served: Served, max_images: int, max_pixels: int) -> list[AnySample]:
+    """The samples to advance by one step now, at least one where there are any. `samples` in order of arrival."""
+    if not samples:
+        return []
+    clients = _levels(served, ((sample.client,) for sample in samples))
+    (leader,) = min(clients, key=clients.__getitem__)
+    groups = _levels(served, ((leader, sample.group) for sample in samples if sample.client == leader))
+    _, group = min(groups, key=groups.__getitem__)
+    able = sorted((s for s in samples if s.group == group), key=lambda s: (s.client != leader, clients[s.client,]))
+    fit = min(max_images, max(max_pixels // able[0].pixels, 1))
+    return able[:fit]
 
 
-def advance(state: State, batch: tuple[Sample, ...]) -> tuple[State, tuple[Sample, ...]]:
-    """The state after `batch` made its step, and the samples that are finished; the batch's group goes last."""
-    moved = {sample.id: replace(sample, step=sample.step + 1) for sample in batch}
-    samples = [moved.get(sample.id, sample) for sample in state.samples]
-    finished = tuple(sample for sample in samples if sample.step == sample.steps)
-    group = batch[0].group
-    turns = (*(turn for turn in state.turns if turn != group), group)
-    return _with(state, (sample for sample in samples if sample.step < sample.steps), turns), finished
+def charge(served: Served, samples: Sequence[Sample], batch: Collection[Sample]) -> Served:
+    """What has been done for whom, after a tick in which `batch`, some of `samples`, made a step."""
+    ahead = _MOST_AHEAD * max(sample.work for sample in samples)
+    clients = _levels(served, ((sample.client,) for sample in samples))
+    levels = dict(clients)
+    for (client,) in clients:
+        levels |= _levels(served, ((client, sample.group) for sample in samples if sample.client == client))
+    for sample in batch:
+        levels[sample.client,] += sample.work
+        levels[sample.client, sample.group] += sample.work
+    least = min(levels[path] for path in clients)
+    for path in clients:
+        levels[path] = min(levels[path], least + ahead)
+    # Whoever comes back at once has not lost its debt by leaving.
+    return {path: level for path, level in served.items() if len(path) == 1 and level > least} | levels
 
 
-def drop(state: State, ids: Container[int]) -> State:
-    """Samples leave unfinished: cancelled, or their batch failed."""
-    return _with(state, (sample for sample in state.samples if sample.id not in ids), state.turns)
-
-
-def _with(state: State, samples: Iterable[Sample], turns: tuple[Hashable, ...]) -> State:
-    kept = tuple(samples)
-    alive = dict.fromkeys(sample.group for sample in kept)
-    known = [turn for turn in turns if turn in alive]
-    return replace(state, samples=kept, turns=(*known, *(group for group in alive if group not in known)))
+def _levels(served: Served, paths: Iterable[tuple[Hashable, ...]]) -> dict[tuple[Hashable, ...], float]:
+    """The level of each path, in their order; who is new starts beside the least served."""
+    unique = dict.fromkeys(paths)
+    least = min((served[path] for path in unique if path in served), default=0.0)
+    return {path: served.get(path, least) for path in unique}

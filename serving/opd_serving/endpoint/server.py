@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 import sys
 import time
@@ -16,16 +17,21 @@ from opd_core.artifacts import SamplingDefaults
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, UnavailableError
 from opd_core.exit_codes import ExitCode
+from opd_core.models.outline import read_outline
 from opd_core.precision import TORCH_DTYPES
 from opd_core.uris import resolve
 
 from opd_serving.endpoint.app import create_app
+from opd_serving.endpoint.connections import KEEP_ALIVE_SECONDS, Connection
 from opd_serving.endpoint.engine import Engine, Limits, Status
-from opd_serving.endpoint.keys import read_keys
+from opd_serving.endpoint.gate import is_loopback
+from opd_serving.endpoint.keys import KeyFile
 from opd_serving.endpoint.served import Served, load, open_model, open_student
 from opd_serving.endpoint.service import Service
 
 _POLL_SECONDS = 0.05
+_TAKE_SECONDS = 30  # for clients to take their answers, after the last image is made
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9._:@/+-]{0,126}[A-Za-z0-9])?"
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +45,7 @@ class Settings:
     served_name: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int | None = None
     api_keys: Path | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -64,10 +71,13 @@ def open_served(settings: Settings) -> Served:
         served = open_model(settings.model, settings.claims)
     else:
         raise InvalidError("nothing to serve; name a student directory or a model")
+    name = settings.served_name or served.name
+    if not re.fullmatch(_NAME, name):
+        raise InvalidError(f"--served-name {name!r} cannot stand in an address; use letters, digits and . _ : @ / + -")
     fields = SamplingDefaults.model_fields
     changes: dict[str, Any] = {name: getattr(settings, name) for name in fields if getattr(settings, name) is not None}
     defaults = SamplingDefaults(**{**served.defaults.model_dump(), **changes})
-    return replace(served, name=settings.served_name or served.name, defaults=defaults)
+    return replace(served, name=name, defaults=defaults)
 
 
 def make_service(settings: Settings) -> Service:
@@ -82,10 +92,13 @@ def make_service(settings: Settings) -> Service:
     d = served.defaults
     return Service(
         served=served,
+        outline=read_outline(served.base),
         engine=Engine(partial(load, served, device, TORCH_DTYPES[precision]), d, settings.limits),
         max_pixels=settings.max_pixels or 4 * d.width * d.height,
         max_request_seconds=settings.max_request_seconds,
-        keys=read_keys(settings.api_keys) if settings.api_keys else (),
+        keys=KeyFile(settings.api_keys) if settings.api_keys else None,
+        loopback=is_loopback(settings.host),
+        metrics_port=settings.metrics_port,
     )
 
 
@@ -97,12 +110,12 @@ def run(settings: Settings) -> ExitCode:
     """
     service = make_service(settings)
     engine = service.engine
-    listener = listen(settings.host, settings.port)
+    listeners = [listen(settings.host, port) for port in (settings.port, settings.metrics_port) if port is not None]
     engine.start()
-    asyncio.run(_serve(service, listener, settings))
+    asyncio.run(_serve(service, listeners, settings))
     if engine.status == Status.FAILED:
-        engine.wait_loaded()  # raises why
-    code = ExitCode.OK if engine.alive else ExitCode.INTERNAL
+        engine.wait_loaded()  # raises why it could not be loaded
+    code = ExitCode.INTERNAL if engine.status == Status.FAILED else ExitCode.OK
     engine.stop()
     return code
 
@@ -130,40 +143,56 @@ class _Server(uvicorn.Server):
         self.drain_asked = True
 
 
-async def _serve(service: Service, listener: socket.socket, settings: Settings) -> None:
-    seconds = int(settings.drain_seconds) or 1
-    config = uvicorn.Config(
-        create_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=seconds
+def uvicorn_config(service: Service, take_seconds: float) -> uvicorn.Config:
+    """`take_seconds`: how long clients may take for their answers when the server ends."""
+    return uvicorn.Config(
+        create_app(service),
+        http=Connection,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(int(take_seconds), 1),
     )
-    server = _Server(config)
+
+
+async def _serve(service: Service, listeners: list[socket.socket], settings: Settings) -> None:
+    server = _Server(uvicorn_config(service, min(settings.drain_seconds, _TAKE_SECONDS)))
     watcher = asyncio.create_task(_watch(server, service, settings))
-    host, port = listener.getsockname()[:2]
+    host, port = listeners[-1].getsockname()[:2]
     _log.info("%s loads; http://%s:%d/readyz says when it is there", service.served.name, host, port)
-    await server.serve(sockets=[listener])
+    await server.serve(sockets=listeners)
     await watcher
 
 
 async def _watch(server: _Server, service: Service, settings: Settings) -> None:
-    """Follows the engine: says when it is ready, ends the server when loading failed or the drain is done.
+    """Follows the engine: says when it is ready, ends the server when the engine has failed or the drain is done.
 
     A load balancer takes its time to hear that this server leaves, and keeps connections for as long as both sides do.
     So first everything is answered, with a wish to close the connection; only then nothing is admitted any more.
     """
     engine, announced = service.engine, False
-    while not server.drain_asked and engine.status != Status.FAILED:
+    while not server.drain_asked and engine.alive:
         if engine.status == Status.READY and not announced:
             announced = True
             _log.info("%s (%s) takes requests", service.served.name, service.served.digest)
         await asyncio.sleep(_POLL_SECONDS)
+    if not engine.alive:
+        if announced:
+            _log.error("the engine has failed; this process ends")
+        engine.abandon()
     engine.leave()
     until = time.monotonic() + settings.leave_seconds
     while engine.alive and time.monotonic() < until and not server.force_exit:
         await asyncio.sleep(_POLL_SECONDS)
     engine.drain()
+    service.bodies.close()
     _log.info("draining")
     deadline = time.monotonic() + settings.drain_seconds
     while not engine.idle and engine.alive and time.monotonic() < deadline and not server.force_exit:
         await asyncio.sleep(_POLL_SECONDS)
+    if not engine.alive:
+        engine.abandon()
     server.should_exit = True
 
 

@@ -1,35 +1,53 @@
 """What the routes and the command line share: a body in, image files out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from opd_core.errors import InvalidError, OPDError, UnavailableError
+from opd_core.errors import InvalidError, OPDError
+from opd_core.models.outline import Outline
 
 from opd_serving.endpoint import images, parameters
-from opd_serving.endpoint.engine import Engine, GenerationError, Pixels
+from opd_serving.endpoint.bodies import Bodies
+from opd_serving.endpoint.engine import Engine, GenerationError
 from opd_serving.endpoint.errors import ApiError
+from opd_serving.endpoint.keys import KeyFile
+from opd_serving.endpoint.metrics import Metrics
 from opd_serving.endpoint.parameters import Order
+from opd_serving.endpoint.request import Pixels
 from opd_serving.endpoint.served import Served
 
 
 @dataclass(frozen=True)
 class Service:
-    """A model, the engine that draws with it, and its limits. `keys`: digests of the API keys; none: open to all."""
+    """A model, the engine that draws with it, and its limits.
+
+    Args:
+        outline: of the model. keys: whose requests are taken; None: everybody's.
+        loopback: only this machine can ask. metrics_port: where health and metrics are; None: beside the API.
+    """
 
     served: Served
+    outline: Outline
     engine: Engine
     max_pixels: int
     max_request_seconds: float
-    keys: tuple[str, ...] = ()
+    keys: KeyFile | None = None
+    loopback: bool = False
+    metrics_port: int | None = None
+    bodies: Bodies = field(default_factory=Bodies)
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.engine.metrics
 
     def order(self, body: Mapping[str, Any]) -> Order:
-        """Check a body against the model in service; needs a loaded engine."""
+        """Check a body against the model in service."""
         return parameters.parse(
             body,
             served_name=self.served.name,
             defaults=self.served.defaults,
-            model=self.engine.model,
+            outline=self.outline,
             max_pixels=self.max_pixels,
         )
 
@@ -54,13 +72,14 @@ def generate_here(service: Service, body: Mapping[str, Any]) -> list[tuple[bytes
         OPDError: what the endpoint would have refused, or why the model cannot be loaded.
     """
     engine = service.engine
+    try:
+        order = service.order(body)
+    except ApiError as error:
+        raise InvalidError(error.message) from error
     engine.start()
     try:
         engine.wait_loaded()
-        order = service.order(body)
-        files = service.files(order, engine.submit(order.request).result())
-    except ApiError as error:
-        raise (InvalidError if error.status < 429 else UnavailableError)(error.message) from error
+        files = service.files(order, engine.submit(order.request).result().images)
     except GenerationError as error:
         raise OPDError(str(error)) from error
     finally:
