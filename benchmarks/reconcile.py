@@ -47,7 +47,7 @@ from opd_operator.peers import Peers
 from opd_operator.queue import WorkQueue
 from opd_operator.reconcile import Reconciler
 from opd_operator.settings import Settings
-from opd_operator.watch import fill, watched
+from opd_operator.watch import Watches, fill, watched
 
 ROOT = Path(__file__).resolve().parents[1]
 CRD = ROOT / "crds" / "opd.dev_opddistillations.yaml"
@@ -170,7 +170,7 @@ async def record() -> tuple[str, list[Request]]:
         await recorder._request("POST", DISTILLATION, DISTILLATION.path(NAMESPACE), {}, distillation(SAMPLE))
         recorder.sent.clear()
         cache, queue, before = Cache(), WorkQueue[tuple[str, str]](), -1
-        await fill(recorder, cache, await watched(recorder), [NAMESPACE])
+        await fill(recorder, cache, Watches(await watched(recorder), [NAMESPACE]))
         reconciler = Reconciler(recorder, cache, queue, Metrics(cache, queue), SETTINGS, Peers())
         while before != len(recorder.sent):
             before = len(recorder.sent)

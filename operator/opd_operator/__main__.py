@@ -19,6 +19,10 @@ from opd_operator.watch import DeadWatchError
 
 log = logging.getLogger("opd_operator")
 
+# The API server takes, and sends to all who watch, what is nested 10,000 deep, as in the managedFields of anybody's
+# object; at Python's own 1000 a single one ends every operator that sees it. The parser needs 2 MiB of stack for it.
+_DEPTH = 12_000
+
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -81,6 +85,7 @@ async def _main(settings: Settings) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    sys.setrecursionlimit(_DEPTH)
     level = os.environ.get("OPD_LOG_LEVEL", arguments.log_level).upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -61,7 +61,7 @@ class Context:
         self.name, self.spec = distillation.metadata.name, distillation.spec
         self.namespace: str = obj["metadata"]["namespace"]
         self.content = said(distillation.spec)
-        self.remote = any(scheme in str(self.content) for scheme in ("hf://", "s3://"))
+        self.remote = _remote(self.content)
         output = parse(self.spec.student.output.uri)
         self.output_claim = output.place
         self.runs = CLAIMS / output.place / f"{output.path}.runs"
@@ -105,6 +105,15 @@ class Context:
     def child(self, api_version: str, kind: str, name: str, role: str, **content: Any) -> Manifest:
         metadata = {"name": name, "namespace": self.namespace, "labels": names.labels(self.name, role)}
         return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+
+def _remote(value: Any) -> bool:
+    """Whether a URI of the spec leaves the cluster; what a pod's environment says is no URI of ours."""
+    if isinstance(value, dict):
+        return any(_remote(item) for key, item in value.items() if key != "pod")
+    if isinstance(value, list):
+        return any(_remote(item) for item in value)
+    return isinstance(value, str) and value.startswith(("hf://", "s3://"))
 
 
 def service_ports(ports: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What to apply and what to delete so that the children become what shall be. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,12 @@ class Changes:
     sweep: list[Object]
 
 
-def changes(desired: Iterable[dict[str, Any]], live: Iterable[Object], keep: Iterable[tuple[str, str]] = ()) -> Changes:
+def changes(
+    desired: Iterable[dict[str, Any]],
+    live: Iterable[Object],
+    keep: Iterable[tuple[str, str]] = (),
+    settled: Callable[[Object, Object], bool] = lambda manifest, found: False,
+) -> Changes:
     """What makes the children what they shall be. An object that is being deleted is waited for; a ConfigMap stays as
     long as a Job that stays mounts it, since a Job keeps the spec that it was made with.
 
@@ -31,6 +36,7 @@ def changes(desired: Iterable[dict[str, Any]], live: Iterable[Object], keep: Ite
 
     Args:
         keep: (kind, name) of what stays as it is although nothing wants it any more.
+        settled: whether applying this manifest would make what is there again, whatever it is.
     """
     existing = {(child["kind"], child["metadata"]["name"]): child for child in live if child["kind"] not in _NOT_OURS}
     apply, wanted = [], set(keep)
@@ -40,7 +46,11 @@ def changes(desired: Iterable[dict[str, Any]], live: Iterable[Object], keep: Ite
         found = existing.get(key)
         if found is None:
             apply.append(manifest)
-        elif not _leaving(found) and manifest["kind"] not in _CREATED_ONCE and differs(manifest, found):
+        elif (
+            not (_leaving(found) or manifest["kind"] in _CREATED_ONCE)
+            and differs(manifest, found)
+            and not settled(manifest, found)
+        ):
             apply.append({**manifest, "metadata": {**manifest["metadata"], "uid": found["metadata"]["uid"]}})
     wanted |= {("ConfigMap", name) for key in wanted if key in existing for name in _mounted(existing[key])}
     unwanted = [child for key, child in existing.items() if key not in wanted and not _leaving(child)]
@@ -72,6 +82,13 @@ def differs(wanted: Any, found: Any) -> bool:
     if wanted == found or (not wanted and found is None):  # the API server drops false, 0 and ""
         return False
     return not _same_quantity(wanted, found)
+
+
+def shown(wanted: Any, found: Any) -> Any:
+    """The part of `found` that `wanted` speaks of, lists as a whole."""
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        return {key: shown(value, found.get(key)) for key, value in wanted.items()}
+    return found
 
 
 def _same_quantity(wanted: Any, found: Any) -> bool:

@@ -1,6 +1,7 @@
 """Prometheus series of the operator. What describes an object is read from the cache at the scrape, so that a series
 goes with its object; names shared with controller-runtime let existing dashboards work."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from opd_operator.observe import parse_time
 if TYPE_CHECKING:
     from opd_operator.cache import Cache
     from opd_operator.queue import WorkQueue
+
+log = logging.getLogger("opd_operator")
 
 _NAME = "opddistillation"
 _RESULTS = ("success", "conflict", "error", "panic")
@@ -106,9 +109,18 @@ class _Objects(Collector):
         }
         for key in self._cache:
             obj = self._cache.get(key) or {}  # scrapes have a thread of their own: it may have gone in between
-            for name, labels, value in _samples(obj.get("status") or {}):
+            for (name, *labels), value in self._of(key, obj.get("status") or {}).items():
                 families[name].add_metric([*key, *labels], value)
         yield from families.values()
+
+    def _of(self, key: tuple[str, str], status: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
+        """By series and labels, each once. A status that is none, as somebody may have written it by hand, has none: it
+        takes nobody else's page."""
+        try:
+            return {(name, *map(str, labels)): float(value) for name, labels, value in _samples(status)}
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            log.warning("%s/%s: its status has no metrics: %r", *key, error)
+            return {}
 
 
 _OBJECT_SERIES = (

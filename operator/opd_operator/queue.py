@@ -21,7 +21,7 @@ class WorkQueue(Generic[K]):
         self._clock = clock
         self._ready: deque[K] = deque()
         self._since: dict[K, float] = {}  # queued keys, and since when
-        self._active: set[K] = set()
+        self._active: dict[K, float] = {}  # keys at work, and since when
         self._again: set[K] = set()
         self._later: list[tuple[float, int, K]] = []
         self._due: dict[K, float] = {}
@@ -37,6 +37,11 @@ class WorkQueue(Generic[K]):
     def oldest_seconds(self) -> float:
         """How long the head of the queue has been waiting."""
         return self._clock() - self._since[self._ready[0]] if self._ready else 0.0
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the key that is longest at work has been so."""
+        return self._clock() - min(self._active.values()) if self._active else 0.0
 
     def add(self, key: K) -> None:
         self.adds += 1
@@ -75,7 +80,7 @@ class WorkQueue(Generic[K]):
             if self._ready:
                 key = self._ready.popleft()
                 waited = self._clock() - self._since.pop(key)
-                self._active.add(key)
+                self._active[key] = self._clock()
                 return key, waited
             self._wake.clear()
             pause = self._later[0][0] - self._clock() if self._later else None
@@ -85,7 +90,7 @@ class WorkQueue(Generic[K]):
                 continue
 
     def done(self, key: K) -> None:
-        self._active.discard(key)
+        self._active.pop(key, None)
         if key in self._again:
             self._again.discard(key)
             self.add(key)

@@ -78,7 +78,7 @@ class Reconciler:
             return
         if plan.distillation is not None and plan.wanted is not None:
             desired = build(obj, plan.distillation, plan.status["run"], plan.wanted, self.settings)
-            due = changes(desired, children, plan.wanted.keep)
+            due = changes(desired, children, plan.wanted.keep, self.contest.settled)
             for child in due.free:
                 await self.kube.delete(child)
             await self._apply(key, due.apply)
@@ -108,6 +108,7 @@ class Reconciler:
                 refused[role] = f"{manifest['kind']} {manifest['metadata']['name']}: {error.message}"
                 first = first or error
                 continue
+            self.contest.applied(manifest, applied)
             self.cache.put({"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], **applied})
         if refused != self._rejected.pop(key, {}):
             self.queue.add(key)  # for the status; the retry is for the object

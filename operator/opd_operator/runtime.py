@@ -6,14 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import kopf
-from prometheus_client import start_http_server
 
 from opd_operator.cache import Cache, Key
 from opd_operator.kube import Kube, connect
 from opd_operator.leader import lead
 from opd_operator.metrics import Metrics
 from opd_operator.peers import Peers
-from opd_operator.probes import serve_probes
+from opd_operator.probes import metrics_pages, probe_pages, serve
 from opd_operator.queue import WorkQueue, work
 from opd_operator.reconcile import Reconciler
 from opd_operator.settings import Settings
@@ -32,15 +31,16 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     metrics = Metrics(cache, queue)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connect(2 * settings.workers))
-        server, _ = start_http_server(settings.metrics_port, registry=metrics.registry)
-        stack.callback(server.shutdown)
         leading = False
 
         def ready() -> bool:
             return listed.is_set() or not leading
 
-        probes = await serve_probes(settings.probe_port, ready=ready, oldest=lambda: queue.oldest_seconds)
-        stack.push_async_callback(probes.cleanup)
+        for port, pages in (
+            (settings.metrics_port, metrics_pages(metrics.registry)),
+            (settings.probe_port, probe_pages(ready=ready, busy=lambda: queue.busy_seconds)),
+        ):
+            stack.callback((await serve(port, pages)).close)
         kube, peers = Kube(client, metrics.api), Peers()
         reconciler = Reconciler(kube, cache, queue, metrics, settings, peers)
 
@@ -66,7 +66,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 namespaces=settings.namespaces,
                 stop_flag=stop,
             )
-            net = resync(fresh, cache, queue, watches, settings.namespaces, metrics, settings.resync_seconds)
+            net = resync(fresh, cache, queue, watches, metrics, settings.resync_seconds)
             workers = [work(queue, reconciler.handle) for _ in range(settings.workers)]
             tasks = [asyncio.create_task(each) for each in (eyes, net, peers.keep_asking(cache, queue.add), *workers)]
             try:
@@ -98,8 +98,8 @@ async def _first_listing(kube: Kube, cache: Cache, settings: Settings) -> Watche
     pause = 1.0
     while True:
         try:
-            watches = Watches(await watched(kube))
-            await fill(kube, cache, watches.resources, settings.namespaces)
+            watches = Watches(await watched(kube), settings.namespaces)
+            await fill(kube, cache, watches)
             return watches
         except Exception as error:
             log.warning("cannot list yet, again in %.0f s: %s", pause, error)

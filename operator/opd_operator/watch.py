@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,19 +22,25 @@ _OURS = f"app.kubernetes.io/managed-by={names.MANAGER}"
 _LATE = 10.0  # seconds after which an event that a list has seen should have come by its watch, too
 
 
+Watch = tuple[str, str]  # kind and namespace; no namespace: all of them
+
+
 class DeadWatchError(Exception):
     """A watch that is open and says nothing."""
 
 
 @dataclass
 class Watches:
-    """What is watched, and the newest resource version that each watch has brought."""
+    """What is watched, and the newest resource version that each watch has brought. There is one of every kind in every
+    namespace, or in all of them together."""
 
     resources: Sequence[Resource]
-    seen: dict[str, int] = field(default_factory=dict)
+    namespaces: Sequence[str] = ()
+    seen: dict[Watch, int] = field(default_factory=dict)
 
-    def saw(self, kind: str, version: str) -> None:
-        self.seen[kind] = max(self.seen.get(kind, 0), int(version))
+    def saw(self, kind: str, namespace: str, version: str) -> None:
+        watch = (kind, namespace if self.namespaces else "")
+        self.seen[watch] = max(self.seen.get(watch, 0), int(version))
 
 
 class NoMemories(ResourceMemories):  # type: ignore[misc]
@@ -65,7 +71,7 @@ def registry(cache: Cache, queue: WorkQueue[Key], watches: Watches) -> kopf.Oper
     def seen(resource: Resource) -> Any:
         async def handler(event: Any, **_: Any) -> None:
             obj = {"apiVersion": resource.api_version, "kind": resource.kind, **event["object"]}
-            watches.saw(resource.kind, obj["metadata"]["resourceVersion"])
+            watches.saw(resource.kind, obj["metadata"]["namespace"], obj["metadata"]["resourceVersion"])
             key = cache.remove(obj) if event["type"] == "DELETED" else cache.put(obj)
             if key is not None:
                 queue.add(key)
@@ -98,24 +104,23 @@ def registry(cache: Cache, queue: WorkQueue[Key], watches: Watches) -> kopf.Oper
     return found
 
 
-async def fill(
-    kube: Kube, cache: Cache, resources: Iterable[Resource], namespaces: Iterable[str]
-) -> tuple[set[Key], dict[str, int]]:
-    """List everything into the cache. Returns the keys that this was news for, and the newest version by kind of what
+async def fill(kube: Kube, cache: Cache, watches: Watches) -> tuple[set[Key], dict[Watch, int]]:
+    """List everything into the cache. Returns the keys that this was news for, and the newest version by watch of what
     was news: with a watch that works there is none, or its event is on the way."""
     news: set[Key] = set()
-    newest: dict[str, int] = {}
-    for resource in resources:
+    newest: dict[Watch, int] = {}
+    for resource in watches.resources:
         selector = "" if resource is DISTILLATION else _OURS
         present, versions = set(), []
-        for namespace in tuple(namespaces) or ("",):
+        for namespace in watches.namespaces or ("",):
             async for page in kube.pages(resource, namespace, selector):
                 versions.append(page.version)
                 for obj in page.items:
                     present.add(obj["metadata"]["uid"])
                     if key := cache.put(obj):
                         news.add(key)
-                        newest[resource.kind] = max(newest.get(resource.kind, 0), version_of(obj))
+                        watch = (resource.kind, namespace)
+                        newest[watch] = max(newest.get(watch, 0), version_of(obj))
         news |= cache.retain(resource.kind, present, min(versions))
     return news, newest
 
@@ -125,7 +130,6 @@ async def resync(
     cache: Cache,
     queue: WorkQueue[Key],
     watches: Watches,
-    namespaces: Iterable[str],
     metrics: Metrics,
     seconds: float,
 ) -> None:
@@ -140,7 +144,7 @@ async def resync(
         await asyncio.sleep(seconds)
         try:
             async with connect() as kube:
-                news, newest = await fill(kube, cache, watches.resources, namespaces)
+                news, newest = await fill(kube, cache, watches)
         except Exception as error:
             log.warning("the full listing failed and is repeated: %r", error)
             continue
@@ -149,5 +153,6 @@ async def resync(
             queue.add(key)
         if newest:
             await asyncio.sleep(_LATE)
-        if dead := [kind for kind, version in newest.items() if watches.seen.get(kind, 0) < version]:
-            raise DeadWatchError(f"the watch of {', '.join(dead)} is open and brings nothing")
+        if dead := [watch for watch, version in newest.items() if watches.seen.get(watch, 0) < version]:
+            said = ", ".join(" in ".join(part for part in watch if part) for watch in dead)
+            raise DeadWatchError(f"the watch of {said} is open and brings nothing")

@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opd_core.api.types import API_VERSION, KIND
-from opd_operator import names
+from opd_operator import names, watch
 from opd_operator.cache import Cache, Key
 from opd_operator.kube import BY_KIND, Kube, Page
-from opd_operator.watch import fill
+from opd_operator.metrics import Metrics
+from opd_operator.queue import WorkQueue
+from opd_operator.watch import DeadWatchError, Watches, fill, resync
 
 KEY = ("team", "tiny")
 
@@ -168,8 +172,8 @@ def listed(cache: Cache, kind: str, objects: list[dict[str, Any]], version: int)
             for page in [[obj] for obj in objects] or [[]]:
                 yield Page(page, version)
 
-    news, newest = asyncio.run(fill(cast(Kube, Lists()), cache, [BY_KIND[kind]], []))
-    return news, newest.get(kind, 0)
+    news, newest = asyncio.run(fill(cast(Kube, Lists()), cache, Watches([BY_KIND[kind]])))
+    return news, newest.get((kind, ""), 0)
 
 
 def test_a_list_that_says_what_the_watches_said_is_no_news() -> None:
@@ -198,6 +202,37 @@ def test_a_list_finds_deleted_distillations() -> None:
     cache.put(distillation("u2", 1, name="other"))
     assert listed(cache, KIND, [distillation("u1", 1)], 5) == ({("team", "other")}, 0)
     assert list(cache) == [KEY]
+
+
+@pytest.mark.parametrize("namespaces", [("team", "other"), ()])
+def test_a_dead_watch_is_not_hidden_by_that_of_another_namespace(
+    namespaces: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all namespaces are watched together there is one watch, and newer events of others show that it lives."""
+    monkeypatch.setattr(watch, "_LATE", 0.01)
+    cache, watches = Cache(), Watches([BY_KIND["Job"]], namespaces)
+    watches.saw("Job", "other", "90")
+
+    class Lists:
+        async def pages(self, _: object, namespace: str, __: object) -> AsyncIterator[Page]:
+            yield Page([child(version=50)] if namespace in ("team", "") else [], 95)
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Kube]:
+        yield cast(Kube, Lists())
+
+    async def play() -> None:
+        queue = WorkQueue[Key]()
+        async with asyncio.timeout(1):
+            await resync(connect, cache, queue, watches, Metrics(cache, queue), 0.01)
+
+    if namespaces:
+        with pytest.raises(DeadWatchError, match="of Job in team is open"):
+            asyncio.run(play())
+    else:
+        with pytest.raises(TimeoutError):
+            asyncio.run(play())
+    assert [each["metadata"]["name"] for each in cache.children(distillation("u1"))] == ["tiny-trainer"]
 
 
 def test_what_was_made_after_the_list_is_not_taken_for_deleted() -> None:

@@ -1,5 +1,7 @@
 """Two managers that want different things do not fight as fast as they can."""
 
+from typing import Any
+
 from opd_operator import names
 from opd_operator.contest import Contest
 
@@ -53,3 +55,38 @@ def test_after_a_time_of_peace_it_is_forgotten() -> None:
     fight(contest, clock, 60)
     clock.now += 1000
     assert [contest.pause(manifest()) for _ in range(5)] == [0.0] * 5
+
+
+# ------------------------------------------------------------------------------------------------ rules of the cluster
+
+
+def deployment(image: str = "trainer:1", *more: str) -> dict[str, Any]:
+    containers = [{"name": name, "image": image} for name in ("trainer", *more)]
+    return {**manifest(), "spec": {"replicas": 1, "containers": containers}}
+
+
+def test_what_a_rule_of_the_cluster_makes_of_a_manifest_is_what_can_be_had() -> None:
+    contest = Contest()
+    changed = deployment("mirror/trainer:1", "proxy")
+    contest.applied(deployment(), changed)
+    assert contest.settled(deployment(), {**changed, "status": {"ready": 1}})
+    assert contest.settled(deployment(), {**changed, "metadata": {**changed["metadata"], "uid": "u"}})  # type: ignore[dict-item]
+
+
+def test_what_somebody_else_changes_afterwards_is_a_difference() -> None:
+    contest = Contest()
+    changed = deployment("mirror/trainer:1", "proxy")
+    contest.applied(deployment(), changed)
+    assert not contest.settled(deployment(), {**changed, "spec": {**changed["spec"], "replicas": 5}})
+    assert not contest.settled(deployment(), deployment("elsewhere/trainer:1"))
+    assert not contest.settled({**deployment(), **manifest("b")}, changed), "another manifest is applied"
+
+
+def test_what_becomes_as_it_shall_be_is_not_remembered() -> None:
+    contest = Contest()
+    contest.applied(deployment(), deployment("mirror/trainer:1"))
+    contest.applied(deployment(), {**deployment(), "status": {}})
+    assert not contest.settled(deployment(), deployment("mirror/trainer:1"))
+    for number in range(20_000):
+        contest.applied({**deployment(), **manifest(name=str(number))}, deployment("mirror/trainer:1"))
+    assert len(contest._made) == 10_000

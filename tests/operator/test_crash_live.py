@@ -22,7 +22,7 @@ from opd_operator.peers import Peers
 from opd_operator.queue import WorkQueue
 from opd_operator.reconcile import Reconciler
 from opd_operator.settings import Settings
-from opd_operator.watch import fill, watched
+from opd_operator.watch import Watches, fill, watched
 
 from tests.operator.live import STUDENT, Api, Operator, quiet, wait_for
 
@@ -55,7 +55,7 @@ async def lives(api: Api, stop: threading.Event) -> None:
     while not stop.is_set():
         async with ApiClient(configuration) as client:
             kube, cache, queue = Mortal(client), Cache(), WorkQueue[tuple[str, str]]()
-            await fill(kube, cache, await watched(kube), [namespace])
+            await fill(kube, cache, Watches(await watched(kube), [namespace]))
             settings = Settings(images=IMAGES, device="cpu", namespaces=(namespace,))
             reconciler = Reconciler(kube, cache, queue, Metrics(cache, queue), settings, Peers())
             try:

@@ -109,6 +109,11 @@ def test_a_child_that_was_edited_is_applied_again() -> None:
     assert not swept
 
 
+def test_what_applying_would_make_again_is_left_alone() -> None:
+    wanted, found = manifest(port=1), live(port=2)
+    assert decided([wanted], [found], settled=lambda one, other: (one, other) == (wanted, found)) == ([], [])
+
+
 def test_a_child_that_nobody_wants_is_deleted() -> None:
     child = live(name="old")
     assert decided([], [child]) == ([], [child])

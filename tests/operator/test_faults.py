@@ -1,5 +1,6 @@
 """Wrong clocks, other clients, many objects, another operator: each ends in the right state."""
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -110,6 +111,109 @@ def test_a_status_that_somebody_has_restored_is_the_operators_again(api: Api, op
     to_student(api)
     assert not {"teachers", "teachersReady", "workers", "workersReady"} & api.status().keys()
     quiet(api)
+
+
+def test_a_policy_that_changes_children_is_lived_with(api: Api, operator: Operator) -> None:
+    """A mirror of images, a sidecar and a variable for every Deployment, as platform teams have them. What an apply makes
+    is what can be had; it was applied for ever."""
+    mutate = """Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.template.spec{
+        containers: object.spec.template.spec.containers.filter(c, c.name != "proxy").map(c,
+            Object.spec.template.spec.containers{
+                name: c.name, image: c.image.startsWith("mirror/") ? c.image : "mirror/" + c.image,
+                env: [Object.spec.template.spec.containers.env{name: "COMPANY", value: "yes"}]})
+            + [Object.spec.template.spec.containers{name: "proxy", image: "proxy:1"}]}}}}"""
+    rule = {
+        "apiGroups": ["apps"],
+        "apiVersions": ["v1"],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": ["deployments"],
+    }
+    here = {"matchLabels": {"kubernetes.io/metadata.name": api.namespace}}
+    admission, name = "/apis/admissionregistration.k8s.io/v1", f"company-{api.namespace}"
+    policy = {
+        "metadata": {"name": name},
+        "spec": {
+            "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+            "matchConstraints": {"resourceRules": [rule], "namespaceSelector": here},
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": mutate}}],
+        },
+    }  # fmt: skip
+    api.call("POST", f"{admission}/mutatingadmissionpolicies", policy)
+    binding = {"metadata": {"name": name}, "spec": {"policyName": name}}
+    api.call("POST", f"{admission}/mutatingadmissionpolicybindings", binding)
+
+    def at_work() -> bool:
+        probe = {"metadata": {"name": "probe"}, "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}}  # fmt: skip
+        made = api.call("POST", api.path("deployments") + "?dryRun=All", probe)
+        return len(made["spec"]["template"]["spec"]["containers"]) == 2
+
+    try:
+        wait_for(at_work, "the policy")
+        api.submit()
+        (deployment,) = wait_for(lambda: api.ours("deployments", "teachers"))
+        images = {c["name"]: c["image"] for c in deployment["spec"]["template"]["spec"]["containers"]}
+        assert images.pop("proxy") == "proxy:1"
+        assert all(image.startswith("mirror/") for image in images.values())
+        for number in range(5):  # each is a look
+            api.patch("deployments", deployment["metadata"]["name"], {"metadata": {"annotations": {"n": str(number)}}})
+            time.sleep(0.5)
+        quiet(api)
+        assert not [w for w in api.writes() if w[:2] == ("patch", "deployments")], "nothing else was wanted"
+        api.patch("deployments", deployment["metadata"]["name"], {"spec": {"replicas": 5}})
+        wait_for(lambda: api.ours("deployments", "teachers")[0]["spec"]["replicas"] == 1, "what somebody has changed")
+        quiet(api)
+    finally:
+        api.call("DELETE", f"{admission}/mutatingadmissionpolicybindings/{name}")
+        api.call("DELETE", f"{admission}/mutatingadmissionpolicies/{name}")
+
+
+# ---------------------------------------------------------------------------------------------------- hostile neighbours
+
+
+def test_nothing_that_a_pod_or_an_object_says_ends_the_operator(api: Api, second_api: Api, start: Start) -> None:
+    """Once a message of 4096 brackets in one namespace ended it for all, and again after each restart."""
+    second_api.submit("hostile")
+    operator = start(
+        api, f"--watch-namespace={second_api.namespace}", "--no-leader-election", "--resync-seconds=5"
+    ).ready()
+    second_api.run("teachers")
+    second_api.run("trainer")
+    second_api.until("Trained", "False", "Running", name="hostile")
+    (trainer,) = second_api.pods("trainer")[:1]
+    name = trainer["metadata"]["name"]
+    labels = {"app.kubernetes.io/managed-by": "opd-operator"}
+    index = {"batch.kubernetes.io/job-completion-index": "9" * 5000}
+    second_api.patch("pods", name, {"metadata": {"annotations": index}})
+    fields = {
+        "manager": "m",
+        "operation": "Update",
+        "apiVersion": "v1",
+        "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:x": "?"},
+    }
+    body = {"metadata": {"name": "deep", "labels": labels, "managedFields": [fields]}, "data": {"x": "y"}}
+    nested = json.dumps(body).replace('"?"', '{"f:x":' * 9900 + "{}" + "}" * 9900)
+    made = second_api.http.post(
+        second_api.path("configmaps"), content=nested, headers={"Content-Type": "application/json"}
+    )
+    assert made.status_code == 201, made.text
+    for message in ("[" * 4096, '{"a":' * 800, "\ud800\x1b[2J", "9" * 4096):
+        container = {"name": trainer["spec"]["containers"][0]["name"], "image": "i", "imageID": "", "ready": True,
+                     "restartCount": 1, "state": {"running": {}},
+                     "lastState": {"terminated": {"exitCode": 1, "message": message}}}  # fmt: skip
+        status = {"status": {"containerStatuses": [container], "message": "\x1b]52;c;x\x07"}}
+        second_api.patch("pods", name, status, "status")
+    api.submit()
+    to_student(api)
+    time.sleep(6)  # a full listing
+    assert operator.process
+    assert operator.process.poll() is None, operator.log.read_text()
+    assert "listing failed" not in operator.log.read_text()
+    operator.stop(signal.SIGKILL)
+    operator.start().ready()
+    api.run("endpoint")
+    api.until("Ready", "True")
 
 
 def test_an_admission_webhook_that_is_not_there_is_told_and_waited_for(api: Api, operator: Operator) -> None:

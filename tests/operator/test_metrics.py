@@ -109,6 +109,28 @@ def test_a_condition_leaves_no_series_of_what_it_was(cache: Cache, metrics: Metr
     assert values(metrics, "opd_condition") == {("Completed", "True", "Evaluated"): 1}
 
 
+BROKEN: list[dict[str, Any]] = [
+    {"conditions": [{"type": "Ready"}]}, {"conditions": 7}, {"progress": {"round": "x", "totalRounds": 5}},
+    {"stageTimes": {"Trained": {"startTime": "soon", "completionTime": "never"}}}, {"student": []},
+    {"progress": {"lastUpdateTime": "0001-01-01T00:00:00+23:59"}},
+    {"student": {"scores": [{"task": "a", "reward": "b", "kept": 10**400}]}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("status", BROKEN, ids=range(len(BROKEN)))
+def test_a_status_that_is_none_takes_nobody_elses_page(status: dict[str, Any], cache: Cache, metrics: Metrics) -> None:
+    """Somebody has written it by hand, past the schema or before there was one."""
+    put(cache, 1, status)
+    other = {"namespace": "research", "name": "other", "uid": "2", "resourceVersion": "1"}
+    cache.put({"kind": "OPDDistillation", "metadata": other, "status": STATUS})
+    assert [s.labels["name"] for s in page(metrics) if s.name == "opd_progress_ratio"] == ["other"]
+
+
+def test_an_evaluator_that_says_a_thing_twice_makes_one_series(cache: Cache, metrics: Metrics) -> None:
+    put(cache, 1, {"student": {"scores": [{"task": "ocr", "reward": "ocr", "kept": kept} for kept in (0.1, 0.2)]}})
+    assert [s.value for s in page(metrics) if s.name == "opd_eval_kept_ratio"] == [0.2]
+
+
 def test_series_go_with_their_object(cache: Cache, metrics: Metrics) -> None:
     before = {sample.name for sample in page(metrics)}
     obj = put(cache, 1, STATUS)

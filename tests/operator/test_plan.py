@@ -245,6 +245,22 @@ def test_a_refusal_is_told_of_the_role_that_it_is_about():
     assert world.settle().condition("TeachersReady") == ("False", "Rejected")
 
 
+@pytest.mark.parametrize(
+    ("changes", "remote"),
+    [
+        ({}, False),
+        ({"training__pod": {"env": [{"name": "MIRROR", "value": "hf://"}]}}, False),
+        ({"student__initFrom": "hf://a/b@" + "c" * 40}, True),
+    ],
+)
+def test_the_network_is_open_to_the_outside_where_a_uri_of_the_spec_is(changes, remote):
+    """Not where a text happens to look like one: that opened all roles."""
+    world = World(**changes).settle()
+    (policy,) = world.of("NetworkPolicy", names.TEACHERS)
+    ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    assert (443 in ports) == remote
+
+
 STEERING = "a\x1b]52;c;cm0gLXJm\x07b\x9b2J\u202ec\ud800d\ne"
 
 

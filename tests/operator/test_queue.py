@@ -255,3 +255,21 @@ def test_a_worker_that_is_cancelled_does_not_hold_its_key() -> None:
         return (await asyncio.wait_for(queue.get(), 1))[0]
 
     assert asyncio.run(scenario()) == "a"
+
+
+def test_what_is_longest_at_work_is_known_however_long_the_queue_is() -> None:
+    clock = Clock()
+    queue = WorkQueue[str](clock)
+    for key in "abc":
+        queue.add(key)
+    clock.now += 1000
+    assert queue.busy_seconds == 0
+    assert (taken(queue), queue.busy_seconds) == ("a", 0)
+    clock.now += 7
+    assert taken(queue) == "b"
+    clock.now += 3
+    assert queue.busy_seconds == 10
+    queue.done("a")
+    assert queue.busy_seconds == 3
+    queue.done("b")
+    assert queue.busy_seconds == 0
