@@ -61,7 +61,8 @@ class Fate:
 
     def do(self, work: Callable[[], Any]) -> None:
         work()
-        self.world.settle()
+        if self.world.settled_at != self.world.child_writes:
+            self.world.settle()
         self.check()
 
     # -------------------------------------------------------------------------------------------- at every moment
@@ -296,12 +297,14 @@ def canary_fails(fate: Fate, now: bool) -> bool:
         fate.world.requests = Requests(failed=50, total=100)
         fate.world.settle()
         fate.world.requests = Requests(failed=0, total=0)
+        fate.world.settle()
     return "canary" in fate.world.status.get("endpoint", {})
 
 
 def figures_come_and_go(fate: Fate, now: bool) -> bool:
     if now:
         fate.world.requests = Requests(failed=0, total=9) if fate.world.requests is None else None
+        fate.world.settle()
     return True
 
 

@@ -117,14 +117,14 @@ def test_a_wrong_base_or_output_can_be_mended_until_a_trainer_has_run(api: Api, 
         api.run("teachers")
         trainer(api)
     api.edit(suspend=False, model={"uri": BASE}, student={"output": {"uri": OUTPUT}})
-    api.run("teachers")
 
     def mended() -> bool:
+        api.sweep()
+        api.ready(api.pods("teachers"))
         (job,) = api.ours("jobs", "trainer") or [None]
         return bool(job) and OUTPUT.removeprefix("pvc://") in str(job["spec"]["template"])
 
     wait_for(mended, "a trainer that writes where it shall")
-    api.run("teachers")
     api.run("trainer")
     wait_for(lambda: api.status().get("begun"))
     for change in ({"model": {"uri": "pvc://typo/base"}}, {"student": {"output": {"uri": "pvc://typo/out"}}}):

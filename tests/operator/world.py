@@ -57,6 +57,7 @@ class World:
         self.plan: Plan | None = None
         self.writes = 0  # of the operator
         self.child_writes = 0  # of anybody: events that wake the operator
+        self.settled_at = -1
         self._built: dict[str, list[dict[str, Any]]] = {}
         self.crash_at = 0  # number of the write after which the operator is killed
         self.gateway = answer(Accepted="True", ResolvedRefs="True")  # its answer to an HTTPRoute
@@ -125,6 +126,7 @@ class World:
             if not due and self.child_writes == before:
                 if not self.crash_at:
                     self.assert_nothing_is_left_undone()
+                self.settled_at = self.child_writes
                 return self
         raise AssertionError("it never settles")
 
@@ -290,6 +292,7 @@ class World:
         waiting: dict[str, Any] | None = None, restarts: int = 0, before: dict[str, Any] | None = None,
         leaving: bool = False,
     ) -> None:  # fmt: skip
+        self.child_writes += 1
         state = {"terminated": ended} if ended else {"waiting": waiting} if waiting else {"running": {}}
         own = [{"type": "Ready", "status": str(ready)}]
         others = [
