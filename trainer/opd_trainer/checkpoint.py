@@ -1,29 +1,37 @@
 """Checkpoints: written beside and renamed, so that a folder named round-* is always whole.
 
-    checkpoints/round-000120/checkpoint.json   what it belongs to
-                             engine/           DeepSpeed: trained parameters, every rank's optimiser state
-                             ema.safetensors   the moving average
-    checkpoints/latest                         name of the newest, written last
+    checkpoints/round-000120/checkpoint.json         what it belongs to
+                             student.safetensors     trained parameters
+                             ema.safetensors         their moving average
+                             optimizer-00000.safetensors   of every rank: its part of the optimiser's state
+    checkpoints/latest                               name of the newest, written last
 
-No generator and no prompt cursor is saved, because there are none: draws and prompts are functions of seed and round.
+Numbers and JSON, nothing that is unpickled: DeepSpeed's own files are, and whoever can write into the claim would run
+code in the trainer. No generator and no prompt cursor is saved, because there are none: draws and prompts are functions
+of seed and round.
+
+Ranks go through a checkpoint together: after every part each hears whether another one failed, so that a full disk of
+one pod does not leave the others in a collective.
 """
 
 import os
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from opd_core.artifacts import installed_versions
 from opd_core.errors import InvalidError, RefusedError, StorageError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from opd_trainer.ema import Ema
-from opd_trainer.engine import Engine, World, barrier
+from opd_trainer.engine import Engine, World, broadcast, total
 
-MANIFEST, LATEST, ENGINE, EMA = "checkpoint.json", "latest", "engine", "ema.safetensors"
-_FOLDER = re.compile(r"round-(\d{6,})")
+MANIFEST, LATEST, STUDENT, EMA = "checkpoint.json", "latest", "student.safetensors", "ema.safetensors"
+_FOLDER = re.compile(r"round-(\d{6,12})", re.ASCII)
 
 
 class Identity(BaseModel):
@@ -51,66 +59,81 @@ def save(directory: Path, round_: int, engine: Engine, ema: Ema, identity: Ident
     """Write the checkpoint of `round_` finished rounds and delete all but the newest `keep`. All ranks call it.
 
     Raises:
-        StorageError: disk full or not writable. Older checkpoints are untouched then.
+        StorageError, on every rank: disk full or not writable for one of them. Older checkpoints are untouched then.
     """
     final = directory / f"round-{round_:06d}"
     partial = directory / f".partial-{round_:06d}"
-    try:
-        if world.rank == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-        barrier(world)
-        engine.save(str(partial), ENGINE)
-        barrier(world)
-        if world.rank == 0:
-            save_file({str(i): tensor.cpu() for i, tensor in enumerate(ema.tensors)}, partial / EMA)
-            manifest = Manifest(round=round_, identity=identity, versions=installed_versions())
-            (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-            _sync(partial)
-            if final.exists():  # of a run that stopped before it could write `latest`
-                shutil.rmtree(final)
-            partial.rename(final)
-            _write_latest(directory, final.name)
-            for old in _folders(directory)[:-keep]:
-                shutil.rmtree(old, ignore_errors=True)
-        barrier(world)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_storage_failure(error):
-            raise
-        free = _free_space(directory)  # torch's own error does not say that the disk is full
+
+    def prepare() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        raise StorageError(
-            f"cannot write the checkpoint of round {round_} to {directory}, where {free}: {error}; older checkpoints "
-            "are intact; free some space and start again"
-        ) from error
+        partial.mkdir()
+
+    def write_shared() -> None:
+        _write(partial / STUDENT, engine.parameters)
+        _write(partial / EMA, ema.tensors)
+        manifest = Manifest(round=round_, identity=identity, versions=installed_versions())
+        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        _sync_path(partial / MANIFEST)
+
+    def write_own() -> None:
+        file = partial / _optimizer_file(world.rank)
+        save_file({key: tensor.cpu().contiguous() for key, tensor in engine.optimizer_state().items()}, file)
+        _sync_path(file)
+        if world.rank == 0:
+            write_shared()
+
+    def publish() -> None:
+        _sync_path(partial)
+        if final.exists():  # of a run that stopped before it could write `latest`
+            shutil.rmtree(final)
+        partial.rename(final)
+        _write_latest(directory, final.name)
+        for old in _folders(directory)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    for part in (prepare if world.rank == 0 else None, write_own, publish if world.rank == 0 else None):
+        try:
+            _together(part, world)
+        except StorageError as error:
+            free = _free_space(directory)
+            if world.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise StorageError(
+                f"cannot write the checkpoint of round {round_} to {directory}, where {free}: {error}; older "
+                "checkpoints are intact; free some space and start again"
+            ) from error
     return final
 
 
-def _free_space(directory: Path) -> str:
-    usage = shutil.disk_usage(next(place for place in (directory, *directory.parents) if place.exists()))
-    return f"{usage.free / 1e6:.1f} MB of {usage.total / 1e6:.1f} MB are free"
+def latest(directory: Path, world: World) -> tuple[Path, Manifest] | None:
+    """The checkpoint that a new start continues from, if there is one. All ranks call it.
 
-
-def latest(directory: Path) -> tuple[Path, Manifest] | None:
-    """The checkpoint that a new start continues from, if there is one.
+    Rank 0 reads its name for all: a shared file system may show the pods different ones for a while.
 
     Raises:
-        InvalidError: there is one, but its description cannot be read.
+        InvalidError, on every rank: there is one, but its name is none or its description cannot be read.
     """
+    newest = broadcast(_newest(directory) if world.rank == 0 else 0, world)
     pointer = directory / LATEST
-    if not pointer.exists():
+    if newest == _NONE:
         return None
-    folder = directory / pointer.read_text().strip()
+    if newest == _NO_NAME:
+        raise InvalidError(
+            f"{pointer} does not hold the name of a checkpoint; write one into it, round-000120 for example, or delete "
+            "it to start anew"
+        )
+    folder = directory / f"round-{newest:06d}"
     try:
-        return folder, Manifest.model_validate_json((folder / MANIFEST).read_text())
-    except (OSError, ValidationError) as error:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
         raise InvalidError(
             f"checkpoint {folder} cannot be read: {error}; delete it and write the name of an older one to {pointer}"
         ) from error
+    return folder, manifest
 
 
-def load(folder: Path, manifest: Manifest, engine: Engine, ema: Ema, identity: Identity) -> None:
+def load(folder: Path, manifest: Manifest, engine: Engine, ema: Ema, identity: Identity, world: World) -> None:
     """Continue from a checkpoint of the same identity.
 
     Raises:
@@ -123,14 +146,14 @@ def load(folder: Path, manifest: Manifest, engine: Engine, ema: Ema, identity: I
             + "\n".join(f"  {line}" for line in differences)
         )
     try:
-        engine.load(str(folder), ENGINE)
-        stored = load_file(folder / EMA)
-    except (OSError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
+        average, parameters = _read(folder / EMA), _read(folder / STUDENT)
+        engine.restore(parameters, load_file(folder / _optimizer_file(world.rank)))
+        ema.load(average)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise InvalidError(
             f"checkpoint {folder} is damaged: {error}; delete it and write the name of an older one to "
             f"{folder.parent / LATEST}"
         ) from error
-    ema.load([stored[str(i)] for i in range(len(stored))])
 
 
 def _differences(found: Identity, wanted: Identity) -> list[str]:
@@ -148,16 +171,65 @@ def _differences(found: Identity, wanted: Identity) -> list[str]:
     ]
 
 
-def _is_storage_failure(error: Exception) -> bool:
-    """torch reports a full disk as a RuntimeError of its zip writer."""
-    return not isinstance(error, RuntimeError) or any(
-        writer in str(error) for writer in ("PytorchStreamWriter", "inline_container")
-    )
+def _together(part: Callable[[], None] | None, world: World) -> None:
+    """Do this rank's part of what all do, and wait until all have done theirs.
+
+    Raises:
+        StorageError: one of them could not.
+    """
+    failure: Exception | None = None
+    try:
+        if part is not None:
+            part()
+    except (OSError, SafetensorError) as error:
+        failure = error
+    failed = total(float(failure is not None), world)
+    if failure is not None:
+        raise StorageError(str(failure)) from failure
+    if failed:
+        raise StorageError("another rank could not write its part")
+
+
+def _write(file: Path, tensors: Sequence[Tensor]) -> None:
+    # Copies: under ZeRO the parameters are views of one buffer, which safetensors refuses to write in parts.
+    save_file({str(i): tensor.detach().cpu().clone() for i, tensor in enumerate(tensors)}, file)
+    _sync_path(file)
+
+
+def _read(file: Path) -> list[Tensor]:
+    stored = load_file(file)
+    return [stored[str(i)] for i in range(len(stored))]
+
+
+def _optimizer_file(rank: int) -> str:
+    return f"optimizer-{rank:05d}.safetensors"
+
+
+_NONE, _NO_NAME = -1, -2
+
+
+def _newest(directory: Path) -> int:
+    """The round that `latest` names; `_NONE` without such a file, `_NO_NAME` where it says something else."""
+    try:
+        with (directory / LATEST).open("rb") as file:
+            said = file.read(64)
+    except FileNotFoundError:
+        return _NONE
+    except OSError:
+        return _NO_NAME
+    name = _FOLDER.fullmatch(said.decode(errors="replace").strip())
+    return int(name[1]) if name else _NO_NAME
+
+
+def _free_space(directory: Path) -> str:
+    usage = shutil.disk_usage(next(place for place in (directory, *directory.parents) if place.exists()))
+    return f"{usage.free / 1e6:.1f} MB of {usage.total / 1e6:.1f} MB are free"
 
 
 def _folders(directory: Path) -> list[Path]:
     """Checkpoints, oldest first."""
-    return sorted(path for path in directory.iterdir() if _FOLDER.fullmatch(path.name))
+    found = [(int(name[1]), path) for path in directory.iterdir() if (name := _FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def _write_latest(directory: Path, name: str) -> None:
@@ -166,11 +238,6 @@ def _write_latest(directory: Path, name: str) -> None:
     _sync_path(scratch)
     scratch.replace(directory / LATEST)
     _sync_path(directory)
-
-
-def _sync(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder, folder.parent):
-        _sync_path(path)
 
 
 def _sync_path(path: Path) -> None:

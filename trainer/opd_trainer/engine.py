@@ -9,7 +9,7 @@ bf16, which is too coarse for the small differences that are trained here.
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -24,11 +24,12 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class World:
-    """This process among all training processes."""
+    """This process among all training processes. `device`: of the tensors that it exchanges with the others."""
 
     rank: int
     size: int
     local_rank: int
+    device: str = "cpu"
 
 
 def init_distributed(device: str) -> World:
@@ -45,7 +46,7 @@ def init_distributed(device: str) -> World:
     # Whatever the optimiser, DeepSpeed imports its Muon, which asks for torch.compile on import: two seconds of
     # inductor for functions that nobody calls.
     deepspeed.runtime.compiler.compile = lambda: lambda function: function
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]), kind)
     if kind == "cuda":
         torch.cuda.set_device(world.local_rank)
     deepspeed.init_distributed(timeout=_COLLECTIVE_TIMEOUT, verbose=False)
@@ -98,12 +99,31 @@ class Engine:
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         return float(norm) if norm is not None and math.isfinite(norm) else math.nan
 
-    def save(self, directory: str, tag: str) -> None:
-        """Parameters and this rank's part of the optimiser state, into `directory`/`tag`. All ranks must call it."""
-        self._engine.save_checkpoint(directory, tag=tag, save_latest=False)
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """torch's own: of all parameters, or under ZeRO of this rank's flat part of them."""
+        outer = self._engine.optimizer
+        base: torch.optim.Optimizer = getattr(outer, "optimizer", outer)
+        return base
 
-    def load(self, directory: str, tag: str) -> None:
-        self._engine.load_checkpoint(directory, tag=tag)
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """This rank's moments and step counts, by parameter and name."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{i}.{name}": tensor for i, of_one in state.items() for name, tensor in of_one.items()}
+
+    @torch.no_grad()
+    def restore(self, parameters: Sequence[Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        """Continue with what `parameters` and `optimizer_state` were when they were saved. All ranks must call it."""
+        for ours, theirs in zip(self.parameters, parameters, strict=True):
+            ours.copy_(theirs)
+        if self._zero_stage > 0:  # its masters are copies
+            self._engine.optimizer.refresh_fp32_params()
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in optimizer_state.items():
+            i, _, name = key.partition(".")
+            state.setdefault(int(i), {})[name] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _total_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -127,6 +147,19 @@ def all_reduce(values: Tensor, world: World) -> Tensor:
     if world.size > 1:
         torch.distributed.all_reduce(values)
     return values
+
+
+def total(value: float, world: World) -> float:
+    """Sum over ranks of one number."""
+    return float(all_reduce(torch.tensor([value], dtype=torch.float64, device=world.device), world))
+
+
+def broadcast(value: int, world: World) -> int:
+    """The number that rank 0 has."""
+    shared = torch.tensor([value], device=world.device)
+    if world.size > 1:
+        torch.distributed.broadcast(shared, 0)
+    return int(shared)
 
 
 def barrier(world: World) -> None:

@@ -114,11 +114,11 @@ def identify(run: Run, distillation: OPDDistillation) -> Identity:
 
 def resume(run: Run, checkpoints: Path, identity: Identity, metrics: Metrics) -> int:
     """Rounds that are already finished."""
-    found = checkpoint.latest(checkpoints)
+    found = checkpoint.latest(checkpoints, run.world)
     if found is None:
         return 0
     folder, manifest = found
-    checkpoint.load(folder, manifest, run.engine, run.ema, identity)
+    checkpoint.load(folder, manifest, run.engine, run.ema, identity, run.world)
     metrics.resumed(manifest.round)
     say(run.world, f"continuing after round {manifest.round} from {folder}")
     return manifest.round
