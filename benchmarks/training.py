@@ -18,7 +18,7 @@ little from a second thread, so in process and published are played with half th
 the published loop on as many threads.
 
 Memory is the growth of the process over a round at its peak. A share of waiting is time in which the loop does nothing
-but wait for a teacher; in process that includes the teacher's own computation.
+but wait for a teacher's answer; in process there is none, for the answer is computed where it is asked for.
 """
 
 import argparse

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from opd_core.api.pod import amount
 from opd_core.api.types import OPDDistillation, Placement, Spec
 
 
@@ -123,16 +124,22 @@ def trainer(place: Place, teachers: Sequence[str], metrics_port: int, *, tensorb
 
 
 def evaluator_processes(spec: Spec) -> int:
-    """Processes of the evaluator, each with a device of its own."""
-    return 1
+    """Ranks of the evaluator, each with a device of its own: as many as a training pod has, or as `evaluation.pod` asks
+    for."""
+    if spec.evaluation.pod is None:
+        return spec.training.processes_per_node
+    # Only devices have a domain in their name.
+    limits = spec.evaluation.pod.resources.limits
+    return max((int(amount(each)) for name, each in limits.items() if "/" in name), default=1)
 
 
 def evaluator(place: Place) -> Recipe:
-    """Scores base, teachers and the student of this run."""
+    """Scores base, teachers and the student of this run, by `evaluator_processes` ranks."""
     argv = (
         place.python,
         "-m",
-        "opd_trainer.evaluate",
+        "opd_trainer.launch",
+        "evaluate",
         *_common(place),
         f"--student={place.student}",
         f"--output={place.evaluation}",

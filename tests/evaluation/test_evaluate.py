@@ -1,7 +1,11 @@
 """The evaluator on the tiny world, and the report of a run."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -15,6 +19,7 @@ from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import load_adapter, save_adapter
 from opd_core.models.pipeline import load_model
 from opd_trainer import evaluate as program
+from opd_trainer.engine import World
 from opd_trainer.evaluate import GRID_IMAGES, evaluate
 from opd_trainer.evaluation.sampling import Candidate, sample_images
 from opd_trainer.prompts import held_out_prompts
@@ -126,6 +131,100 @@ def test_bad_arguments_of_the_program_are_refused(distillation, tiny_claims, tmp
     assert "--models names 'students'" in capsys.readouterr().err
     assert program.main([*common, "--models=student"]) == 2
     assert "give its directory with --student" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("models", "needs"),
+    [("student", ["base", "teacher:ocr"]), ("base,student", ["teacher:ocr"]), ("teachers,student", ["base"])],
+)
+def test_a_gate_that_cannot_be_judged_is_told_and_lets_nobody_pass(
+    distillation, evaluated, student, tiny_claims, tmp_path, monkeypatch, capsys, models, needs
+):
+    """With the program, as the pod runs it; what was scored before is read back."""
+    content = dump_spec(distillation)
+    content["spec"]["evaluation"]["gate"] = [
+        {"task": "ocr", "reward": "tiny-ocr", "ofTeacher": 0.5},
+        {"task": "ocr", "reward": "tiny-ocr", "atLeast": 0.0},
+    ]
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(content))
+    monkeypatch.setattr(program, "publish_student", lambda *_: pytest.fail("a student was published"))
+    monkeypatch.setenv("OPD_TERMINATION_LOG", str(tmp_path / "words"))
+    common = [f"--spec={spec}", f"--claims={tiny_claims}", f"--student={student}", "--device=cpu"]
+    assert program.main([*common, f"--output={evaluated[0]}", f"--models={models}"]) == 0
+    assert f"the gate is not judged, it needs {', '.join(needs)} as well" in capsys.readouterr().out
+    summary = json.loads((evaluated[0] / "summary.json").read_text())
+    assert summary["gateNeeds"] == needs
+    assert "gate" not in summary
+    assert not (tmp_path / "words").exists()
+
+
+def test_the_last_words_of_a_judged_student_carry_its_scores(
+    distillation, evaluated, student, tiny_claims, tmp_path, monkeypatch
+):
+    """Of `main`, with a gate that is passed, one that is missed, and one that needs no other model."""
+    published = []
+    monkeypatch.setattr(program, "publish_student", lambda *arguments: published.append(arguments))
+    for i, (rule, models, passed) in enumerate(
+        [
+            ({"ofTeacher": -10.0}, "base,teachers,student", True),
+            ({"atLeast": 2.0}, "base,teachers,student", False),
+            ({"atLeast": -1.0}, "student", True),
+        ]
+    ):
+        content = dump_spec(distillation)
+        content["spec"]["evaluation"]["gate"] = [{"task": "ocr", "reward": "tiny-ocr", **rule}]
+        spec, words = tmp_path / f"{i}.json", tmp_path / f"words{i}"
+        spec.write_text(json.dumps(content))
+        monkeypatch.setenv("OPD_TERMINATION_LOG", str(words))
+        arguments = [f"--spec={spec}", f"--claims={tiny_claims}", f"--student={student}", f"--models={models}"]
+        assert program.main([*arguments, f"--output={evaluated[0]}", "--device=cpu"]) == 0
+        said = json.loads(words.read_text())
+        assert said["gatePassed"] is passed
+        assert bool(published) is passed
+        published.clear()
+        assert [row["task"] for row in said["scores"]] == ["geneval", "ocr", "aesthetic"]
+        assert all(("base" in row) is ("base" in models) for row in said["scores"])
+        assert said["digest"] == read_student(student)[0].digest
+
+
+def test_batches_are_dealt_out_whole_and_none_twice():
+    counts = {"a": 10, "b": 3, "c": 8}
+    for size in (1, 2, 5):
+        dealt = [program.shares(counts, 4, World(rank, size, rank)) for rank in range(size)]
+        for task, count in counts.items():
+            assert sorted(number for share in dealt for number in share[task]) == list(range(count))
+            for share in dealt:  # cut into fours again, they are the batches of one rank
+                starts = share[task][::4]
+                assert all(start % 4 == 0 for start in starts)
+    assert program.shares(counts, 4, World(1, 2, 1)) == {"a": [4, 5, 6, 7], "b": [0, 1, 2], "c": [4, 5, 6, 7]}
+
+
+def test_two_ranks_find_what_one_finds(distillation, evaluated, student, tiny_claims, tmp_path):
+    """Real processes over gloo under the launcher: every image, score and the summary are equal to the bit."""
+    content = dump_spec(distillation)
+    content["spec"]["training"] |= {"processesPerNode": 2, "nodes": 2, "imagesPerTask": 4}  # the evaluator has one pod
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(content))
+    copied = tmp_path / "student"
+    shutil.copytree(student, copied)
+    command = [sys.executable, "-m", "opd_trainer.launch", "evaluate", f"--spec={spec}", f"--claims={tiny_claims}"]
+    done = subprocess.run(
+        [*command, f"--student={copied}", f"--output={tmp_path / 'out'}", "--device=cpu"],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "OPD_TERMINATION_LOG": str(tmp_path / "w")},
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("evaluator: base") == 1, "rank 0 speaks for all"
+    one, two = evaluated[0], tmp_path / "out"
+    for file in sorted(one.glob("[bts]*.json")):
+        if file.name != "summary.json":
+            assert json.loads((two / file.name).read_text())["rewards"] == json.loads(file.read_text())["rewards"]
+    pictures = sorted(path.relative_to(one) for path in one.rglob("*.png"))
+    assert pictures
+    assert all((two / picture).read_bytes() == (one / picture).read_bytes() for picture in pictures)
+    assert json.loads((two / "summary.json").read_text())["scores"] == evaluated[1]["scores"]
+    assert json.loads((tmp_path / "w").read_text())["gatePassed"] is True
 
 
 # ---------------------------------------------------------------- the report

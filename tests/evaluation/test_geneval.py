@@ -8,6 +8,7 @@ import torch
 from opd_core.errors import InvalidError
 from opd_trainer.rewards.geneval import clip_colours, geneval_reward, mask2former
 from opd_trainer.rewards.geneval_rules import COLOURS, OBJECT_NAMES, Found, correct, flow_grpo_score, relations
+from opd_trainer.rewards.hub import Hub
 from PIL import Image
 from transformers import (
     CLIPModel,
@@ -130,7 +131,9 @@ def detector(folder, labels):
 
 def test_objects_that_cover_one_another_are_all_found(tmp_path):
     """One map for all instances would lose whatever another one is painted over."""
-    found = mask2former(detector(tmp_path, 80), CPU)(torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0)))
+    found = mask2former(Hub(detector(tmp_path, 80), ""), CPU)(
+        torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
+    )
     assert len(found) >= 2
     assert {each.name for each in found} == {"car"}
     for each in found:
@@ -146,7 +149,7 @@ def test_objects_that_cover_one_another_are_all_found(tmp_path):
 
 def test_a_detector_of_other_classes_is_refused(tmp_path):
     with pytest.raises(InvalidError, match="has 3 classes; use one of COCO's 80"):
-        mask2former(detector(tmp_path, 3), CPU)
+        mask2former(Hub(detector(tmp_path, 3), ""), CPU)
 
 
 def test_colours_are_clips_with_three_sentences_on_a_grey_ground(clip_folder):
@@ -176,4 +179,4 @@ def test_colours_are_clips_with_three_sentences_on_a_grey_ground(clip_folder):
         ranking = (torch.stack(directions) @ seen).sort(descending=True)
     assert ranking.values[0] - ranking.values[1] > 1e-3  # else rounding decides
     objects = [Found("dog", 0.9, (4, 4, 40, 40), mask)]
-    assert clip_colours(str(clip_folder), CPU)(image, objects) == [COLOURS[int(ranking.indices[0])]]
+    assert clip_colours(Hub(str(clip_folder), ""), CPU)(image, objects) == [COLOURS[int(ranking.indices[0])]]

@@ -1,20 +1,25 @@
 """The registry, the scoring rules, and the paper's rewards on random weights of the real classes."""
 
 import json
+import re
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from opd_core.api.load import load_spec
 from opd_core.errors import InvalidError, RefusedError
-from opd_trainer.rewards import clip
+from opd_core.uris import resolve
+from opd_trainer.preflight import data_problems
+from opd_trainer.rewards import clip, hub
 from opd_trainer.rewards.aesthetic import aesthetic_reward, predictor
+from opd_trainer.rewards.hub import Hub
 from opd_trainer.rewards.ocr import edit_distance, ocr_reward, similarity, wanted_text
 from opd_trainer.rewards.packages import need
 from opd_trainer.rewards.preference import open_clip_reward, padded_pixels
-from opd_trainer.rewards.registry import load_reward
+from opd_trainer.rewards.registry import find_reward, load_reward
 from PIL import Image, ImageDraw, ImageFont
 from transformers import CLIPModel, CLIPTokenizerFast
 
@@ -39,14 +44,26 @@ def test_rewards_are_found_by_entry_point_and_by_module():
         ("no_such_package:reward", "cannot be imported"),
         ("opd_tiny.rewards:beauty", "cannot be imported"),
         ("hpsv2", "reward hpsv2 needs open_clip; run: pip install open_clip_torch"),
-        ("imagereward", "reward imagereward needs ImageReward; run: pip install image-reward"),
+        ("ocr", "reward ocr needs rapidocr_onnxruntime; run: pip install rapidocr_onnxruntime"),
     ],
 )
 def test_rewards_that_cannot_be_had_say_what_to_do(name, words, monkeypatch):
-    for module in ("open_clip", "ImageReward"):
+    for module in ("open_clip", "rapidocr_onnxruntime"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InvalidError, match=words):
-        load_reward(name, CPU)
+    for ask in (find_reward, lambda name: load_reward(name, CPU)):  # the preflight, and who scores
+        with pytest.raises(InvalidError, match=words):
+            ask(name)
+
+
+def test_a_missing_package_is_a_problem_of_the_spec_before_anything_starts(repository, tiny_claims, monkeypatch):
+    """Of `opd run` and of the trainer, both of which ask `data_problems` first; it was found after the training."""
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    spec = load_spec(repository / "examples" / "tiny" / "distill.yaml").spec
+    teachers = [spec.teachers[0], spec.teachers[1].model_copy(update={"rewards": ["tiny-ocr", "ocr"]})]
+    wrong = spec.model_copy(update={"teachers": teachers})
+    assert data_problems(wrong, tiny_claims, lambda uri: resolve(uri, tiny_claims)) == [
+        "spec.teachers[1].rewards[1] is ocr: reward ocr needs rapidocr_onnxruntime; run: pip install rapidocr_onnxruntime"
+    ]
 
 
 def test_a_package_that_is_there_but_broken_is_not_called_missing(tmp_path, monkeypatch):
@@ -137,12 +154,14 @@ def test_ocr_reads_what_is_written():
 
 
 def test_clip_rewards_are_the_models_own_logits(clip_folder):
-    checkpoint = clip.Checkpoint(str(clip_folder), str(clip_folder))
+    weights = Hub(str(clip_folder), "")
     images = torch.rand(3, 3, 48, 40, generator=torch.Generator().manual_seed(0))
     prompts = ["a dog", "two cups", "a very long prompt " * 30]
     model = CLIPModel.from_pretrained(clip_folder).eval()
-    cosine = clip.clip_reward(checkpoint, CPU, lambda m: 1.0)(images, prompts, [{}] * 3)
-    scaled = clip.clip_reward(checkpoint, CPU, lambda m: float(m.logit_scale.detach().exp()))(images, prompts, [{}] * 3)
+    cosine = clip.clip_reward(weights, weights, CPU, lambda m: 1.0)(images, prompts, [{}] * 3)
+    scaled = clip.clip_reward(weights, weights, CPU, lambda m: float(m.logit_scale.detach().exp()))(
+        images, prompts, [{}] * 3
+    )
     tokens = CLIPTokenizerFast.from_pretrained(clip_folder)(
         prompts, padding=True, truncation=True, max_length=77, return_tensors="pt"
     )
@@ -168,7 +187,7 @@ def test_pixels_are_prepared_as_clips_processor_does():
 def test_the_aesthetic_head_reads_the_published_layout(clip_folder, tmp_path):
     head = predictor(12)
     torch.save({f"layers.{key}": value for key, value in head.state_dict().items()}, tmp_path / "head.pth")
-    reward = aesthetic_reward(str(clip_folder), tmp_path / "head.pth", CPU)
+    reward = aesthetic_reward(Hub(str(clip_folder), ""), tmp_path / "head.pth", CPU)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model = CLIPModel.from_pretrained(clip_folder).eval()
     with torch.no_grad():
@@ -212,19 +231,14 @@ def to_bytes(images):
     return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def test_imagereward_is_asked_as_its_package_wants(monkeypatch):
-    """Against the package's interface only: it pins packages of 2023 and cannot be installed beside the others."""
-
-    class ImageReward:
-        def score(self, prompt, image):  # a list would be ranked, and answered with a list
-            assert isinstance(image, Image.Image)
-            assert not torch.is_grad_enabled()
-            return float(np.asarray(image).mean()) + len(prompt)
-
-    def load(name, device):
-        assert (name, device) == ("ImageReward-v1.0", "cpu")
-        return ImageReward()
-
-    monkeypatch.setitem(sys.modules, "ImageReward", SimpleNamespace(load=load))
-    images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
-    assert load_reward("imagereward", CPU)(images, ["a", "abc"], [{}, {}]).tolist() == [1.0, 258.0]
+def test_what_is_fetched_from_the_hub_is_named_by_a_commit():
+    """One repository's commit is not known here; it is named, so that nobody takes it for pinned."""
+    pinned = {
+        value.repo: bool(re.fullmatch("[0-9a-f]{40}", value.revision))
+        for value in vars(hub).values()
+        if isinstance(value, Hub)
+    }
+    assert {repo for repo, known in pinned.items() if not known} == {"facebook/mask2former-swin-small-coco-instance"}
+    for file in Path(hub.__file__).parent.glob("*.py"):
+        asked = re.findall(r"(?:from_pretrained|hf_hub_download)\(([^)]*)\)", file.read_text())
+        assert all("revision=" in arguments for arguments in asked), file

@@ -6,14 +6,13 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from opd_core import roles
-from opd_core.api.load import load_spec
+from opd_core.api.load import check_spec, dump_spec, load_spec
 from opd_core.api.types import OPDDistillation
 from opd_core.exit_codes import ExitCode
 from opd_serving.endpoint import __main__ as endpoint_program
 from opd_serving.teacher import arguments as teacher_arguments
 from opd_serving.teacher import probe
 from opd_trainer import arguments as trainer_arguments
-from opd_trainer import evaluate as evaluator_program
 
 POD = roles.Place(
     python="python3",
@@ -60,30 +59,41 @@ def test_teacher_probes_ask_the_server_itself(free_port) -> None:
 
 def test_trainer() -> None:
     recipe = roles.trainer(POD, ["teachers-0:8001", "teachers-1:8001"], 9090)
-    parsed = trainer_arguments.parse(options(recipe, "opd_trainer.launch"))
+    parsed = trainer_arguments.trainer().parse_args(options(recipe, "opd_trainer.launch"))
     assert (parsed.spec, parsed.claims, parsed.work) == (POD.spec, POD.claims, POD.work)
     assert parsed.teachers == "teachers-0:8001,teachers-1:8001"
     assert (parsed.metrics_host, parsed.metrics_port, parsed.device) == ("0.0.0.0", 9090, "cuda")
     assert "DS_ACCELERATOR" not in recipe.env
     assert not parsed.tensorboard
     curves = roles.trainer(POD, [], 9090, tensorboard=True)
-    assert trainer_arguments.parse(options(curves, "opd_trainer.launch")).tensorboard
+    assert trainer_arguments.trainer().parse_args(options(curves, "opd_trainer.launch")).tensorboard
 
 
 def test_trainer_with_teachers_inside_and_no_gpu() -> None:
     here = roles.Place("python3", POD.spec, POD.claims, POD.work, device="cpu", threads=3)
     recipe = roles.trainer(here, [], 9090)
-    assert trainer_arguments.parse(options(recipe, "opd_trainer.launch")).teachers == ""
+    assert trainer_arguments.trainer().parse_args(options(recipe, "opd_trainer.launch")).teachers == ""
     assert recipe.env["DS_ACCELERATOR"] == "cpu"
     assert recipe.env["OMP_NUM_THREADS"] == "3"
 
 
 def test_evaluator() -> None:
     recipe = roles.evaluator(POD)
-    parsed = evaluator_program.parser().parse_args(options(recipe, "opd_trainer.evaluate"))
+    assert recipe.argv[:4] == ("python3", "-m", "opd_trainer.launch", "evaluate")
+    parsed = trainer_arguments.evaluator().parse_args(list(recipe.argv[4:]))
     assert (parsed.student, parsed.output) == (POD.work / "student", POD.work / "evaluation")
     assert parsed.models == "base,teachers,student"
     assert parsed.device == "cuda"
+
+
+def test_the_evaluator_has_a_rank_for_every_gpu_of_its_pod(distillation: OPDDistillation) -> None:
+    content = dump_spec(distillation)
+    content["spec"]["training"] |= {"processesPerNode": 8, "imagesPerTask": 8}
+    assert roles.evaluator_processes(check_spec(content).spec) == 8
+    content["spec"]["evaluation"]["pod"] = {"resources": {"limits": {"nvidia.com/gpu": "2", "memory": "64Gi"}}}
+    assert roles.evaluator_processes(check_spec(content).spec) == 2
+    content["spec"]["evaluation"]["pod"] = {"image": "here:1"}
+    assert roles.evaluator_processes(check_spec(content).spec) == 1
 
 
 def test_endpoint(distillation: OPDDistillation) -> None:

@@ -7,10 +7,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,14 @@ from opd_core.diffusion.transitions import transitions
 from opd_core.errors import DivergedError, InvalidError, UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.termination import fit, last_words
-from opd_trainer.batches import Row, cached, rank_rows
+from opd_trainer import loop
+from opd_trainer.batches import Row, rank_rows
 from opd_trainer.ema import Ema
+from opd_trainer.encoders import PromptCache
 from opd_trainer.engine import is_peer_loss, learning_rate
 from opd_trainer.launch import rank_environments, supervise
 from opd_trainer.log import RoundLog
-from opd_trainer.loop import EXPLODED, check_finite, train
+from opd_trainer.loop import EXPLODED, check_finite, distil, train
 from opd_trainer.metrics import Metrics
 from opd_trainer.rank import run_rank
 from opd_trainer.record import RoundRecord, TaskRecord, task_record
@@ -90,7 +94,7 @@ def test_prompts_are_encoded_once_while_there_is_room() -> None:
         calls.extend(prompts)
         return [Conditioning(torch.zeros(1, 1), torch.zeros(1)) for _ in prompts]
 
-    remember = cached(encode, 2)
+    remember = PromptCache(encode, 2)
     remember(["a", "b", "a"])
     remember(["a"])
     assert calls == ["a", "b"]
@@ -262,6 +266,102 @@ def test_stopping_ends_after_the_round(make_run: Callable[..., Run]) -> None:
     assert seen == [(2, False), (3, True)]
 
 
+@dataclass
+class Clock:
+    """Seconds that pass only where a test says so, and a device that computes what was queued when a result is needed."""
+
+    now: float = 0.0
+    queued: float = 0.0
+
+    def drain(self) -> None:
+        self.now, self.queued = self.now + self.queued, 0.0
+
+
+def test_waiting_for_a_teacher_is_not_waiting_for_the_own_device(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state is copied from the device while student forwards of 5 s are queued there; a teacher takes 1 s more."""
+    run, clock, copy = make_run(), Clock(), torch.Tensor.cpu
+    real = run.teachers.submit
+
+    class Answer(Future[torch.Tensor]):
+        def done(self) -> bool:
+            return False
+
+        def result(self, timeout: float | None = None) -> torch.Tensor:
+            clock.now += 1
+            return super().result(timeout)
+
+    def submit(*arguments: Any) -> Future[torch.Tensor]:
+        velocity, answer = real(*arguments).result(), Answer()
+        clock.queued += 5
+        answer.set_result(velocity)
+        return answer
+
+    def cpu(tensor: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        clock.drain()
+        return copy(tensor, *arguments, **named)
+
+    monkeypatch.setattr(run.teachers, "submit", submit)
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr("opd_trainer.run.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    distil(run, 0)
+    asked = len(run.tasks) * len(run.path)
+    assert run.seconds["teacher_wait"] == asked * 1
+    assert run.seconds["rollout"] >= 5 * (asked - len(run.tasks))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_an_overflow_of_float16_skips_the_step_and_halves(
+    make_run: Callable[..., Run], stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Really too large inside the network: two rounds make no step, the third does."""
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 1)
+    small = {"imagesPerTask": 1, "sampler": {"type": "ODE", "steps": 1}, "precision": "FP16"}
+    changes = {f"spec.training.{name}": value for name, value in small.items()}
+    run = make_run({**changes, "spec.training.deepspeed.zeroStage": stage})
+
+    def amplify(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        image = outputs[-1]
+        if image.requires_grad:
+            image.register_hook(lambda gradient: (gradient.half() * factor).to(gradient.dtype))
+
+    run.model.transformer.transformer_blocks[0].register_forward_hook(amplify)
+    before = [parameter.detach().clone() for parameter in run.engine.parameters]
+    records: list[RoundRecord] = []
+
+    def play(round_: int) -> RoundRecord:
+        run.training = run.training.model_copy(update={"rounds": round_ + 1})
+        train(run, round_, lambda record, stop: records.append(record), lambda: False)
+        return records[-1]
+
+    factor = 2.0**30
+    for halvings in (1, 2):
+        record = play(halvings - 1)
+        assert record.skipped
+        assert run.scale is not None
+        assert run.scale.halvings == halvings
+        assert record.line()["grad_norm"] is None
+        assert all(torch.equal(p, q) for p, q in zip(run.engine.parameters, before, strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(run.ema.tensors, before, strict=True))
+    factor = 1.0
+    record = play(2)
+    assert not record.skipped
+    assert record.grad_norm > 0
+    assert run.scale.halvings == 2
+    assert not all(torch.equal(p, q) for p, q in zip(run.engine.parameters, before, strict=True))
+    factor = 2.0**30
+    run.training = run.training.model_copy(update={"rounds": 100})
+    with pytest.raises(DivergedError, match=r"overflowed in 2 rounds in a row.*training\.precision to BF16"):
+        train(run, 3, lambda record, stop: None, lambda: False)
+
+
+def test_the_bucket_of_zero_is_as_large_as_the_gradient(make_run: Callable[..., Run]) -> None:
+    """DeepSpeed allocates the whole of it."""
+    run = make_run({"spec.training.deepspeed.zeroStage": 1})
+    assert run.engine._engine.optimizer.reduce_bucket_size == sum(p.numel() for p in run.engine.parameters)
+
+
 def test_no_prompts_are_refused_before_anything_is_loaded(make_spec, tiny_world: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny-world").symlink_to(tiny_world)
     (tmp_path / "prompts").mkdir()
@@ -383,6 +483,16 @@ def test_ranks_of_several_nodes_are_numbered_by_the_pod() -> None:
         rank_environments(training, {})
     with pytest.raises(InvalidError, match="PET_NNODES is 3"):
         rank_environments(training, {**pod, "PET_NNODES": "3"})
+
+
+def test_ranks_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left open, each of eight ranks takes all cores. What the environment says stays."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(20)))
+    training = Training(rounds=1, images_per_task=24, processes_per_node=8)
+    assert {environment["OMP_NUM_THREADS"] for environment in rank_environments(training, {})} == {"2"}
+    alone = training.model_copy(update={"processes_per_node": 1})
+    assert rank_environments(alone, {})[0]["OMP_NUM_THREADS"] == "20"
+    assert rank_environments(training, {"OMP_NUM_THREADS": "5"})[0]["OMP_NUM_THREADS"] == "5"
 
 
 @pytest.mark.parametrize(

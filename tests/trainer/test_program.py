@@ -203,6 +203,20 @@ def test_a_rank_that_is_killed_ends_the_others_which_may_be_started_again(
     assert not any(alive(rank) for rank in ranks)
 
 
+def test_a_rank_that_waits_for_its_peers_leaves_at_once(trainer: Trainer, free_port: Callable[[], int]) -> None:
+    """Nobody listens at the master's port: the second pod of two whose first one is unschedulable. It waited on for
+    minutes after SIGTERM, with its GPUs."""
+    network = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port()), "PET_NODE_RANK": "1"}
+    process = trainer.start("lonely", {**ENDLESS, "spec.training.nodes": 2}, env=network)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("rank 1 of 2 meets the others at 127.0.0.1:")
+    (rank,) = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == ExitCode.TERMINATED
+    assert not alive(rank)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(trainer: Trainer, tiny_base: Path) -> None:
     model = load_model(tiny_base, parts={"transformer"})
     add_student_adapter(model.transformer, rank=8, alpha=16, target_modules=LoRA().target_modules, seed=0)

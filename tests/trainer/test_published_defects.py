@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,7 +113,7 @@ def test_b_a_step_without_noise_under_the_kl_is_refused_not_clamped(make_spec) -
 
 
 @pytest.mark.parametrize("sampler", [SDE, DPM2], ids=["SDE", "DPM2"])
-@pytest.mark.parametrize("order", [one_pass, two_passes])
+@pytest.mark.parametrize("order", [partial(one_pass, in_flight=2), two_passes])
 def test_c_the_transition_that_is_trained_is_the_one_that_was_sampled(
     make_run: MakeRun, order: Any, sampler: dict[str, Any]
 ) -> None:

@@ -1,6 +1,7 @@
 """SD3.5-Medium's own shapes through our forward, guidance and adapter, on the meta device: no weights, no arithmetic."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,26 +15,33 @@ from torch import Tensor
 LAYERS, WIDTH, CONTEXT, POOLED, TOKENS = 24, 24 * 64, 4096, 2048, 77 + 128
 
 
-@pytest.fixture(scope="module")
-def medium() -> Model:
-    """stable-diffusion-3.5-medium's transformer configuration."""
-    with torch.device("meta"):
-        transformer = SD3Transformer2DModel(
-            sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=LAYERS, attention_head_dim=64,
-            num_attention_heads=24, joint_attention_dim=CONTEXT, caption_projection_dim=WIDTH,
-            pooled_projection_dim=POOLED, pos_embed_max_size=384, dual_attention_layers=tuple(range(13)),
-            qk_norm="rms_norm",
-        ).bfloat16()  # fmt: skip
-    transformer.requires_grad_(False)
+MEDIUM_CONFIG: dict[str, Any] = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": LAYERS,
+    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": CONTEXT,
+    "caption_projection_dim": WIDTH, "pooled_projection_dim": POOLED, "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
+}  # fmt: skip
+
+
+def medium_model(transformer: SD3Transformer2DModel, device: torch.device) -> Model:
     return Model(
         pipeline=SimpleNamespace(transformer=transformer),
         scheduler_config={"shift": 3.0, "num_train_timesteps": 1000},
         patch_size=2,
         latent_channels=16,
         latent_scale=8,
-        device=torch.device("meta"),
+        device=device,
         dtype=torch.bfloat16,
     )
+
+
+@pytest.fixture(scope="module")
+def medium() -> Model:
+    """stable-diffusion-3.5-medium's transformer configuration."""
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(**MEDIUM_CONFIG).bfloat16()
+    transformer.requires_grad_(False)
+    return medium_model(transformer, torch.device("meta"))
 
 
 def test_latents_and_schedule_at_512_pixels(medium: Model) -> None:

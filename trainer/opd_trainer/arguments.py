@@ -1,10 +1,10 @@
-"""The trainer's command line, for the launcher and for every rank that it starts."""
+"""The command lines of trainer and evaluator, for the launcher and for every rank that it starts."""
 
 import argparse
 from pathlib import Path
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def trainer() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m opd_trainer.launch",
         description="Distil the teachers of a spec into a student.",
@@ -20,4 +20,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--tensorboard", action="store_true", help="also write WORK/train/tensorboard")
     parser.add_argument("--debug", action="store_true", help="show stack traces of expected errors")
-    return parser.parse_args(argv)
+    return parser
+
+
+def evaluator() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m opd_trainer.launch evaluate",
+        description="Score base, teachers and student on held-out prompts.",
+        epilog="example: python -m opd_trainer.launch evaluate --spec spec.json --claims claims --student run/student "
+        "--output evaluation",
+    )
+    parser.add_argument("--spec", type=Path, required=True)
+    parser.add_argument("--claims", type=Path, required=True, help="folder with one entry per claim")
+    parser.add_argument("--student", type=Path, help="student directory")
+    parser.add_argument("--models", default="base,teachers,student", help="which of base, teachers, student")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser

@@ -1,6 +1,5 @@
 """Which images make up a round, and who computes them: every draw is keyed by what it is for, not by who draws."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +33,7 @@ class Row:
 
 
 def rank_rows(
-    tasks: int, images_per_task: int, rank: int, world_size: int, micro_batch_size: int | None
+    tasks: int, images_per_task: int, rank: int, world_size: int, micro_batch_size: int | None = None
 ) -> list[list[Row]]:
     """The batches of one rank: its slice of every task's images, all at once or `micro_batch_size` at a time."""
     share = images_per_task // world_size
@@ -60,6 +59,15 @@ class Batch:
     loss_weights: Tensor
 
 
+def prompts_of(tasks: Sequence[Task], rows: Sequence[Row], round_: int, seed: int, images_per_task: int) -> list[str]:
+    return [
+        training_prompt(
+            tasks[row.task].prompts, seed, tasks[row.task].name, round_ * images_per_task + row.sample
+        ).prompt
+        for row in rows
+    ]
+
+
 def build_batch(
     tasks: Sequence[Task],
     rows: list[Row],
@@ -71,11 +79,7 @@ def build_batch(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Batch:
-    records = [
-        training_prompt(tasks[row.task].prompts, seed, tasks[row.task].name, round_ * images_per_task + row.sample)
-        for row in rows
-    ]
-    conditioning = encode([record.prompt for record in records])
+    conditioning = encode(prompts_of(tasks, rows, round_, seed, images_per_task))
     embeds, pooled = stack(conditioning, device, dtype)
     share = images_per_task // world_size
     return Batch(
@@ -97,24 +101,6 @@ def batch_noise(
     purpose = ("start",) if step is None else ("step", step)
     draws = [draw(shape, seed, *purpose, tasks[row.task].name, batch.round, row.sample) for row in batch.rows]
     return torch.stack(draws).to(device, non_blocking=True)
-
-
-def cached(encode: Encode, capacity: int) -> Encode:
-    """`encode` with a memory of the `capacity` prompts used last."""
-    known: OrderedDict[str, Conditioning] = OrderedDict()
-
-    def remember(prompts: Sequence[str]) -> list[Conditioning]:
-        wanted = list(dict.fromkeys(prompts))
-        fresh = [prompt for prompt in wanted if prompt not in known]
-        known.update(zip(fresh, encode(fresh), strict=True))
-        for prompt in wanted:
-            known.move_to_end(prompt)
-        answer = [known[prompt] for prompt in prompts]
-        while len(known) > capacity:
-            known.popitem(last=False)
-        return answer
-
-    return remember
 
 
 def _spans(rows: Sequence[Row]) -> list[tuple[int, slice]]:

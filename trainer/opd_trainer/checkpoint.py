@@ -48,14 +48,27 @@ class Identity(BaseModel):
 
 
 class Manifest(BaseModel):
+    """`halvings`: how often FP16's gradients overflowed."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     round: int
+    halvings: int = 0
     identity: Identity
     versions: dict[str, str]
 
 
-def save(directory: Path, round_: int, engine: Engine, ema: Ema, identity: Identity, world: World, keep: int) -> Path:
+def save(
+    directory: Path,
+    round_: int,
+    engine: Engine,
+    ema: Ema,
+    identity: Identity,
+    world: World,
+    keep: int,
+    *,
+    halvings: int = 0,
+) -> Path:
     """Write the checkpoint of `round_` finished rounds and delete all but the newest `keep`. All ranks call it.
 
     Raises:
@@ -72,7 +85,7 @@ def save(directory: Path, round_: int, engine: Engine, ema: Ema, identity: Ident
     def write_shared() -> None:
         _write(partial / STUDENT, engine.parameters)
         _write(partial / EMA, ema.tensors)
-        manifest = Manifest(round=round_, identity=identity, versions=installed_versions())
+        manifest = Manifest(round=round_, halvings=halvings, identity=identity, versions=installed_versions())
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         _sync_path(partial / MANIFEST)
 

@@ -32,6 +32,21 @@ class World:
     device: str = "cpu"
 
 
+ALONE = World(0, 1, 0)
+
+
+def join(device: str) -> World:
+    """Join the process group of the environment without DeepSpeed; without one, this process is all there is."""
+    kind = torch.device(device).type
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return World(0, 1, 0, kind)
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]), kind)
+    if kind == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_COLLECTIVE_TIMEOUT)
+    return world
+
+
 def init_distributed(device: str) -> World:
     """Join the process group of the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)."""
     kind = torch.device(device).type
@@ -49,6 +64,9 @@ def init_distributed(device: str) -> World:
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]), kind)
     if kind == "cuda":
         torch.cuda.set_device(world.local_rank)
+    if world.size > 1 and world.local_rank == 0:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        print(f"rank {world.rank} of {world.size} meets the others at {place}", flush=True)
     deepspeed.init_distributed(timeout=_COLLECTIVE_TIMEOUT, verbose=False)
     return world
 
@@ -62,6 +80,7 @@ class Engine:
         if any(parameter.dtype != torch.float32 for parameter in parameters):
             raise TypeError("trained parameters must be float32: they are their own master copies")
         self.parameters = list(parameters)
+        numel = sum(parameter.numel() for parameter in self.parameters)
         # torch's AdamW: DeepSpeed's own would be compiled on first use.
         adamw = torch.optim.AdamW(
             self.parameters,
@@ -79,7 +98,8 @@ class Engine:
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": optimizer.max_grad_norm,
-                "zero_optimization": {"stage": zero_stage},
+                # DeepSpeed allocates the whole bucket: 2 GB by default, for 75 MB of a LoRA's gradient.
+                "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": numel},
             },
         )
         self._zero_stage = zero_stage
@@ -90,11 +110,16 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update and clear. Returns the gradient's norm before clipping; NaN where it is not finite."""
+        """Clip, update and clear. Returns the gradient's norm before clipping; NaN, and no update, where that is not
+        finite."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         # Without ZeRO the engine clips but does not say from which norm.
         norm = self._total_norm() if self._zero_stage == 0 else None
+        if norm is not None and not math.isfinite(norm):  # ZeRO looks for itself
+            for parameter in self.parameters:
+                parameter.grad = None
+            return math.nan
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         return float(norm) if norm is not None and math.isfinite(norm) else math.nan
@@ -152,6 +177,14 @@ def all_reduce(values: Tensor, world: World) -> Tensor:
 def total(value: float, world: World) -> float:
     """Sum over ranks of one number."""
     return float(all_reduce(torch.tensor([value], dtype=torch.float64, device=world.device), world))
+
+
+def maximum(value: float, world: World) -> float:
+    """Largest over ranks of one number."""
+    largest = torch.tensor([value], dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return float(largest)
 
 
 def broadcast(value: int, world: World) -> int:

@@ -1,71 +1,74 @@
-"""`python -m opd_trainer.evaluate`: scores base, teachers and student into OUTPUT/<model>.json, images, summary."""
+"""`python -m opd_trainer.evaluate`: scores base, teachers and student into OUTPUT/<model>.json, images, summary.
 
-import argparse
+One rank of the evaluator; `python -m opd_trainer.launch evaluate` starts one for every GPU of the spec. Whole batches
+are dealt out, so that an image is computed beside the same others however many ranks there are.
+"""
+
 import hashlib
 import json
-import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from opd_core.api.load import load_spec
 from opd_core.api.types import Spec
 from opd_core.artifacts import publish_student, read_student, update_scores
 from opd_core.device import choose_device
-from opd_core.errors import InvalidError, OPDError, StorageError
+from opd_core.errors import InvalidError, StorageError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.adapter_file import read_adapter_file, read_teacher
 from opd_core.models.adapters import load_adapter
 from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
 from opd_core.models.pipeline import Model, load_model
 from opd_core.precision import TORCH_DTYPES
-from opd_core.process import leave
+from opd_core.process import die_with_parent, leave
 from opd_core.termination import last_words
 from opd_core.uris import resolve
 from PIL import Image
 from torch import Tensor
 
+from opd_trainer import arguments
+from opd_trainer.encoders import encoders_on_device
+from opd_trainer.engine import ALONE, World, all_reduce, join, shutdown, total
 from opd_trainer.evaluation.gate import failures
 from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
 from opd_trainer.evaluation.summary import scores_of, summarise, task_means
 from opd_trainer.prompt_files import PromptRecord
 from opd_trainer.prompts import held_out_prompts
+from opd_trainer.rank import run_rank
 from opd_trainer.rewards.registry import RewardFn, load_rewards
 
 GRID_IMAGES = 8  # per task and model, for the report
-
-
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m opd_trainer.evaluate", description=__doc__)
-    options.add_argument("--spec", type=Path, required=True)
-    options.add_argument("--claims", type=Path, required=True, help="folder with one entry per claim")
-    options.add_argument("--student", type=Path, help="student directory")
-    options.add_argument("--models", default="base,teachers,student", help="which of base, teachers, student")
-    options.add_argument("--output", type=Path, required=True)
-    options.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    return options
+SMALLER = "lower evaluation.batchSize or training.resolution"
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    try:
-        spec = load_spec(arguments.spec).spec
-        summary = evaluate(
-            spec,
-            claims=arguments.claims,
-            student=arguments.student,
-            kinds=arguments.models.split(","),
-            output=arguments.output,
-            device=choose_device(arguments.device),
-        )
-        if arguments.student is not None and "gate" in summary:
-            conclude(spec, summary, arguments.student, arguments.claims)
-    except OPDError as error:
-        print(f"evaluator: {error}", file=sys.stderr)
-        last_words(error.exit_code, str(error))
-        return int(error.exit_code)
-    return 0
+    die_with_parent()
+    args = arguments.evaluator().parse_args(argv)
+    return run_rank(partial(run, args), smaller=SMALLER)
+
+
+def run(args: Namespace) -> int:
+    spec = load_spec(args.spec).spec
+    device = choose_device(args.device)
+    world = join(device)
+    summary = evaluate(
+        spec,
+        claims=args.claims,
+        student=args.student,
+        kinds=args.models.split(","),
+        output=args.output,
+        device=device,
+        world=world,
+    )
+    if args.student is not None and "gate" in summary and world.rank == 0:
+        conclude(spec, summary, args.student, args.claims)
+    shutdown()
+    return ExitCode.OK
 
 
 def conclude(spec: Spec, summary: dict[str, Any], student: Path, claims: Path) -> None:
@@ -91,8 +94,12 @@ def evaluate(
     output: Path,
     device: str,
     quiet: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Score the models and write `OUTPUT/summary.json`; what was scored before under the same key is read back.
+
+    All ranks of `world` call it and get the same; rank 0 writes. Without the models that a rule of the gate compares
+    with there is no "gate" in the summary, and `gateNeeds` names them.
 
     Raises:
         InvalidError: prompts, adapters or rewards that cannot be used. StorageError: OUTPUT cannot be written.
@@ -106,37 +113,57 @@ def evaluate(
     records = held_out_prompts(spec, claims)
     base = resolve(spec.model.uri, claims)
     model = load_model(base, device=device, dtype=TORCH_DTYPES[spec.training.precision.value])
-    negative = model.encode([""], spec.model.max_sequence_length)[0]
     prompts = {task: [record.prompt for record in of_task] for task, of_task in records.items()}
-    conditioning = {task: model.encode(of_task, spec.model.max_sequence_length) for task, of_task in prompts.items()}
+    length = spec.model.max_sequence_length
+    with encoders_on_device(model):
+        negative = model.encode([""], length)[0]
+        conditioning = {task: model.encode(of_task, length) for task, of_task in prompts.items()}
     base_fingerprint = fingerprint(base)  # reads every weight: once
+    mine = shares({task: len(of_task) for task, of_task in prompts.items()}, spec.evaluation.batch_size, world)
     results = {}
     for candidate in _candidates(spec, model, base_fingerprint, claims, student, kinds):
         file = output / f"{candidate.name.replace(':', '-')}.json"
         key = _key(spec, candidate, base_fingerprint, records)
         known = _read_back(file, key)
-        if known is None:
-            began, by_task = time.perf_counter(), {}
+        if total(float(known is None), world):
+            began, parts = time.perf_counter(), {}
             for task, of_task in records.items():
-                batches = sample_images(model, candidate, spec, task, range(len(of_task)), conditioning[task], negative)
-                by_task[task] = _score(batches, of_task, rewards[task], output / "images" / file.stem / task)
+                own = [conditioning[task][number] for number in mine[task]]
+                batches = sample_images(model, candidate, spec, task, mine[task], own, negative)
+                parts[task] = _score(batches, of_task, rewards[task], output / "images" / file.stem / task)
             known = {
                 "key": key,
                 "model": candidate.name,
                 "seconds": time.perf_counter() - began,
                 "prompts": prompts,
-                "rewards": by_task,
+                "rewards": _of_all_ranks(parts, world),
             }
-            _write(file, known)
+            if world.rank == 0:
+                _write(file, known)
+        assert known is not None
         results[candidate.name] = known["rewards"]
-        if not quiet:
+        if not quiet and world.rank == 0:
             means = "  ".join(f"{name} {s.mean:.3f}" for name, s in scores_of(spec, known["rewards"], prompts).items())
             print(f"evaluator: {candidate.name:20s} {means}", flush=True)
     summary = summarise(spec, results, prompts)
-    _write(output / "summary.json", summary)
-    if student is not None and "student" in results:
-        update_scores(student, scores_of(spec, results["student"], prompts))
+    if world.rank == 0:
+        _write(output / "summary.json", summary)
+        if student is not None and "student" in results:
+            update_scores(student, scores_of(spec, results["student"], prompts))
+        if not quiet and "gateNeeds" in summary:
+            print(f"evaluator: the gate is not judged, it needs {', '.join(summary['gateNeeds'])} as well", flush=True)
     return summary
+
+
+def shares(prompts: Mapping[str, int], batch_size: int, world: World) -> dict[str, list[int]]:
+    """Numbers of this rank's prompts by task: every `world.size`-th batch of all tasks' batches in a row."""
+    batches = [
+        (task, range(first, min(first + batch_size, count)))
+        for task, count in prompts.items()
+        for first in range(0, count, batch_size)
+    ]
+    chosen = batches[world.rank :: world.size]
+    return {task: [number for owner, batch in chosen if owner == task for number in batch] for task in prompts}
 
 
 def _candidates(
@@ -164,16 +191,23 @@ def _score(
     records: Sequence[PromptRecord],
     rewards: Mapping[str, RewardFn],
     folder: Path,
-) -> dict[str, list[float]]:
-    scores: dict[str, list[float]] = {name: [] for name in rewards}
+) -> dict[str, Tensor]:
+    """Scores [N] of all records by reward, float64, zero where the image is another rank's."""
+    scores = {name: torch.zeros(len(records), dtype=torch.float64) for name in rewards}
     for numbers, images in batches:
         part = [records[number] for number in numbers]
         for name, reward in rewards.items():
-            scores[name] += reward(images, [r.prompt for r in part], [r.metadata for r in part]).tolist()
+            scores[name][numbers] = reward(images, [r.prompt for r in part], [r.metadata for r in part]).double()
         for number, image in zip(numbers, images, strict=True):
             if number < GRID_IMAGES:
                 _save_image(image, folder / f"{number}.png")
     return scores
+
+
+def _of_all_ranks(scores: Mapping[str, Mapping[str, Tensor]], world: World) -> dict[str, dict[str, list[float]]]:
+    flat = [values for by_reward in scores.values() for values in by_reward.values()]
+    summed = iter(torch.split(all_reduce(torch.cat(flat).to(world.device), world).cpu(), [len(v) for v in flat]))
+    return {task: {name: next(summed).tolist() for name in by_reward} for task, by_reward in scores.items()}
 
 
 def _save_image(image: Tensor, file: Path) -> None:

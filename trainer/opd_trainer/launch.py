@@ -19,6 +19,7 @@ from opd_core.api.types import Training
 from opd_core.errors import InvalidError, OPDError
 from opd_core.exit_codes import ExitCode
 from opd_core.ports import free_ports
+from opd_core.roles import evaluator_processes
 
 from opd_trainer import arguments
 
@@ -29,15 +30,26 @@ _LEAST_TELLING = (ExitCode.UNAVAILABLE, ExitCode.INTERNAL)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Starts the evaluator's ranks, all on this machine, after the word `evaluate`; else the trainer's of this node."""
     argv = sys.argv[1:] if argv is None else argv
-    args = arguments.parse(argv)
+    evaluating = argv[:1] == ["evaluate"]
+    program, parser, options = (
+        ("opd_trainer.evaluate", arguments.evaluator(), argv[1:])
+        if evaluating
+        else ("opd_trainer.train", arguments.trainer(), argv)
+    )
+    args = parser.parse_args(options)
     try:
-        training = load_spec(args.spec).spec.training
+        spec = load_spec(args.spec).spec
+        training = spec.training
+        if evaluating:
+            ranks = {"nodes": 1, "processes_per_node": evaluator_processes(spec)}
+            training = training.model_copy(update=ranks)
         environments = rank_environments(training, os.environ)
     except OPDError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return supervise([sys.executable, "-m", "opd_trainer.train", *argv], environments)
+    return supervise([sys.executable, "-m", program, *options], environments)
 
 
 def rank_environments(training: Training, environ: Mapping[str, str]) -> list[dict[str, str]]:
@@ -60,8 +72,11 @@ def rank_environments(training: Training, environ: Mapping[str, str]) -> list[di
     else:
         node, address, port = 0, "127.0.0.1", str(free_ports(1)[0])
     local = training.processes_per_node
+    # As many as fit beside each other: left open, each rank would take all cores for its noise, prompts and checks.
+    threads = max(1, len(os.sched_getaffinity(0)) // local)
     return [
         {
+            "OMP_NUM_THREADS": str(threads),
             **environ,
             "RANK": str(node * local + i),
             "LOCAL_RANK": str(i),

@@ -9,12 +9,15 @@ one optimiser step on
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 
 import torch
 from opd_core.api.types import Passes
 from opd_core.errors import DivergedError
 from torch import Tensor
 
+from opd_trainer.batches import prompts_of
 from opd_trainer.engine import all_reduce, learning_rate
 from opd_trainer.record import PHASES, RoundRecord, largest_term, task_record
 from opd_trainer.rollout import one_pass, two_passes
@@ -23,6 +26,8 @@ from opd_trainer.trajectories import Trajectories
 
 # Clipping makes a large gradient harmless once; one this far beyond maxGradNorm means that training has left the rails.
 EXPLODED = 1e4
+ENCODED_AHEAD = 512  # prompts: 0.9 GB of embeddings at Stable Diffusion 3.5's size
+MOST_SKIPPED = 20  # rounds in a row without a step: more than FP16's scale can be halved
 
 
 def train(
@@ -36,7 +41,7 @@ def train(
     Raises:
         DivergedError: a loss or gradient left the finite numbers, or the gradient exploded.
     """
-    optimizer = run.training.optimizer
+    optimizer, skipped = run.training.optimizer, 0
     for round_ in range(start, run.training.rounds):
         began = time.monotonic()
         run.seconds = dict.fromkeys(PHASES, 0.0)
@@ -45,10 +50,21 @@ def train(
         errors = distil(run, round_)
         with run.spent("update"):
             grad_norm = run.engine.step(rate)
-            run.ema.update(round_)
+            if run.scale is not None and not math.isfinite(grad_norm):
+                run.scale.halve()
+                skipped += 1
+            else:
+                run.ema.update(round_)
+                skipped = 0
 
         record, stop = summarise(run, round_, errors, grad_norm, rate, began, stop_requested())
+        record = replace(record, skipped=skipped > 0)
         check_finite(record, {task.name: task.share for task in run.tasks}, optimizer.max_grad_norm)
+        if skipped > MOST_SKIPPED:
+            raise DivergedError(
+                f"round {record.round}: float16 gradients overflowed in {skipped} rounds in a row; the last checkpoint "
+                "is intact; set training.precision to BF16"
+            )
         finish_round(record, stop)
         if stop:
             return
@@ -56,7 +72,9 @@ def train(
 
 def distil(run: Run, round_: int) -> Tensor:
     """Accumulate the gradient of one round. Returns, per task and step [T, N], the sum of its images' errors."""
-    rollout = one_pass if run.training.passes == Passes.ONE else two_passes
+    one = run.training.passes == Passes.ONE
+    rollout = partial(one_pass, in_flight=run.plan.in_flight) if one else two_passes
+    look_ahead(run, round_)
     errors = torch.zeros(len(run.tasks), len(run.path), dtype=torch.float64, device=run.model.device)
     left = len(run.batches) * sum(weight > 0 for weight in run.weights)
     for rows in run.batches:
@@ -70,6 +88,23 @@ def distil(run: Run, round_: int) -> Tensor:
                 run.engine.backward(loss, last=left == 0)
                 errors[:, step].index_add_(0, batch.task_of_row, error.detach().double())
     return errors
+
+
+def look_ahead(run: Run, round_: int) -> None:
+    """Encode the prompts of this round, and on a GPU those of later ones, so that the encoders come there seldom."""
+    rows = [row for batch in run.batches for row in batch]
+
+    def prompts(of: int) -> list[str]:
+        return prompts_of(run.tasks, rows, of, run.training.seed, run.training.images_per_task)
+
+    with run.spent("rollout"):
+        wanted = prompts(round_)
+        if run.model.device.type == "cuda" and not all(prompt in run.encode for prompt in wanted):
+            for later in range(round_ + 1, run.training.rounds):
+                if len(wanted) >= ENCODED_AHEAD:
+                    break
+                wanted += prompts(later)
+        run.encode.prepare(wanted)
 
 
 def summarise(
@@ -107,7 +142,7 @@ def check_finite(record: RoundRecord, shares: Mapping[str, float], max_grad_norm
                     f"round {record.round}: the loss of task {name} is {term} at step {step} (gradient norm "
                     f"{record.grad_norm}); the last checkpoint is intact; lower training.optimizer.learningRate"
                 )
-    if not record.grad_norm <= EXPLODED * max_grad_norm:
+    if not record.skipped and not record.grad_norm <= EXPLODED * max_grad_norm:
         name, step, term = largest_term(record, shares)
         raise DivergedError(
             f"round {record.round}: the gradient's norm is {record.grad_norm:.3g}, and {EXPLODED:.0f} times "

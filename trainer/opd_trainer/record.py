@@ -1,5 +1,6 @@
 """What is known about one round, and its line in the log."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -51,7 +52,8 @@ def task_record(mse: Sequence[float], weights: Sequence[float], path: Sequence[T
 @dataclass(frozen=True)
 class RoundRecord:
     """One round over all ranks. `round` counts finished rounds; seconds are means over ranks; requests and retries are
-    counted since the process started; `rewards` are there in rounds with a validation."""
+    counted since the process started; `rewards` are there in rounds with a validation; `skipped`: a float16 gradient
+    overflowed and no step was made."""
 
     round: int
     seconds: float
@@ -64,6 +66,7 @@ class RoundRecord:
     teacher_requests: int
     teacher_retries: int
     rewards: Rewards = field(default_factory=dict)
+    skipped: bool = False
 
     @property
     def images_per_second(self) -> float:
@@ -76,13 +79,14 @@ class RoundRecord:
             "seconds": round(self.seconds, 4),
             "tasks": {name: asdict(task) for name, task in self.tasks.items()},
             "loss": self.loss,
-            "grad_norm": self.grad_norm,
+            "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
             "learning_rate": self.learning_rate,
             "images_per_second": round(self.images_per_second, 3),
             **{f"{phase}_seconds": round(seconds, 4) for phase, seconds in self.phases.items()},
             "teacher_requests": self.teacher_requests,
             "teacher_retries": self.teacher_retries,
             **({"rewards": self.rewards} if self.rewards else {}),
+            **({"skipped": True} if self.skipped else {}),
         }
 
 

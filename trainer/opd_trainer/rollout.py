@@ -13,9 +13,6 @@ import torch
 from opd_core.diffusion.transitions import Transition
 from torch import Tensor
 
-# Steps whose graphs wait for their teachers. Two hide a teacher as slow as student forward and backward together.
-IN_FLIGHT = 2
-
 
 class Answer(Protocol):
     """A teacher's velocity [B, C, H, W] that may still be on its way."""
@@ -48,12 +45,15 @@ class Trajectories(Protocol):
     def teachers(self, x: Tensor, step: int) -> Answer: ...
 
 
-def one_pass(path: Sequence[Transition], weights: Sequence[float], batch: Trajectories) -> Iterator[Match]:
+def one_pass(
+    path: Sequence[Transition], weights: Sequence[float], batch: Trajectories, in_flight: int
+) -> Iterator[Match]:
     """Yield while rolling out: the teacher answers step j while the student computes the next ones.
 
     Args:
         path: the sampler's transitions. weights: of each step in the loss; a step with weight 0 is neither asked about
-            nor kept, and nothing is computed after the last one with a weight.
+            nor kept, and nothing is computed after the last one with a weight. in_flight: steps that may wait for their
+            teachers while the next is computed; one more graph than that is alive at most.
     """
     x, before = batch.start(), None  # `before`: the x0 of the step before
     waiting: deque[tuple[int, Tensor, Answer]] = deque()
@@ -66,7 +66,7 @@ def one_pass(path: Sequence[Transition], weights: Sequence[float], batch: Trajec
         if trained:
             waiting.append((j, velocity, answer))
         x, before = advance(path[j], x, velocity.detach(), before, batch, j)
-        while len(waiting) > IN_FLIGHT or (waiting and waiting[0][2].done()):
+        while len(waiting) > in_flight or (waiting and waiting[0][2].done()):
             yield _matched(*waiting.popleft())
     while waiting:
         yield _matched(*waiting.popleft())

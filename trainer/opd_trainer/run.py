@@ -11,9 +11,11 @@ from opd_core.diffusion.transitions import Transition
 from opd_core.models.pipeline import Model
 from opd_core.teachers.client import TeacherClient
 
-from opd_trainer.batches import Encode, Row, Task
+from opd_trainer.batches import Row, Task
 from opd_trainer.ema import Ema
+from opd_trainer.encoders import PromptCache
 from opd_trainer.engine import Engine, World
+from opd_trainer.memory import Plan
 from opd_trainer.precision import GradientScale
 from opd_trainer.record import PHASES
 from opd_trainer.validation import Validation
@@ -28,20 +30,22 @@ class Run:
     model: Model
     path: Sequence[Transition]
     weights: Sequence[float]
-    encode: Encode
+    encode: PromptCache
     negative: Conditioning
     teachers: TeacherClient
     engine: Engine
     ema: Ema
     scale: GradientScale | None
     world: World
+    plan: Plan
     batches: Sequence[list[Row]]
     validation: Validation | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
     @contextmanager
     def spent(self, phase: str) -> Iterator[None]:
-        """Count the time inside as `phase`. On a GPU this is when work was queued; waiting shows where it ends."""
+        """Count the time inside as `phase`. A GPU's time shows where the program next needs a result of it: rollout and
+        update can only be told apart on a CPU, waiting for a teacher everywhere."""
         began = time.perf_counter()
         try:
             yield

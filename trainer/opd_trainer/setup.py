@@ -1,10 +1,13 @@
 """From a spec to everything that a round needs."""
 
 from collections.abc import Sequence
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
-from opd_core.api.types import Placement, Precision, Spec
-from opd_core.conditioning import Conditioning
+import torch
+from opd_core.api.types import Placement, Precision, Spec, Training
+from opd_core.conditioning import Conditioning, stack
 from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
@@ -18,14 +21,18 @@ from opd_core.teachers.client import TeacherClient
 from opd_core.teachers.grpc_client import connect
 from opd_core.teachers.local import LocalTeachers
 from opd_core.uris import resolve
+from torch import Tensor
 
-from opd_trainer.batches import Encode, Task, cached, rank_rows
+from opd_trainer.batches import Task, rank_rows
 from opd_trainer.ema import Ema
-from opd_trainer.engine import Engine, World
+from opd_trainer.encoders import PromptCache, encoders_on_device
+from opd_trainer.engine import Engine, World, maximum
+from opd_trainer.memory import Footprint, Plan, free_bytes, measure, plan
 from opd_trainer.precision import GradientScale
 from opd_trainer.prompts import task_prompts
 from opd_trainer.rewards.registry import load_rewards
 from opd_trainer.run import Run
+from opd_trainer.trajectories import student_velocity
 from opd_trainer.validation import build_validation, validation_prompts
 
 STUDENT = "student"  # name of the trained adapter
@@ -47,8 +54,17 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
     path = sampler_path(spec, model)
     weights = step_weights(training.objective.type, path, training.objective.trained_steps)
     encode = cached_encoder(model, spec.model.max_sequence_length)
+    negative = encode([""])[0]
+    validation = build_validation(spec, prompts, rewards, model) if validated else None
     add_student(spec, model, claims)
     parameters = adapter_parameters(model.transformer, STUDENT)
+    # Before DeepSpeed, whose own hooks must see gradients without their scale.
+    scale = GradientScale(parameters) if training.precision == Precision.FP16 else None
+    engine = Engine(parameters, training.optimizer, training.deepspeed.zero_stage)
+    ema = Ema(parameters, training.ema.decay)
+    teachers = open_teachers(spec, claims, addresses, device)
+    # After all that lives on the device.
+    plan = plan_round(spec, model, negative, world)
     return Run(
         training=training,
         tasks=tasks,
@@ -56,16 +72,42 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
         path=path,
         weights=weights,
         encode=encode,
-        negative=encode([""])[0],
-        # Before DeepSpeed, whose own hooks must see gradients without their scale.
-        scale=GradientScale(parameters) if training.precision == Precision.FP16 else None,
-        engine=Engine(parameters, training.optimizer, training.deepspeed.zero_stage),
-        ema=Ema(parameters, training.ema.decay),
-        teachers=open_teachers(spec, claims, addresses, device),
+        negative=negative,
+        scale=scale,
+        engine=engine,
+        ema=ema,
+        teachers=teachers,
         world=world,
-        batches=rank_rows(len(tasks), training.images_per_task, world.rank, world.size, training.micro_batch_size),
-        validation=build_validation(spec, prompts, rewards, model) if validated else None,
+        plan=plan,
+        batches=rank_rows(len(tasks), training.images_per_task, world.rank, world.size, plan.micro_batch_size),
+        validation=validation,
     )
+
+
+def plan_round(spec: Spec, model: Model, negative: Conditioning, world: World) -> Plan:
+    """What fits beside all that is on the device already, the same on all ranks; the student is on the model by now."""
+    training = spec.training
+    measured = measure(model, partial(student_graph, model, training, negative))
+    # Equal on all ranks whatever their cards are: with ZeRO they meet at every backward pass.
+    footprint = Footprint(*(int(maximum(float(part), world)) for part in astuple(measured)))
+    room = free_bytes(model.device)
+    if room is not None:
+        room = -int(maximum(-float(room), world))
+    images = len(spec.teachers) * training.images_per_task // world.size
+    chosen = plan(footprint, images, room, training.passes, training.micro_batch_size, training.gradient_checkpointing)
+    if chosen.gradient_checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    if world.rank == 0:
+        print(f"a rank's {images} images of a round: {chosen}", flush=True)
+    return chosen
+
+
+def student_graph(model: Model, training: Training, prompt: Conditioning, images: int) -> Tensor:
+    """The student's answer to `images` images at the first solver step, with its graph."""
+    shape = model.latent_shape(training.resolution.width, training.resolution.height)
+    x = torch.zeros((images, *shape), device=model.device)
+    embeds, pooled = stack([prompt] * images, model.device, model.dtype)
+    return student_velocity(model, training, x, 1.0, embeds, pooled, embeds, pooled)
 
 
 def load_tasks(spec: Spec, claims: Path) -> list[Task]:
@@ -82,12 +124,13 @@ def load_tasks(spec: Spec, claims: Path) -> list[Task]:
     ]
 
 
-def cached_encoder(model: Model, max_sequence_length: int) -> Encode:
+def cached_encoder(model: Model, max_sequence_length: int) -> PromptCache:
     def encode(prompts: Sequence[str]) -> list[Conditioning]:
-        return model.encode(prompts, max_sequence_length)
+        with encoders_on_device(model):
+            return model.encode(prompts, max_sequence_length)
 
     size = encode([""])[0].nbytes
-    return cached(encode, max(1024, _PROMPT_CACHE_BYTES // size))
+    return PromptCache(encode, max(1024, _PROMPT_CACHE_BYTES // size))
 
 
 def sampler_path(spec: Spec, model: Model) -> tuple[Transition, ...]:
@@ -115,8 +158,6 @@ def add_student(spec: Spec, model: Model, claims: Path) -> None:
     for parameter in adapter_parameters(model.transformer, STUDENT):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    if spec.training.gradient_checkpointing:
-        model.transformer.enable_gradient_checkpointing()
 
 
 def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: str) -> TeacherClient:

@@ -1,9 +1,18 @@
-"""SIGTERM and Ctrl-C: the first ends training after the current round and a checkpoint, the second ends it at once."""
+"""SIGTERM and Ctrl-C: the first ends training after the current round and a checkpoint, the second ends it at once.
+
+Before the first round there is nothing to save, and a rank waits for the others in native code, where it would hear no
+handler of Python's: until a `StopSignal` is made, a stop signal ends the process as the kernel does."""
 
 import os
 import signal
 from collections.abc import Callable
 from types import FrameType
+
+
+def leave_at_once() -> None:
+    """For whoever has nothing to save yet."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class StopSignal:

@@ -1,6 +1,5 @@
 """One rank of the trainer: `python -m opd_trainer.train`, started by `opd_trainer.launch` or by torchrun."""
 
-import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
@@ -31,7 +30,7 @@ from opd_trainer.record import RoundRecord
 from opd_trainer.run import Run
 from opd_trainer.server import serve
 from opd_trainer.setup import STUDENT, agree, build_run
-from opd_trainer.stopping import StopSignal
+from opd_trainer.stopping import StopSignal, leave_at_once
 from opd_trainer.student import save_student
 from opd_trainer.validation import validate
 
@@ -42,12 +41,12 @@ SMALLER = "lower training.microBatchSize, set training.gradientCheckpointing to 
 def main(argv: list[str] | None = None) -> int:
     """Exit code of the rank."""
     die_with_parent()
-    args = arguments.parse(sys.argv[1:] if argv is None else argv)
+    args = arguments.trainer().parse_args(argv)
     return run_rank(partial(train, args), smaller=SMALLER, debug=args.debug)
 
 
 def train(args: Namespace) -> int:
-    stop = StopSignal()
+    leave_at_once()
     distillation = load_spec(args.spec)
     training = distillation.spec.training
     device = choose_device(args.device)
@@ -64,7 +63,7 @@ def train(args: Namespace) -> int:
         say(world, note)
     addresses = [address for address in args.teachers.split(",") if address]
     run = build_run(distillation.spec, args.claims, addresses, device, world)
-    stop.then(run.teachers.stop_waiting)
+    stop: StopSignal | None = None
     try:
         metrics.stage("WaitingForTeachers")
         if world.rank == 0:
@@ -72,10 +71,12 @@ def train(args: Namespace) -> int:
         identity = identify(run, distillation)
         start = resume(run, args.work / CHECKPOINTS, identity, metrics)
         barrier(world)
+        stop = StopSignal()
+        stop.then(run.teachers.stop_waiting)
         metrics.stage("Training")
         finished = play(run, args, start, identity, metrics, stop)
     except UnavailableError as error:
-        if not stop.requested():
+        if stop is None or not stop.requested():
             raise
         say(
             world,
@@ -119,6 +120,8 @@ def resume(run: Run, checkpoints: Path, identity: Identity, metrics: Metrics) ->
         return 0
     folder, manifest = found
     checkpoint.load(folder, manifest, run.engine, run.ema, identity, run.world)
+    if run.scale is not None:
+        run.scale.halvings = manifest.halvings
     metrics.resumed(manifest.round)
     say(run.world, f"continuing after round {manifest.round} from {folder}")
     return manifest.round
@@ -138,14 +141,17 @@ def play(run: Run, args: Namespace, start: int, identity: Identity, metrics: Met
             record = replace(record, rewards=validate(run.validation, run.model, STUDENT, run.ema, world))
             metrics.validated(began)
             metrics.stage("Training")
+        if record.skipped:
+            say(world, f"round {record.round}: a float16 gradient overflowed; no step, and half the scale from now on")
         metrics.finish_round(record)
         if log is not None:
             log.write(record, datetime.now(UTC).isoformat(timespec="seconds"))
         if stopping or record.round == training.rounds or record.round % training.checkpoint.every_rounds == 0:
             began = time.monotonic()
             folder = checkpoint.save(
-                args.work / CHECKPOINTS, record.round, run.engine, run.ema, identity, world, training.checkpoint.keep
-            )
+                args.work / CHECKPOINTS, record.round, run.engine, run.ema, identity, world, training.checkpoint.keep,
+                halvings=run.scale.halvings if run.scale else 0,
+            )  # fmt: skip
             metrics.saved(record.round, folder, began)
             say(world, describe(record, training.rounds))
         finished = record.round

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+from opd_core.api.types import Training
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.errors import DivergedError
+from opd_core.models.pipeline import Model
 from torch import Tensor
 
 from opd_trainer.batches import Batch, Row, batch_noise, build_batch
@@ -49,19 +51,12 @@ class Trajectories:
 
     def student(self, x: Tensor, step: int) -> Tensor:
         """The student's guided velocity at `x`, with its graph where gradients are on."""
-        run, batch, count = self.run, self.batch, len(self.batch.rows)
-        device = run.model.device
-        with run.spent("rollout"), arithmetic(device, run.training.precision):
-            velocity = guided_velocity(
-                run.model.forward,
-                x,
-                torch.full((count,), run.path[step].sigma, device=device),
-                batch.embeds,
-                batch.pooled,
-                self.negative_embeds,
+        run, batch = self.run, self.batch
+        with run.spent("rollout"):
+            velocity = student_velocity(
+                run.model, run.training, x, run.path[step].sigma, batch.embeds, batch.pooled, self.negative_embeds,
                 self.negative_pooled,
-                torch.full((count,), run.training.guidance_scale),
-            )
+            )  # fmt: skip
         if run.scale is not None and velocity.requires_grad:
             run.scale.attach(velocity)
         return velocity
@@ -73,8 +68,8 @@ class Trajectories:
             DivergedError: `x` has left the finite numbers: it is the student that failed, not its teacher.
         """
         run = self.run
-        with run.spent("teacher_wait"):
-            states = x.cpu()
+        with run.spent("rollout"):
+            states = x.cpu()  # on a GPU, until all that is queued there has been computed: not the teachers' time
             self._check(states, step)
             return TimedAnswers(run, [self._submit(task, states, span, step) for task, span in self.batch.spans])
 
@@ -103,6 +98,31 @@ class Trajectories:
                     f"{self.run.tasks[task].name}; the last checkpoint is intact; lower "
                     "training.optimizer.learningRate"
                 )
+
+
+def student_velocity(
+    model: Model,
+    training: Training,
+    x: Tensor,
+    sigma: float,
+    embeds: Tensor,
+    pooled: Tensor,
+    negative_embeds: Tensor,
+    negative_pooled: Tensor,
+) -> Tensor:
+    """The guided velocity [B, C, H, W] of the network with the student on it, float32, in the spec's arithmetic."""
+    count = len(x)
+    with arithmetic(model.device, training.precision):
+        return guided_velocity(
+            model.forward,
+            x,
+            torch.full((count,), sigma, device=model.device),
+            embeds,
+            pooled,
+            negative_embeds,
+            negative_pooled,
+            torch.full((count,), training.guidance_scale),
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from opd_core.conditioning import Conditioning
 from opd_core.models.pipeline import Model
 
 from opd_trainer.ema import Ema
+from opd_trainer.encoders import encoders_on_device
 from opd_trainer.engine import World, all_reduce
 from opd_trainer.evaluation import VALIDATION_PROMPTS
 from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
@@ -51,8 +52,10 @@ def build_validation(
     model: Model,
 ) -> Validation:
     length = spec.model.max_sequence_length
-    conditioning = {task: model.encode([r.prompt for r in records], length) for task, records in prompts.items()}
-    return Validation(spec, prompts, conditioning, model.encode([""], length)[0], rewards)
+    with encoders_on_device(model):
+        conditioning = {task: model.encode([r.prompt for r in records], length) for task, records in prompts.items()}
+        negative = model.encode([""], length)[0]
+    return Validation(spec, prompts, conditioning, negative, rewards)
 
 
 def validate(validation: Validation, model: Model, adapter: str, ema: Ema, world: World) -> Rewards:

@@ -1,7 +1,7 @@
 """The fields of an `OPDDistillation` (opd.dev/v1alpha1): the one source for YAML, CLI and CRD.
 
-Defaults are the paper's (DiffusionOPD, arXiv 2605.15055, and its published configuration). Rules over several fields
-are in `rules`.
+Defaults are the paper's (DiffusionOPD, arXiv 2605.15055, and its published configuration) unless a field says
+otherwise. Rules over several fields are in `rules`.
 """
 
 from enum import StrEnum
@@ -229,7 +229,10 @@ class Optimizer(Model):
 
 class Ema(Model):
     decay: float = Field(
-        default=0.9, ge=0, lt=1, description="Decay per round of the averaged weights; 0 turns it off."
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Decay per round of the averaged weights; 0 turns it off. The published code's is 0.961 a round.",
     )
 
 
@@ -248,7 +251,10 @@ class Training(Model):
     rounds: int = Field(ge=1, le=10_000_000, description="Optimiser steps; each sees every task.")
     images_per_task: int = Field(default=24, ge=1, le=65536, description="Images per task and round, over all ranks.")
     micro_batch_size: int | None = Field(
-        default=None, ge=1, le=65536, description="Images that one rank computes at once; absent: all of its images."
+        default=None,
+        ge=1,
+        le=65536,
+        description="Images that one rank computes at once; absent: as many as its GPU holds.",
     )
     seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of prompts, noise and adapter.")
     resolution: Resolution = Field(default_factory=Resolution, description="Size of the training images.")
@@ -264,7 +270,9 @@ class Training(Model):
     optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW.")
     ema: Ema = Field(default_factory=Ema, description="Averaged weights: what is evaluated and served.")
     precision: Precision = Field(default=Precision.BF16, description="Arithmetic of the student's transformer.")
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
+    gradient_checkpointing: bool | None = Field(
+        default=None, description="Recompute activations to save memory; absent: where nothing else makes them fit."
+    )
     nodes: int = Field(default=1, ge=1, le=1024, description="Training pods.")
     processes_per_node: int = Field(default=1, ge=1, le=64, description="Ranks per pod; one per GPU.")
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed engine.")

@@ -8,13 +8,19 @@ from opd_core.api.types import GateRule
 Means = Mapping[str, Mapping[tuple[str, str], float]]  # model -> (task, reward) -> mean
 
 
+def compared_with(rules: Sequence[GateRule]) -> list[str]:
+    """Names of the models, besides the student, whose scores the rules ask for."""
+    tasks = dict.fromkeys(rule.task for rule in rules if rule.of_teacher is not None)
+    return ["base", *(f"teacher:{task}" for task in tasks)] if tasks else []
+
+
 def check_gate(rules: Sequence[GateRule], means: Means) -> list[dict[str, Any]]:
     """One check per rule: {task, reward, rule, required, actual, passed}, with `required` as a mean reward.
 
     `ofTeacher: f` requires base + f (teacher - base): a share of the teacher's gain, whatever the reward's scale.
 
     Args:
-        means: of "base", "teacher:<task>" and "student".
+        means: of "student" and of the models that the rules are `compared_with`.
     """
     checks = []
     for rule in rules:

@@ -7,7 +7,7 @@ import numpy as np
 from opd_core.api.types import Spec
 from opd_core.artifacts import Score
 
-from opd_trainer.evaluation.gate import check_gate
+from opd_trainer.evaluation.gate import check_gate, compared_with
 from opd_trainer.evaluation.statistics import kept_share, mean_score
 
 Rewards = Mapping[str, Mapping[str, list[float]]]  # task -> reward -> [N]
@@ -30,7 +30,8 @@ def scores_of(spec: Spec, rewards: Rewards, prompts: Prompts) -> dict[str, Score
 
 
 def summarise(spec: Spec, models: Mapping[str, Rewards], prompts: Prompts) -> dict[str, Any]:
-    """`scores`, and where the student is among `models` also `kept` and `gate`.
+    """`scores`, and where the student is among `models` also `kept` and `gate`, or `gateNeeds` where models that a rule
+    compares with are not among them.
 
     Args:
         models: "base", "teacher:<name>"..., "student" -> their per-image rewards.
@@ -50,6 +51,9 @@ def summarise(spec: Spec, models: Mapping[str, Rewards], prompts: Prompts) -> di
         if len(values) == len(trio):
             base, best, student = values
             summary["kept"][teacher.name] = kept_share(base, best, student, prompts[teacher.name], spec.evaluation.seed)
+    if absent := [model for model in compared_with(spec.evaluation.gate) if model not in models]:
+        summary["gateNeeds"] = absent
+        return summary
     means = {
         model: {
             (task, reward): float(np.mean(v)) for task, by_reward in rewards.items() for reward, v in by_reward.items()
@@ -61,13 +65,15 @@ def summarise(spec: Spec, models: Mapping[str, Rewards], prompts: Prompts) -> di
 
 
 def task_means(spec: Spec, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per task: mean of its first reward for base, its teacher and the student, and the share kept."""
+    """One row per task: mean of its first reward for base, its teacher and the student, as far as they were scored, and
+    the share kept."""
     rows = []
     for teacher in spec.teachers:
         name = score_name(spec, teacher.name, teacher.rewards[0])
         models = {"base": "base", "teacher": f"teacher:{teacher.name}", "student": "student"}
-        means = {role: summary["scores"][model][name]["mean"] for role, model in models.items()}
-        share = summary["kept"][teacher.name]["share"]
+        scored = {role: model for role, model in models.items() if model in summary["scores"]}
+        means = {role: summary["scores"][model][name]["mean"] for role, model in scored.items()}
+        share = summary["kept"].get(teacher.name, {}).get("share")
         row = {
             "task": teacher.name,
             "reward": teacher.rewards[0],

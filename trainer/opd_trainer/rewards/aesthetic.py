@@ -9,21 +9,22 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from opd_trainer.rewards.clip import clip_pixels, image_embedding
+from opd_trainer.rewards.hub import AESTHETIC_HEAD, CLIP_L, Hub
 from opd_trainer.rewards.registry import RewardFn
 
-CLIP = "openai/clip-vit-large-patch14"
-HEAD = ("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth")
+HEAD = "aesthetic-model.pth"
 
 
 def aesthetic(device: torch.device) -> RewardFn:
     """The predictor of LAION-Aesthetics V2; blind to the prompt."""
     from huggingface_hub import hf_hub_download
 
-    return aesthetic_reward(CLIP, Path(hf_hub_download(*HEAD)), device)
+    head = hf_hub_download(AESTHETIC_HEAD.repo, HEAD, revision=AESTHETIC_HEAD.revision)
+    return aesthetic_reward(CLIP_L, Path(head), device)
 
 
-def aesthetic_reward(clip: str, head_file: Path, device: torch.device) -> RewardFn:
-    model = CLIPModel.from_pretrained(clip).to(device).eval()
+def aesthetic_reward(clip: Hub, head_file: Path, device: torch.device) -> RewardFn:
+    model = CLIPModel.from_pretrained(clip.repo, revision=clip.revision).to(device).eval()
     head = predictor(model.config.projection_dim).to(device).eval()
     state = torch.load(head_file, map_location=device, weights_only=True)
     head.load_state_dict({key.removeprefix("layers."): value for key, value in state.items()})

@@ -4,7 +4,6 @@ Both give what the paper's table gives: the cosine for CLIPScore (about 0.3), th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,47 +11,33 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel
 
+from opd_trainer.rewards.hub import CLIP_H, CLIP_L, PICKSCORE, Hub
 from opd_trainer.rewards.registry import RewardFn
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights and tokeniser on the hub, or folders."""
-
-    model: str
-    tokenizer: str
-    revision: str = "main"
-
-
-CLIPSCORE = Checkpoint("openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14")
-PICKSCORE = Checkpoint("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
-
-
 def clipscore(device: torch.device) -> RewardFn:
     """Cosine of image and prompt in CLIP ViT-L/14 (Hessel et al. 2021, without its factor 2.5)."""
-    return clip_reward(CLIPSCORE, device, lambda model: 1.0)
+    return clip_reward(CLIP_L, CLIP_L, device, lambda model: 1.0)
 
 
 def pickscore(device: torch.device) -> RewardFn:
     """PickScore (Kirstain et al. 2023): a CLIP ViT-H/14 tuned on what people preferred; the scaled logit."""
-    return clip_reward(PICKSCORE, device, lambda model: float(model.logit_scale.detach().exp()))
+    return clip_reward(PICKSCORE, CLIP_H, device, lambda model: float(model.logit_scale.detach().exp()))
 
 
-def clip_reward(checkpoint: Checkpoint, device: torch.device, scale_of: Callable[[CLIPModel], float]) -> RewardFn:
-    """Scale times the cosine of image and prompt."""
-    model = CLIPModel.from_pretrained(checkpoint.model, revision=checkpoint.revision).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer)
+def clip_reward(weights: Hub, tokens: Hub, device: torch.device, scale_of: Callable[[CLIPModel], float]) -> RewardFn:
+    """Scale times the cosine of image and prompt; `tokens`: whose tokeniser."""
+    model = CLIPModel.from_pretrained(weights.repo, revision=weights.revision).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tokens.repo, revision=tokens.revision)
     scale, size = scale_of(model), model.config.vision_config.image_size
     length = model.config.text_config.max_position_embeddings
 
     @torch.no_grad()
     def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        tokens = tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(
-            device
-        )
-        text = model.text_projection(model.text_model(**tokens).pooler_output)
+        words = tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        text = model.text_projection(model.text_model(**words.to(device)).pooler_output)
         pictures = image_embedding(model, clip_pixels(images.to(device), size))
         return scale * (functional.normalize(text, dim=-1) * pictures).sum(-1)
 

@@ -25,10 +25,9 @@ from opd_trainer.rewards.geneval_rules import (
     correct,
     flow_grpo_score,
 )
+from opd_trainer.rewards.hub import CLIP_L, MASK2FORMER, Hub
 from opd_trainer.rewards.registry import RewardFn
 
-DETECTOR = "facebook/mask2former-swin-small-coco-instance"
-COLOUR_CLIP = "openai/clip-vit-large-patch14"
 GREY = 0x99 / 255  # what GenEval puts where the object is not
 SENTENCES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 
@@ -38,16 +37,16 @@ Score = Callable[[Mapping[str, Any], Sequence[Found], ColoursOf], float]
 
 
 def geneval(device: torch.device) -> RewardFn:
-    return geneval_reward(mask2former(DETECTOR, device), clip_colours(COLOUR_CLIP, device), correct)
+    return geneval_reward(mask2former(MASK2FORMER, device), clip_colours(CLIP_L, device), correct)
 
 
 def geneval_partial(device: torch.device) -> RewardFn:
-    return geneval_reward(mask2former(DETECTOR, device), clip_colours(COLOUR_CLIP, device), flow_grpo_score)
+    return geneval_reward(mask2former(MASK2FORMER, device), clip_colours(CLIP_L, device), flow_grpo_score)
 
 
 def geneval_flow_grpo(device: torch.device) -> RewardFn:
     score = partial(flow_grpo_score, as_published=True)
-    return geneval_reward(mask2former(DETECTOR, device), clip_colours(COLOUR_CLIP, device), score)
+    return geneval_reward(mask2former(MASK2FORMER, device), clip_colours(CLIP_L, device), score)
 
 
 def geneval_reward(detect: Detect, colours_of: NameColours, score: Score) -> RewardFn:
@@ -65,14 +64,15 @@ def geneval_reward(detect: Detect, colours_of: NameColours, score: Score) -> Rew
     return reward
 
 
-def mask2former(checkpoint: str, device: torch.device) -> Detect:
+def mask2former(weights: Hub, device: torch.device) -> Detect:
     """Instances of COCO's classes, which the checkpoint must have in COCO's order: its own names differ from file to
     file. Every instance keeps its own mask: in one map for all, one object would paint over another."""
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
-    model = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint).to(device).eval()
+    processor = AutoImageProcessor.from_pretrained(weights.repo, revision=weights.revision)
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(weights.repo, revision=weights.revision)
+    model = model.to(device).eval()
     if model.config.num_labels != len(OBJECT_NAMES):
         raise InvalidError(
-            f"reward geneval: detector {checkpoint} has {model.config.num_labels} classes; use one of COCO's 80"
+            f"reward geneval: detector {weights.repo} has {model.config.num_labels} classes; use one of COCO's 80"
         )
 
     @torch.no_grad()
@@ -94,10 +94,10 @@ def mask2former(checkpoint: str, device: torch.device) -> Detect:
     return detect
 
 
-def clip_colours(checkpoint: str, device: torch.device) -> NameColours:
+def clip_colours(weights: Hub, device: torch.device) -> NameColours:
     """The colour whose sentences fit the object best, of GenEval's three; around the object all is grey."""
-    model = CLIPModel.from_pretrained(checkpoint).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = CLIPModel.from_pretrained(weights.repo, revision=weights.revision).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(weights.repo, revision=weights.revision)
     length = model.config.text_config.max_position_embeddings
     known: dict[str, Tensor] = {}
 

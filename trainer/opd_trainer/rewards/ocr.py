@@ -9,7 +9,7 @@ import torch
 from opd_core.errors import InvalidError
 from torch import Tensor
 
-from opd_trainer.rewards.packages import need
+from opd_trainer.rewards.packages import needs
 from opd_trainer.rewards.registry import RewardFn
 
 _QUOTES = (r'"([^"]+)"', "\u201c([^\u201d]+)\u201d", "\u2018(.+?)\u2019(?!\\w)", r"(?<!\w)'(.+?)'(?!\w)")
@@ -17,9 +17,12 @@ _QUOTES = (r'"([^"]+)"', "\u201c([^\u201d]+)\u201d", "\u2018(.+?)\u2019(?!\\w)",
 Read = Callable[[np.ndarray[Any, Any]], str]  # image [H, W, 3] uint8 -> text
 
 
+@needs("rapidocr_onnxruntime", "rapidocr_onnxruntime")
 def ocr(device: torch.device) -> RewardFn:
     """Reads with PaddleOCR's models in ONNX, which the package brings along; runs on the CPU."""
-    engine = need("rapidocr_onnxruntime", "rapidocr_onnxruntime", "ocr").RapidOCR()
+    from rapidocr_onnxruntime import RapidOCR
+
+    engine = RapidOCR()
 
     def read(image: np.ndarray[Any, Any]) -> str:
         found, _ = engine(image)

@@ -1,9 +1,28 @@
-"""Optional packages of rewards, and the message when one is missing."""
+"""What a reward imports besides the trainer's own packages, and the message when it is missing."""
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from opd_core.errors import InvalidError
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+def needs(module: str, package: str) -> Callable[[Factory], Factory]:
+    """Says that a reward's factory imports `module`, which `pip install package` brings: asked for before the first
+    round and not after the last."""
+
+    def mark(factory: Factory) -> Factory:
+        factory.needs = (*needed_by(factory), (module, package))  # type: ignore[attr-defined]
+        return factory
+
+    return mark
+
+
+def needed_by(factory: Callable[..., Any]) -> tuple[tuple[str, str], ...]:
+    """(module, package) of all that a factory says it imports."""
+    return getattr(factory, "needs", ())
 
 
 def need(module: str, package: str, reward: str) -> Any:

@@ -1,27 +1,29 @@
-"""Human-preference models that come as packages of their own: HPSv2.1 and ImageReward."""
+"""HPSv2.1, a human-preference model in OpenCLIP."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from opd_trainer.rewards.clip import clip_pixels
-from opd_trainer.rewards.packages import need
+from opd_trainer.rewards.hub import HPSV2
+from opd_trainer.rewards.packages import needs
 from opd_trainer.rewards.registry import RewardFn
 
-HPS_WEIGHTS = ("xswu/HPSv2", "HPS_v2.1_compressed.pt")
+WEIGHTS = "HPS_v2.1_compressed.pt"
 
 
+@needs("open_clip", "open_clip_torch")
 def hpsv2(device: torch.device) -> RewardFn:
     """HPSv2.1 (Wu et al. 2023): cosine in an OpenCLIP ViT-H/14 tuned on preferences, about 0.28."""
-    open_clip = need("open_clip", "open_clip_torch", "hpsv2")
+    import open_clip
     from huggingface_hub import hf_hub_download
 
-    return open_clip_reward(open_clip, "ViT-H-14", Path(hf_hub_download(*HPS_WEIGHTS)), device)
+    weights = hf_hub_download(HPSV2.repo, WEIGHTS, revision=HPSV2.revision)
+    return open_clip_reward(open_clip, "ViT-H-14", Path(weights), device)
 
 
 def open_clip_reward(open_clip: Any, architecture: str, weights: Path, device: torch.device) -> RewardFn:
@@ -52,16 +54,3 @@ def padded_pixels(images: Tensor, size: int) -> Tensor:
     top, left = (size - target[0]) // 2, (size - target[1]) // 2
     padded = functional.pad(images, (left, size - target[1] - left, top, size - target[0] - top))
     return clip_pixels(padded, size)
-
-
-def imagereward(device: torch.device) -> RewardFn:
-    """ImageReward v1.0 (Xu et al. 2023), roughly standard normal."""
-    package = need("ImageReward", "image-reward", "imagereward")
-    model = package.load("ImageReward-v1.0", device=str(device))
-
-    @torch.no_grad()
-    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        pictures = [Image.fromarray(i) for i in (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()]
-        return torch.tensor([model.score(prompt, picture) for prompt, picture in zip(prompts, pictures, strict=True)])
-
-    return reward

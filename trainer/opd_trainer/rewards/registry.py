@@ -10,6 +10,8 @@ from opd_core.api.types import Spec
 from opd_core.errors import InvalidError, RefusedError
 from torch import Tensor
 
+from opd_trainer.rewards.packages import need, needed_by
+
 GROUP = "diffusion_opd.rewards"
 
 # images [N, 3, H, W] float32 in 0..1, N prompts, N mappings with the rest of each prompt's line -> [N] float32
@@ -50,20 +52,27 @@ def load_rewards(spec: Spec, device: str) -> dict[str, dict[str, RewardFn]]:
 
 
 def find_reward(name: str) -> Callable[[torch.device], RewardFn]:
-    """The factory of the reward `name`; what it needs is not loaded.
+    """The factory of the reward `name`, whose packages are here; its weights are not loaded.
 
     Raises:
-        InvalidError: unknown, or its package cannot be imported.
+        InvalidError: unknown, or a package of it cannot be imported.
     """
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            factory: Callable[[torch.device], RewardFn] = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise InvalidError(
-                f"reward {name} cannot be imported: {error}; install its package beside this one"
-            ) from error
-        return factory
+    factory = _imported(name) if ":" in name else _registered(name)
+    for module, package in needed_by(factory):
+        need(module, package, name)
+    return factory
+
+
+def _imported(name: str) -> Callable[[torch.device], RewardFn]:
+    module, _, attribute = name.partition(":")
+    try:
+        factory: Callable[[torch.device], RewardFn] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InvalidError(f"reward {name} cannot be imported: {error}; install its package beside this one") from error
+    return factory
+
+
+def _registered(name: str) -> Callable[[torch.device], RewardFn]:
     registered = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in registered:
         known = ", ".join(sorted(registered)) or "none"
@@ -72,7 +81,7 @@ def find_reward(name: str) -> Callable[[torch.device], RewardFn]:
             f"{GROUP}), or write module:function"
         )
     try:
-        loaded: Callable[[torch.device], RewardFn] = registered[name].load()
+        factory: Callable[[torch.device], RewardFn] = registered[name].load()
     except ImportError as error:
         raise InvalidError(f"reward {name} needs a package that is missing: {error}") from error
-    return loaded
+    return factory
