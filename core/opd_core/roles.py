@@ -148,8 +148,21 @@ def evaluator(place: Place) -> Recipe:
     return Recipe("evaluator", argv, place.env)
 
 
-def endpoint(place: Place, distillation: OPDDistillation, port: int, leave_seconds: int = 0) -> Recipe:
-    """The image API on the student of this run. `leave_seconds`: until load balancers have noticed that it ends."""
+def endpoint(
+    place: Place,
+    distillation: OPDDistillation,
+    port: int,
+    metrics_port: int,
+    *,
+    leave_seconds: int = 0,
+    api_keys: PurePath | None = None,
+) -> Recipe:
+    """The image API on the student of this run, on `port`; its health and metrics on another, so that the API can be
+    published alone.
+
+    Args:
+        leave_seconds: until load balancers have noticed that it ends. api_keys: file of the keys' digests, if any.
+    """
     settings = distillation.spec.endpoint
     argv = (
         place.python,
@@ -159,6 +172,8 @@ def endpoint(place: Place, distillation: OPDDistillation, port: int, leave_secon
         f"--claims={place.claims}",
         f"--host={place.host}",
         f"--port={port}",
+        f"--metrics-port={metrics_port}",
+        *([f"--api-keys={api_keys}"] if api_keys else []),
         f"--served-name={distillation.metadata.name}",
         f"--max-queued-images={settings.max_queued_images}",
         f"--max-batch-size={settings.max_batch_size}",
@@ -166,9 +181,9 @@ def endpoint(place: Place, distillation: OPDDistillation, port: int, leave_secon
         f"--precision={settings.precision.value}",
         f"--device={place.device}",
     )
-    ready = Probe(http_path="/readyz", port="http")
-    alive = Probe(http_path="/livez", port="http", timeout=10, period=15, failures=3)
-    return Recipe("endpoint", argv, place.env, {"http": port}, ready, alive)
+    ready = Probe(http_path="/readyz", port="metrics")
+    alive = Probe(http_path="/livez", port="metrics", timeout=10, period=15, failures=3)
+    return Recipe("endpoint", argv, place.env, {"http": port, "metrics": metrics_port}, ready, alive)
 
 
 def _common(place: Place) -> tuple[str, str]:

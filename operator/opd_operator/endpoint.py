@@ -6,7 +6,7 @@ from opd_core.api.digests import claims_of
 from opd_operator import names
 from opd_operator.context import Context, Manifest, service_ports
 from opd_operator.draft import Served
-from opd_operator.pods import pod_template
+from opd_operator.pods import KEYS, pod_template
 from opd_operator.policies import autoscaler, disruption_budget, http_route
 
 _GRACE = 300  # every accepted image is finished
@@ -44,7 +44,14 @@ def _service(context: Context, name: str, selector: dict[str, str]) -> Manifest:
 def _revision(context: Context, served: Served) -> Manifest:
     settings = context.spec.endpoint
     place = context.place(context.runs / served.key)
-    recipe = roles.endpoint(place, context.distillation, names.ENDPOINT_HTTP, _LEAVE_SERVICE)
+    recipe = roles.endpoint(
+        place,
+        context.distillation,
+        names.ENDPOINT_HTTP,
+        names.ENDPOINT_METRICS,
+        leave_seconds=_LEAVE_SERVICE,
+        api_keys=KEYS / settings.api_keys.key if settings.api_keys else None,
+    )
     revision = {names.REVISION: served.revision}
     template = pod_template(
         recipe,
@@ -55,6 +62,7 @@ def _revision(context: Context, served: Served) -> Manifest:
         config_map=None,
         claims=dict.fromkeys([*claims_of(context.content["model"]), context.output_claim], False),
         grace_seconds=_GRACE,
+        secrets={settings.api_keys.secret_name: KEYS} if settings.api_keys else {},
     )
     surge = settings.rollout.max_surge
     spec = {

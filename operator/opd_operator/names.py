@@ -22,7 +22,7 @@ CONTAINERS = {TEACHERS: "teacher", TRAINER: "trainer", EVALUATOR: "evaluator", E
 
 GRPC, HTTP, TRITON_METRICS = 8001, 8000, 8002
 TRAINER_METRICS, RENDEZVOUS = 9090, 29500
-ENDPOINT_HTTP = 8000
+ENDPOINT_HTTP, ENDPOINT_METRICS = 8000, 9090
 
 # Of the distillation, handed on to what holds GPUs: Kueue admits plain Jobs and Deployments by them.
 QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")

@@ -97,7 +97,7 @@ async def _ask(get: Get, key: Key, cache: Cache) -> Answers:
     obj = cache.get(key)
     trainers, canaries = _questions(obj, cache) if obj else ([], [])
     pages = await asyncio.gather(*(get(pod.ip, names.TRAINER_METRICS, "/progress") for pod in trainers))
-    metrics = await asyncio.gather(*(get(pod.ip, names.ENDPOINT_HTTP, "/metrics") for pod in canaries))
+    metrics = await asyncio.gather(*(get(pod.ip, names.ENDPOINT_METRICS, "/metrics") for pod in canaries))
     return Answers(progress(next(iter(pages), None)), requests_in(page for page in metrics if page))
 
 

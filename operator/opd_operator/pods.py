@@ -12,6 +12,7 @@ from opd_core.roles import Place, Probe, Recipe
 SPEC_FOLDER = PurePosixPath("/etc/opd")
 CLAIMS = PurePosixPath("/mnt/claims")
 SPEC_FILE = "distill.json"
+KEYS = PurePosixPath("/etc/opd-keys")
 TERMINATION_LOG = "/dev/termination-log"
 
 _USER = 65532  # "nonroot" of the distroless images
@@ -36,12 +37,13 @@ def pod_template(
     restart: str = "Always",
     env: Sequence[Mapping[str, Any]] = (),
     more: Mapping[str, Any] | None = None,
+    secrets: Mapping[str, PurePosixPath] | None = None,
 ) -> dict[str, Any]:
     """A PodTemplateSpec with one container.
 
     Args:
         config_map: holds the spec. claims: name -> whether it is mounted for writing.
-        env: for this role only. more: further fields of the pod's spec.
+        env: for this role only. more: further fields of the pod's spec. secrets: name -> folder it is mounted in.
     """
     volumes: list[dict[str, Any]] = [
         {"name": "tmp", "emptyDir": {}},
@@ -55,6 +57,9 @@ def pod_template(
         volumes.append({"name": f"claim-{index}", "persistentVolumeClaim": {"claimName": claim}})
         mount = {"name": f"claim-{index}", "mountPath": str(CLAIMS / claim)}
         mounts.append(mount if writable else {**mount, "readOnly": True})
+    for index, (secret, folder) in enumerate(sorted((secrets or {}).items())):
+        volumes.append({"name": f"secret-{index}", "secret": {"secretName": secret}})
+        mounts.append({"name": f"secret-{index}", "mountPath": str(folder), "readOnly": True})
     for index, extra in enumerate(pod.volumes):
         volumes.append({"name": f"extra-{index}", **_source(extra)})
         mounts.append({"name": f"extra-{index}", "mountPath": extra.mount_path, "readOnly": extra.read_only})

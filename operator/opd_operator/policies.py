@@ -24,7 +24,7 @@ def network_policy(name: str, role: str, *, remote: bool) -> dict[str, Any]:
         # Ranks of NCCL and gloo talk on ports that the kernel chooses.
         names.TRAINER: [_from(name, names.TRAINER), {"ports": _ports(names.TRAINER_METRICS)}],
         names.EVALUATOR: [],
-        names.ENDPOINT: [{"ports": _ports(names.ENDPOINT_HTTP)}],
+        names.ENDPOINT: [{"ports": _ports(names.ENDPOINT_HTTP, names.ENDPOINT_METRICS)}],
     }
     egress: list[dict[str, Any]] = [dns, *outside]
     if role == names.TRAINER:
@@ -60,13 +60,14 @@ def autoscaler(name: str, scaling: Autoscaling) -> dict[str, Any]:
 
 
 def http_route(route: Route, backends: Mapping[str, int]) -> dict[str, Any]:
-    """`backends`: weight by Service; the weights sum to 100."""
+    """The API alone is published. `backends`: weight by Service; the weights sum to 100."""
     parent = {"name": route.gateway, "namespace": route.gateway_namespace, "sectionName": route.section_name}
     return {
         "parentRefs": [{key: value for key, value in parent.items() if value}],
         "hostnames": list(route.hostnames),
         "rules": [
             {
+                "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
                 "timeouts": {"request": "0s"},  # an image may take minutes; the endpoint has a limit of its own
                 "backendRefs": [
                     {"name": name, "port": names.ENDPOINT_HTTP, "weight": weight} for name, weight in backends.items()

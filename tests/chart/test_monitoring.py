@@ -285,7 +285,7 @@ def test_each_role_is_scraped_once_where_it_exports_something(documents: list[di
     recipes = {
         names.TEACHERS: roles.teacher_server(place, "teacher", (), ports),
         names.TRAINER: roles.trainer(place, (), names.TRAINER_METRICS),
-        names.ENDPOINT: roles.endpoint(place, spec, names.ENDPOINT_HTTP),
+        names.ENDPOINT: roles.endpoint(place, spec, names.ENDPOINT_HTTP, names.ENDPOINT_METRICS),
     }
     scraped: dict[str, list[int]] = {role: [] for role in recipes}
     for monitor in (document for document in documents if document["kind"] == "PodMonitor"):
@@ -297,7 +297,7 @@ def test_each_role_is_scraped_once_where_it_exports_something(documents: list[di
     assert scraped == {
         names.TEACHERS: [names.TRITON_METRICS],
         names.TRAINER: [names.TRAINER_METRICS],
-        names.ENDPOINT: [names.ENDPOINT_HTTP],
+        names.ENDPOINT: [names.ENDPOINT_METRICS],
     }
 
 
@@ -318,7 +318,7 @@ def test_a_plain_prometheus_finds_the_same_with_the_configuration_of_the_page(tm
         "operator": ["metrics", "probes"],
         "teachers": ["grpc", "http", "metrics"],
         "trainer": ["metrics"],
-        "endpoint": ["http"],
+        "endpoint": ["http", "metrics"],
     }
     job["static_configs"] = [
         {"targets": [f"{role}-{port}:1"], "labels": discovered(role, port)} for role in ports for port in ports[role]
@@ -331,7 +331,7 @@ def test_a_plain_prometheus_finds_the_same_with_the_configuration_of_the_page(tm
         "operator-metrics:1",
         "teachers-metrics:1",
         "trainer-metrics:1",
-        "endpoint-http:1",
+        "endpoint-metrics:1",
     }
     for labels in scraped:
         assert (labels["namespace"], labels["pod"]) == ("research", "digits-0")

@@ -1,6 +1,7 @@
 """The program: starting, refusing to start, keys, draining. `python -m opd_serving.endpoint` as a process where signals count."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.client
 import json
@@ -15,10 +16,14 @@ from pathlib import Path
 
 import openai
 import pytest
+from opd_core.errors import InvalidError
 from opd_core.exit_codes import ExitCode
 from opd_serving.endpoint.__main__ import main
+from opd_serving.endpoint.errors import ApiError
+from opd_serving.endpoint.keys import KeyFile
+from opd_serving.endpoint.server import make_service
 
-from tests.endpoint.conftest import status, wait_until
+from tests.endpoint.conftest import running, status, wait_until
 
 
 def command(*arguments: object) -> list[str]:
@@ -80,6 +85,67 @@ def test_it_loads_guards_serves_drains_and_exits_0(student, tiny_claims, free_po
             assert int(draining.value.response.headers["Retry-After"]) > 0
             assert len(accepted.result().data) == 4
         assert program.wait(20) == 0
+
+
+def test_keys_have_names_and_a_changed_file_counts_without_a_restart(settings, tmp_path, caplog):
+    """As Kubernetes exchanges a mounted Secret: a link to a link to a folder."""
+
+    def digest(key: str) -> str:
+        return hashlib.sha256(key.encode("latin-1")).hexdigest()
+
+    def mount(name: str, text: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "keys").write_text(text)
+        (tmp_path / "next").symlink_to(name)
+        (tmp_path / "next").replace(tmp_path / "..data")
+
+    mount("first", f"{digest('one')} alice\n{digest('schlüssel')} bob\n")
+    (tmp_path / "keys").symlink_to("..data/keys")
+    keys = KeyFile(tmp_path / "keys")
+
+    def owner(key: str) -> str | None:
+        keys._looked = 0.0  # a second has gone by
+        try:
+            return keys.owner(f"Bearer {key}")
+        except ApiError as error:
+            assert error.status == 401
+            return None
+
+    assert [owner(key) for key in ("one", "schlüssel", "two", "")] == ["alice", "bob", None, None]
+    mount("second", f"{digest('one')} alice\n{digest('two')} alice  # the new one\n{digest('three')}  -\n")
+    assert [owner(key) for key in ("one", "two", "three", "schlüssel")] == ["alice", "alice", "key-3", None]
+    mount("third", "in clear text\n")
+    assert owner("two") == "alice"
+    assert "keys from before go on to count" in caplog.text
+    assert "clear text" not in caplog.text
+    mount("fourth", f"{digest('two')} alice\n")
+    assert [owner(key) for key in ("one", "two")] == [None, "alice"]
+
+
+def test_health_and_metrics_on_a_port_of_their_own_leave_the_api_alone(student, tiny_claims, free_port):
+    port, metrics_port = free_port(), free_port()
+    arguments = (f"--student={student}", f"--claims={tiny_claims}", f"--metrics-port={metrics_port}")
+    with started(metrics_port, f"--port={port}", *arguments) as (_, metrics_url):
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: status(metrics_url, "/readyz") == 200, 90)
+        for path in ("/livez", "/readyz", "/health", "/v2", "/metrics"):
+            assert (status(url, path), status(metrics_url, path)) == (404, 200)
+        for path in ("/v1/models", "/"):
+            assert (status(url, path), status(metrics_url, path)) == (200, 404)
+
+
+@pytest.mark.parametrize(("name", "code"), [("acme/tiny-opd", 0), ("a b", ExitCode.INVALID), ("/a", ExitCode.INVALID)])
+def test_a_served_name_can_stand_in_an_address(settings, name, code):
+    """A listed model can be retrieved, whatever it is called: FlashML-org/FreeToken#108, mlx-openai-server#291."""
+    named = dataclasses.replace(settings, served_name=name)
+    if code:
+        with pytest.raises(InvalidError, match="--served-name"):
+            make_service(named)
+        return
+    with running(make_service(named)) as endpoint:
+        client = endpoint.client()
+        assert client.models.retrieve(client.models.list().data[0].id).id == name
+        assert endpoint.status(f"/v2/models/{name}/ready") == 200
 
 
 def test_a_second_signal_does_not_wait(student, tiny_claims, free_port):

@@ -140,7 +140,7 @@ def family(
 async def once(cache: Cache, monkeypatch: pytest.MonkeyPatch, port: int, until: int = 1) -> tuple[Peers, list[Any]]:
     """Ask until so many have been woken."""
     monkeypatch.setattr(names, "TRAINER_METRICS", port)
-    monkeypatch.setattr(names, "ENDPOINT_HTTP", port)
+    monkeypatch.setattr(names, "ENDPOINT_METRICS", port)
     woken: list[Any] = []
     found = Peers()
     task = asyncio.create_task(found.keep_asking(cache, woken.append))

@@ -321,6 +321,27 @@ def weights(world: World) -> dict[str, int]:
     }
 
 
+def test_a_route_publishes_the_api_alone_and_health_and_metrics_are_on_another_port():
+    (route,) = World(endpoint__route=ROUTE).evaluated().up(names.ENDPOINT).of("HTTPRoute")
+    (rule,) = route["spec"]["rules"]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/v1"}}]
+    assert {backend["port"] for backend in rule["backendRefs"]} == {names.ENDPOINT_HTTP}
+    assert names.ENDPOINT_METRICS != names.ENDPOINT_HTTP
+
+
+def test_the_keys_are_a_secret_that_the_endpoint_alone_mounts_and_reads():
+    world = World(endpoint__apiKeys={"secretName": "digits-keys"}).evaluated().up(names.ENDPOINT)
+    (deployment,) = world.of("Deployment", names.ENDPOINT)
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
+    assert volume["secret"] == {"secretName": "digits-keys"}
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == volume["name"]]
+    assert mount["readOnly"]
+    assert f"--api-keys={mount['mountPath']}/keys" in container["command"]
+    assert "subPath" not in mount, "Kubernetes would not follow the Secret"
+
+
 def test_a_route_gives_the_canary_its_share_to_the_percent_and_nothing_before_it_is_ready():
     world = replacing(route=ROUTE)
     assert weights(world) == {"old": 100, "new": 0}

@@ -97,13 +97,16 @@ def test_the_evaluator_has_a_rank_for_every_gpu_of_its_pod(distillation: OPDDist
 
 
 def test_endpoint(distillation: OPDDistillation) -> None:
-    recipe = roles.endpoint(POD, distillation, 8080)
+    recipe = roles.endpoint(POD, distillation, 8080, 9090, api_keys=PurePosixPath("/etc/keys/keys"))
     parsed = endpoint_program.parser().parse_args(options(recipe, "opd_serving.endpoint"))
     assert (parsed.student, parsed.claims) == ("/mnt/work/student", POD.claims)
-    assert (parsed.host, parsed.port, parsed.device) == ("0.0.0.0", 8080, "cuda")
+    assert (parsed.host, parsed.port, parsed.metrics_port, parsed.device) == ("0.0.0.0", 8080, 9090, "cuda")
+    assert str(parsed.api_keys) == "/etc/keys/keys"
     assert parsed.served_name == "tiny-three-tasks"
     assert recipe.readiness
     assert recipe.liveness
+    assert recipe.readiness.port == recipe.liveness.port == "metrics"
+    assert "--api-keys" not in " ".join(roles.endpoint(POD, distillation, 8080, 9090).argv)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ _OF_PODS = f"the labels {', '.join(f'`{label}`' for label in series.SCRAPED)} co
 PROGRAMS = (
     ("Operator", "Port 8080.", series.operator),
     ("Trainer", f"Port 9090; {_OF_PODS}.", series.trainer),
-    ("Endpoint", f"Port 8000; {_OF_PODS}.", series.endpoint),
+    ("Endpoint", f"Port 9090; {_OF_PODS}.", series.endpoint),
 )
 
 

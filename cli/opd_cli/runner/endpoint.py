@@ -22,9 +22,11 @@ def deploy(run: Run, *, serve: bool) -> None:
         run.display.stage(Stage.DEPLOYED, Reason.UP_TO_DATE, f"answered with {deployed['picture']}")
         return
     run.display.stage(Stage.DEPLOYED, Reason.STARTING, "image endpoint")
+    if run.spec.endpoint.api_keys:
+        run.display.note("endpoint.apiKeys is a Secret of a cluster: here everybody on this machine may ask")
     began = time.monotonic()
     with Server(
-        run.supervision, Stage.DEPLOYED, lambda: roles.endpoint(run.place, run.distillation, *free_ports(1))
+        run.supervision, Stage.DEPLOYED, lambda: roles.endpoint(run.place, run.distillation, *free_ports(2))
     ) as server:
         run.wait_ready([server], Stage.DEPLOYED)
         url = f"http://127.0.0.1:{server.recipe.ports['http']}"

@@ -373,6 +373,15 @@ class Route(Model):
     )
 
 
+class ApiKeys(Model):
+    """A Secret with one key a line: its SHA-256 digest, then its owner's name. Followed without a restart."""
+
+    secret_name: LocalName = Field(description="A Secret of the object's own namespace.")
+    key: Annotated[str, Field(max_length=253, pattern=sentences.DATA_KEY_PATTERN)] = Field(
+        default="keys", description="The entry of the Secret that holds the digests."
+    )
+
+
 class Endpoint(Model):
     enabled: bool = Field(default=True, description="Whether the student is served.")
     suspend: bool = Field(
@@ -390,6 +399,7 @@ class Endpoint(Model):
     rollout: Rollout = Field(default_factory=Rollout, description="How students replace one another.")
     autoscaling: Autoscaling | None = Field(default=None, description="Scaling by queue length; absent: off.")
     route: Route | None = Field(default=None, description="Who reaches it from outside the cluster; absent: nobody.")
+    api_keys: ApiKeys | None = Field(default=None, description="Whose requests are taken; absent: everybody's.")
     pod: Pod = Field(default_factory=Pod, description="Endpoint pods.")
 
 
