@@ -36,7 +36,7 @@ bench: setup ## Benchmarks, each with a ratio measured side by side
 
 generate: setup ## Files that are generated: the CRD, references, dashboards, the table of the chart's values
 	@$(PY) -m opd_core.api.crd && $(PY) -m opd_core.api.reference
-	@export PYTHONPATH=tools; $(PY) -m monitoring.reference && $(PY) -m monitoring.dashboards && $(PY) -m helm_chart readme
+	@export PYTHONPATH=tools; $(PY) -m monitoring.reference && $(PY) -m monitoring.dashboards && $(PY) -m helm_chart readme && $(PY) -m figures
 
 golden: setup ## What the chart renders, for tests/chart; read the difference before you commit it
 	@PYTHONPATH=tools $(PY) -m helm_chart golden

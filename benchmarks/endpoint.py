@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from figures import write
 from opd_core.artifacts import SamplingDefaults
 from opd_core.models.pipeline import load_model
 from opd_serving.endpoint.engine import Engine, Limits
@@ -48,6 +49,7 @@ def main() -> None:
     options.add_argument("--concurrency", type=int, default=8)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--max-sequence-length", type=int, default=10)
+    options.add_argument("--write", action="store_true", help="keep the figures in docs/figures")
     arguments = options.parse_args()
     torch.set_num_threads(1)
     model = load_model(arguments.model, device=arguments.device)
@@ -75,6 +77,11 @@ def main() -> None:
         engine.stop()
     speeds = {name: len(wanted) / statistics.median(values) for name, values in times.items()}
     base = speeds["one at a time"]
+    if arguments.write:
+        lines = ["| way | images/s | ratio |", "|---|---:|---:|"]
+        lines += [f"| {name} | {speed:.1f} | {speed / base:.2f} |" for name, speed in speeds.items()]
+        ratios = {name.rpartition(", ")[2]: f"{speed / base:.1f}" for name, speed in speeds.items()}
+        write("endpoint", ratios, lines)
     print(f"{arguments.size}x{arguments.size}, 8 to 12 steps, {arguments.concurrency} requests in flight, 1 CPU thread")
     for name, speed in speeds.items():
         print(f"  {name:16} {speed:7.2f} images/s   ratio {speed / base:.2f}")

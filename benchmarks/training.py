@@ -13,9 +13,9 @@ All variants do the same work, on the same spec, in one process, taking turns:
                 teacher forward; no sampler, no loss, no optimiser, no waiting
 
 Every variant has all the cores that this process may use: `remote` gives half of them to its server, as `opd run` does,
-the others keep all for themselves ("x published" compares the same machine). Networks of a few million parameters gain
-little from a second thread, so in process and published are played with half the cores as well: "x alike" compares with
-the published loop on as many threads.
+the others keep all for themselves. Networks of a few million parameters gain little from a second thread, so in process and
+published are played with half the cores as well: "x published" compares with the published loop at the number of threads
+that is best for it, "x alike" with the published loop on as many threads. `--write` keeps the figures in docs/figures.
 
 Memory is the growth of the process over a round at its peak. A share of waiting is time in which the loop does nothing
 but wait for a teacher's answer; in process there is none, for the answer is computed where it is asked for.
@@ -43,6 +43,7 @@ os.environ.update(OMP_NUM_THREADS=str(len(os.sched_getaffinity(0))), OMP_WAIT_PO
 
 import torch
 import yaml
+from figures import write
 from opd_core.api.load import check_spec, dump_spec
 from opd_core.api.types import OPDDistillation, Passes, Spec
 from opd_core.conditioning import stack
@@ -229,19 +230,27 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def report(variants: list[Variant]) -> None:
+COLUMNS = ("", "threads", "s per round", "x published", "x alike", "peak MB", "waiting for teachers")
+
+
+def report(variants: list[Variant], *, keep: bool) -> None:
     published = {v.threads: statistics.median(v.seconds) for v in variants if v.name == "published"}
-    print(
-        f"{'':17s}{'threads':>8s}{'min s':>8s}{'median s':>10s}{'x published':>13s}{'x alike':>9s}{'peak MB':>9s}{'waiting':>9s}"
-    )
+    best, rows = min(published.values()), []
     for variant in sorted(variants, key=lambda v: (v.name != "remote", -v.threads)):
-        waiting = f"{statistics.median(variant.waiting):9.1%}" if variant.waiting else ""
         median = statistics.median(variant.seconds)
-        threads = f"{HALF}+{HALF}" if variant.name == "remote" else str(variant.threads)
+        threads = f"{HALF} + {HALF}" if variant.name == "remote" else str(variant.threads)
+        ratios = f"{best / median:.2f}", f"{published[variant.threads] / median:.2f}"
+        waiting = f"{statistics.median(variant.waiting):.1%}".replace("%", " %") if variant.waiting else ""
+        rows.append((variant.name, threads, f"{median:.3f}", *ratios, f"{max(variant.memory) / 1e6:.0f}", waiting))
+    for row in (COLUMNS, *rows):
         print(
-            f"{variant.name:17s}{threads:>8s}{min(variant.seconds):8.3f}{median:10.3f}{published[CORES] / median:12.2f}x"
-            f"{published[variant.threads] / median:8.2f}x{max(variant.memory) / 1e6:9.0f}{waiting}"
+            f"{row[0]:17s}"
+            + "".join(f"{cell:>{len(title) + 2}s}" for cell, title in zip(row[1:], COLUMNS[1:], strict=True))
         )
+    if keep:
+        lines = [f"| {' | '.join(row)} |" for row in (COLUMNS, *rows)]
+        lines.insert(1, "|---" + "|---:" * (len(COLUMNS) - 1) + "|")
+        write("training", {"ratio": rows[0][3], "waiting": rows[0][6]}, lines)
 
 
 # ---------------------------------------------------------------------------------------------------- teachers
@@ -293,6 +302,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="images per task and round")
     parser.add_argument("--steps", type=int, default=6, help="solver steps")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--write", action="store_true", help="keep the figures in docs/figures")
     parser.add_argument("--local-only", action="store_true", help="without a teacher server")
     arguments = parser.parse_args()
 
@@ -333,7 +343,7 @@ def play(variants: list[Variant], arguments: Any) -> None:
     for variant in variants:
         for figures in (variant.seconds, variant.memory, variant.waiting):
             del figures[:1]
-    report(variants)
+    report(variants, keep=arguments.write)
 
 
 def join_alone(device: str) -> World:

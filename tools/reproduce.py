@@ -3,7 +3,7 @@
 Each is an ordinary `opd run` in runs/reproduce/seed-N; a finished one is not repeated. Base and teachers are the same in
 all of them and are scored once. The student starts from the mean of its teachers' LoRAs (`opd models merge`), changes more
 layers than they do, and learns at half of the example's rate; from the base, as the paper starts, and with attention alone
-it takes longer than an hour allows (docs/evaluation.md, "What makes the difference").
+it takes longer than an hour allows (docs/recipe.md).
 """
 
 import argparse

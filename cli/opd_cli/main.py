@@ -84,7 +84,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("opd_"):
             raise
-        _fail(f"{error.name} is missing; run: pip install 'diffusion-opd[trainer,serving]'", ExitCode.INVALID)
+        _fail(f"{error.name} is missing; in the checkout: pip install '.[trainer,serving]'", ExitCode.INVALID)
     except OSError as error:
         if error.errno not in _STORAGE_FAILURES:
             raise

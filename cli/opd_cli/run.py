@@ -56,7 +56,7 @@ def run(
 
     A claim `pvc://NAME/...` is the folder NAME beside FILE unless --claim says otherwise.
 
-    Example: opd run examples/tiny/distill.yaml --work runs/tiny
+    Example: opd run examples/tiny/distill.yaml --work runs/quickstart
     """
     if serve and until != Until.DEPLOYED:
         raise InvalidError(f"--serve keeps the endpoint up, --until {until.value} starts none; leave one out")

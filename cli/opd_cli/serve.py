@@ -18,6 +18,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of health and metrics; default: the same.")
+    ] = None,
     served_name: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
     api_keys: Annotated[Path | None, typer.Option(help="File with SHA-256 digests of API keys, one per line.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, BF16, FP16 or FP32.")] = None,

@@ -31,7 +31,7 @@ def student(tmp_path: Path) -> StudentManifest:
 
     def describe(digest: str) -> StudentManifest:
         sampling = SamplingDefaults(width=32, height=32, steps=4, guidance_scale=4.5, max_sequence_length=10)
-        base = Source(uri="pvc://a/b", fingerprint="f")
+        base = Source(uri="pvc://tiny-world/base", fingerprint="f")
         return StudentManifest(
             name="tiny", digest=digest, base=base, teachers=[], spec_digest="s", round=7, sampling=sampling, license="x"
         )
@@ -80,6 +80,18 @@ def test_another_student_in_the_folder_is_no_copy(opd: Opd, api: Api, served: Ku
     done = opd("get-student", "tiny", "--out", tmp_path / "copy")
     assert done.code == ExitCode.REFUSED
     assert f"and sha256:{'c' * 64} was asked for" in done.err
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_manifest_that_names_another_base_is_no_student(
+    opd: Opd, served: Kubelet, student: StudentManifest, tmp_path: Path
+) -> None:
+    """Its digest is of the weights alone, and the base is what `opd serve` loads."""
+    manifest = tmp_path / "claim" / "tiny.runs" / "k" / "student" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("pvc://tiny-world/base", "hf://somebody/else@main"))
+    done = opd("get-student", "tiny", "--out", tmp_path / "copy")
+    assert done.code == ExitCode.REFUSED
+    assert "names hf://somebody/else@main as its base, and the spec pvc://tiny-world/base" in done.err
     assert not (tmp_path / "copy").exists()
 
 

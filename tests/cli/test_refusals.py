@@ -99,7 +99,7 @@ def test_the_context_has_a_namespace_of_its_own(opd: Opd, api: Api, kubeconfig: 
 
 def test_a_name_that_is_not_there_is_told_with_what_is_near(opd: Opd, api: Api) -> None:
     api.submit("tiny-three-tasks")
-    for command in (["status"], ["wait", "--for=Ready"], ["suspend"], ["delete"], ["events"], ["logs", "trainer"]):
+    for command in (["status"], ["wait", "--for=Ready"], ["suspend"], ["delete"], ["events"], ["logs"]):
         done = opd(*command, "tiny-tree-task")
         assert done.code == ExitCode.INVALID
         assert "no distillation tiny-tree-task in namespace" in done.err
@@ -193,4 +193,4 @@ def test_a_missing_client_is_named_with_its_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.INVALID
-    assert done.stderr == "error: kubernetes is missing; run: pip install 'diffusion-opd[cluster]'\n"
+    assert done.stderr == "error: kubernetes is missing; in the checkout: pip install '.[cluster]'\n"

@@ -87,7 +87,7 @@ def test_time_is_up(opd: Opd, api: Api) -> None:
     assert done.err == "error: tiny is not Trained after 1 s (Running: 500 rounds)\n"
 
 
-@pytest.mark.parametrize("duration", ["5", "soon", "1h 30m", "-1s", ""])
+@pytest.mark.parametrize("duration", ["5x", "soon", "1h 30m", "-1s", ""])
 def test_a_duration_has_a_unit(opd: Opd, duration: str) -> None:
     done = opd("wait", "tiny", "--for=Ready", f"--timeout={duration}")
     assert done.code == ExitCode.INVALID

@@ -3,6 +3,7 @@
 import re
 import shlex
 
+import figures
 import pytest
 import typer
 import yaml
@@ -70,7 +71,8 @@ def test_links_between_pages_lead_somewhere(pages):
         for link, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", text):
             target = file.parent / link if link else file
             assert target.exists(), f"{file.name}: {link}"
-            assert not anchor or anchor in anchors(target.read_text()), f"{file.name}: {link}#{anchor}"
+            if anchor and target.suffix == ".md":
+                assert anchor in anchors(target.read_text()), f"{file.name}: {link}#{anchor}"
 
 
 def test_every_reason_has_its_page_in_the_runbook(repository):
@@ -88,3 +90,29 @@ def test_specs_in_the_pages_are_valid(pages):
             content = yaml.safe_load(block)
             if isinstance(content, dict) and content.get("kind") == "OPDDistillation":
                 assert check_spec(content, file.name)
+
+
+def test_quoted_figures_are_those_that_a_benchmark_wrote(pages):
+    """A figure is a link to its file; `python -m figures` puts the file's text into it."""
+    quotes = [(file, found) for file, text in pages.items() for found in figures.QUOTE.finditer(text)]
+    assert len(quotes) > 7
+    for file, found in quotes:
+        assert found[0] == figures.quoted(found[0]), f"{file.name}: {found[0]}; run make generate"
+    for file, text in pages.items():
+        for table in figures.TABLE.finditer(text):
+            assert table[0] == figures.quoted(table[0]), f"{file.name}: table of {table[2]}; run make generate"
+
+
+# How fast something is, in words or in a cell: a number and what it is a number of.
+SPEED = re.compile(r"\d(?:\.\d+)? times (?:as|the|faster)|\d x the|\d(?:\.\d+)? (?:images/s|images (?:per|a) second)")
+
+
+@pytest.mark.parametrize("words", ["2.4 times the images", "1.5 times as fast", "makes 19.6 images/s", "2 x the speed"])
+def test_words_about_speed_are_recognised(words):
+    assert SPEED.search(words)
+
+
+def test_no_speed_is_typed_by_hand(pages):
+    for file, text in pages.items():
+        said = figures.QUOTE.sub("", figures.TABLE.sub("", re.sub(r"^    .*$", "", text, flags=re.M)))
+        assert not SPEED.search(said), f"{file.name}: {SPEED.search(said)[0]}: quote docs/figures"

@@ -177,14 +177,14 @@ def test_serve_has_every_option_of_the_endpoint() -> None:
 def test_tensorboard_needs_its_package(repository: Path, tmp_path: Path) -> None:
     done = without("tensorboard", "run", str(repository / "examples" / "tiny" / "distill.yaml"), "--tensorboard")
     assert done.returncode == ExitCode.INVALID
-    assert "tensorboard is missing; run: pip install" in done.stderr
+    assert "tensorboard is missing; in the checkout: pip install" in done.stderr
 
 
 def test_missing_extra_is_named(repository: Path) -> None:
     spec = str(repository / "examples" / "tiny" / "distill.yaml")
     done = without("torch", "eval", spec, "--student", "student", "--out", "out")
     assert done.returncode == ExitCode.INVALID
-    assert "torch is missing; run: pip install 'diffusion-opd[trainer,serving]'" in done.stderr
+    assert "torch is missing; in the checkout: pip install '.[trainer,serving]'" in done.stderr
 
 
 def test_claim_option_has_a_form(repository: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Conne
     try:
         from kubernetes import client, config
     except ModuleNotFoundError as error:
-        raise InvalidError(f"{error.name} is missing; run: pip install 'diffusion-opd[cluster]'") from error
+        raise InvalidError(f"{error.name} is missing; in the checkout: pip install '.[cluster]'") from error
 
     if kubeconfig and not kubeconfig.is_file():
         raise InvalidError(f"--kubeconfig {kubeconfig}: no such file")
