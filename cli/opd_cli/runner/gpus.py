@@ -1,7 +1,7 @@
 """Which role sees which GPU, where a machine has several: a teacher server beside a rank takes memory and time from it.
 
 A program that is given no device by its own number takes the first one that it sees, so a role is placed by
-CUDA_VISIBLE_DEVICES alone. The evaluator and the endpoint have the machine to themselves, and take its first.
+CUDA_VISIBLE_DEVICES alone. The evaluator and the endpoint have the machine to themselves.
 """
 
 from collections.abc import Mapping, Sequence
