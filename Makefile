@@ -18,8 +18,8 @@ quickstart: setup ## The main job: teachers in Triton -> DeepSpeed distillation 
 reproduce: setup ## The full-length run with three seeds, and the table in docs/
 	@$(PY) tools/reproduce.py
 
-test: setup ## All tests but those of `make e2e`; they need a control plane and helm, built once in 9 minutes
-	@for part in control-plane helm prometheus; do tools/devcluster/build.sh $$part >/dev/null || exit 1; done
+test: setup ## All tests but those of `make e2e`; they need a control plane and helm, built once in 11 minutes
+	@for part in control-plane crdcheck helm prometheus; do tools/devcluster/build.sh $$part >/dev/null || exit 1; done
 	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff, mypy --strict, import-linter, hadolint

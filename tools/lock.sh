@@ -10,8 +10,9 @@ compile() { # NAME SOURCE [uv option...]
     --custom-compile-command "make lock" --output-file "requirements/$name.txt"
 }
 compile operator pyproject.toml --extra=operator
-compile trainer pyproject.toml --extra=trainer
-compile serving pyproject.toml --extra=serving
+# Images have no pip: what a spec may ask for has to be in them. cv2 is what rapidocr needs of it (see override-dependencies).
+compile trainer pyproject.toml - --extra={trainer,rewards,s3} <<<"opencv-python-headless>=4.10"
+compile serving pyproject.toml --extra={serving,s3}
 compile dev pyproject.toml --extra={operator,trainer,serving,dev}
 # What installs the others: uv, as dev.txt has it.
 compile uv - --constraint requirements/dev.txt <<<"uv"

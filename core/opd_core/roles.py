@@ -7,6 +7,14 @@ from pathlib import PurePath
 from opd_core.api.pod import amount
 from opd_core.api.types import OPDDistillation, Placement, Spec
 
+# Rewards of ours whose weights come from the Hugging Face hub, wherever they are computed.
+HUB_REWARDS = frozenset(
+    {
+        *("aesthetic", "clipscore", "geneval", "geneval-flow-grpo", "geneval-partial"),
+        *("hpsv2", "pickscore"),
+    }
+)
+
 
 @dataclass(frozen=True)
 class Probe:

@@ -2,12 +2,14 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from opd_core.exit_codes import ExitCode
 
@@ -35,6 +37,25 @@ def parser() -> argparse.ArgumentParser:
         )
     options.add_argument(
         "--pull-secret", action="append", default=[], metavar="NAME", help="repeatable; Secret in a pod's namespace"
+    )
+    options.add_argument(
+        "--fixed-user",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="pods of distillations run as user and group 65532; without, as whom the cluster gives them",
+    )
+    options.add_argument(
+        "--network-policies",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="close what the pods of distillations do not need",
+    )
+    options.add_argument(
+        "--extra-egress",
+        type=_rules,
+        default=(),
+        metavar="JSON",
+        help="list of NetworkPolicyEgressRules that the policies of distillations have, too",
     )
     options.add_argument(
         "--watch-namespace", action="append", default=[], metavar="NS", help="repeatable; default: all namespaces"
@@ -68,7 +89,17 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         workers=arguments.workers,
         pull_secrets=tuple(arguments.pull_secret),
         resync_seconds=arguments.resync_seconds,
+        fixed_user=arguments.fixed_user,
+        network_policies=arguments.network_policies,
+        extra_egress=arguments.extra_egress,
     )
+
+
+def _rules(text: str) -> tuple[dict[str, Any], ...]:
+    rules = json.loads(text)  # a ValueError is argparse's to tell
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise argparse.ArgumentTypeError(f'not a list of rules: {text}; write e.g. [{{"ports": [{{"port": 9000}}]}}]')
+    return tuple(rules)
 
 
 def _own_namespace() -> str:

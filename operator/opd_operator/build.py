@@ -36,13 +36,14 @@ def build(
     if not manifests:
         return []
     used = sorted({manifest["metadata"]["labels"][names.ROLE] for manifest in manifests})
-    policies = [_policy(context, role) for role in used]
+    policies = [_policy(context, role) for role in used] if settings.network_policies else []
     shared = [context.service_account(), *context.config_maps.values()]
     return [_finished(context, manifest) for manifest in (*shared, *policies, *manifests)]
 
 
 def _policy(context: Context, role: str) -> Manifest:
-    spec = network_policy(context.name, role, remote=context.remote)
+    more = context.settings.extra_egress
+    spec = network_policy(context.name, role, remote=context.remote(role), more=more)
     return context.child("networking.k8s.io/v1", "NetworkPolicy", f"{context.name}-{role}", role, spec=spec)
 
 

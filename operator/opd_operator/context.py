@@ -7,7 +7,7 @@ from typing import Any
 
 from opd_core.api.digests import digest, said
 from opd_core.api.types import API_VERSION, KIND, OPDDistillation, Spec
-from opd_core.roles import Place
+from opd_core.roles import HUB_REWARDS, Place
 from opd_core.uris import parse
 
 from opd_operator import names
@@ -61,7 +61,6 @@ class Context:
         self.name, self.spec = distillation.metadata.name, distillation.spec
         self.namespace: str = obj["metadata"]["namespace"]
         self.content = said(distillation.spec)
-        self.remote = _remote(self.content)
         output = parse(self.spec.student.output.uri)
         self.output_claim = output.place
         self.runs = CLAIMS / output.place / f"{output.path}.runs"
@@ -73,6 +72,12 @@ class Context:
     @property
     def run_folder(self) -> PurePosixPath:
         return self.runs / str(self.run["key"])
+
+    def remote(self, role: str) -> bool:
+        """Whether a role fetches something over HTTPS: from a hub, from a bucket, or the weights of rewards."""
+        scores = role == names.EVALUATOR or (role == names.TRAINER and bool(self.spec.evaluation.every_rounds))
+        rewards = {reward for teacher in self.spec.teachers for reward in teacher.rewards}
+        return _remote(self.content) or (scores and not HUB_REWARDS.isdisjoint(rewards))
 
     @property
     def account(self) -> str:

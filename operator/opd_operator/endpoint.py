@@ -63,6 +63,7 @@ def _revision(context: Context, served: Served) -> Manifest:
         claims=dict.fromkeys([*claims_of(context.content["model"]), context.output_claim], False),
         grace_seconds=_GRACE,
         secrets={settings.api_keys.secret_name: KEYS} if settings.api_keys else {},
+        fixed_user=context.settings.fixed_user,
     )
     surge = settings.rollout.max_surge
     spec = {

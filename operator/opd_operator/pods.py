@@ -34,6 +34,7 @@ def pod_template(
     config_map: str | None,
     claims: Mapping[str, bool],
     grace_seconds: int,
+    fixed_user: bool,
     restart: str = "Always",
     env: Sequence[Mapping[str, Any]] = (),
     more: Mapping[str, Any] | None = None,
@@ -43,6 +44,7 @@ def pod_template(
 
     Args:
         config_map: holds the spec. claims: name -> whether it is mounted for writing.
+        fixed_user: whether it runs as the user of the images, or as the one that the cluster gives it.
         env: for this role only. more: further fields of the pod's spec. secrets: name -> folder it is mounted in.
     """
     volumes: list[dict[str, Any]] = [
@@ -93,9 +95,7 @@ def pod_template(
         "serviceAccountName": service_account,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            **({"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER} if fixed_user else {}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },

@@ -1,20 +1,22 @@
 """Who may talk to whom, how many endpoint pods may leave at once and how many there shall be. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd_core.api.types import API_VERSION, KIND, Autoscaling, Route
 
 from opd_operator import names
 
+_DNS = (53, 5353)  # policies see the pod behind the Service, and OpenShift's DNS pods listen on 5353
 
-def network_policy(name: str, role: str, *, remote: bool) -> dict[str, Any]:
+
+def network_policy(name: str, role: str, *, remote: bool, more: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Everything that is not here is closed.
 
     Args:
-        remote: models or prompts come from outside the cluster, over HTTPS.
+        remote: what the role reads comes from outside the cluster, over HTTPS. more: egress rules of the installation.
     """
-    dns = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
+    dns = {"ports": [{"protocol": protocol, "port": port} for port in _DNS for protocol in ("UDP", "TCP")]}
     outside = [{"ports": [{"protocol": "TCP", "port": 443}]}] if remote else []
     ingress: dict[str, list[dict[str, Any]]] = {
         names.TEACHERS: [
@@ -26,7 +28,7 @@ def network_policy(name: str, role: str, *, remote: bool) -> dict[str, Any]:
         names.EVALUATOR: [],
         names.ENDPOINT: [{"ports": _ports(names.ENDPOINT_HTTP, names.ENDPOINT_METRICS)}],
     }
-    egress: list[dict[str, Any]] = [dns, *outside]
+    egress: list[dict[str, Any]] = [dns, *outside, *(dict(rule) for rule in more)]
     if role == names.TRAINER:
         egress += [_to(name, names.TRAINER), _to(name, names.TEACHERS, names.GRPC, names.HTTP)]
     return {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,4 +20,7 @@ class Settings:
     lease_namespace: str = "default"
     workers: int = 8
     pull_secrets: tuple[str, ...] = ()  # Secrets with which the pods of distillations pull their images
+    fixed_user: bool = True  # of the pods of distillations; else the cluster gives them theirs
+    network_policies: bool = True  # of distillations
+    extra_egress: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicyEgressRules that each of these policies has, too
     resync_seconds: float = 300.0  # between two full listings

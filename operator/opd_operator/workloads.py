@@ -39,6 +39,7 @@ def teachers(context: Context) -> list[Manifest]:
             config_map=config_map,
             claims=dict.fromkeys(claims, False),
             grace_seconds=_SERVER_GRACE,
+            fixed_user=context.settings.fixed_user,
         )
         deployment = {
             "replicas": 1,
@@ -82,6 +83,7 @@ def trainer(context: Context, number: int) -> list[Manifest]:
         config_map=context.config_map(names.TRAINER),
         claims=_claims(context),
         grace_seconds=_TRAINER_GRACE,
+        fixed_user=context.settings.fixed_user,
         restart="Never",
         env=wiring if training.nodes > 1 else (),
         more={"subdomain": service},
@@ -109,6 +111,7 @@ def evaluator(context: Context, key: str, number: int) -> list[Manifest]:
         config_map=context.config_map(names.EVALUATOR),
         claims=_claims(context),
         grace_seconds=_SERVER_GRACE,
+        fixed_user=context.settings.fixed_user,
         restart="Never",
     )
     return [_job(context, names.evaluator(context.name, key, number), names.EVALUATOR, template, pods=1)]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from devcluster.control_plane import ControlPlane
 from helm_chart import CHART, GOLDEN, README, REPOSITORY, golden, helm, readme, values, values_files
+from opd_operator.__main__ import parser, settings_of
 from opd_operator.cache import Cache
 from opd_operator.metrics import Metrics
 from opd_operator.queue import WorkQueue
@@ -122,6 +124,13 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
         ("commonLabels.team=1", "/commonLabels/team"),
         ("extraEnv[0].value=1", "name"),
         ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0"),
+        ("networkPolicy.scrapers[0].pod=x", "pod"),
+        ("networkPolicy.distillations.extraEgress[0].port=1", "port"),
+        ("fixedUser=maybe", "/fixedUser"),
+        ("fullnameOverride=A b", "/fullnameOverride"),
+        ("resyncSeconds=1", "/resyncSeconds"),
+        ("extraArgs={workers=3}", "/extraArgs/0"),
+        ("extraVolumes[0].secret=x", "name"),
         ("metrics.podMonitor.interval=30", "/metrics/podMonitor/interval"),
         ("metrics.dashboards.enabled=yes", "/metrics/dashboards/enabled"),
     ],
@@ -231,6 +240,83 @@ def test_the_network_policy_is_about_the_operator_alone() -> None:
     assert namespaces["values"] == ["production", "research"]
 
 
+def test_what_is_decided_about_distillations_reaches_the_operator() -> None:
+    rules = [{"ports": [{"port": 9000, "protocol": "TCP"}]}, {"to": [{"ipBlock": {"cidr": "10.0.0.9/32"}}]}]
+    plain = settings_of(parser().parse_args(arguments(render())))
+    assert (plain.fixed_user, plain.network_policies, plain.extra_egress) == (True, True, ())
+    documents = render(
+        *("--set-json", f"networkPolicy.distillations.extraEgress={json.dumps(rules)}"),
+        *(
+            "--set",
+            "networkPolicy.distillations.enabled=false,fixedUser=false,resyncSeconds=60,extraArgs={--workers=3}",
+        ),
+    )
+    changed = settings_of(parser().parse_args(arguments(documents)))
+    assert (changed.fixed_user, changed.network_policies, list(changed.extra_egress)) == (False, False, rules)
+    assert (changed.resync_seconds, changed.workers) == (60, 3)
+
+
+def test_a_cluster_may_give_pods_their_user() -> None:
+    documents = render("--set", "fixedUser=false")
+    assert "65532" not in json.dumps(documents)
+    for pod in (operator_pod(documents), of_kind(documents, "Pod")[0]["spec"]):
+        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_security_contexts_are_laid_over_what_restricted_asks_for() -> None:
+    documents = render(*("--set", "podSecurityContext.runAsUser=1000,podSecurityContext.fsGroup=7"),
+                       *("--set", "securityContext.privileged=false"))  # fmt: skip
+    pod = operator_pod(documents)
+    assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["fsGroup"]) == (1000, 7)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    context = pod["containers"][0]["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert context["privileged"] is False
+
+
+def test_certificates_of_a_proxy_can_be_mounted() -> None:
+    documents = render(
+        *("--set", "extraVolumes[0].name=ca,extraVolumes[0].configMap.name=corporate-ca"),
+        *("--set", "extraVolumeMounts[0].name=ca,extraVolumeMounts[0].mountPath=/etc/ssl/corporate"),
+        *("--set", "podLabels.team=ml"),
+    )
+    pod = operator_pod(documents)
+    assert {"name": "ca", "configMap": {"name": "corporate-ca"}} in pod["volumes"]
+    assert {"name": "ca", "mountPath": "/etc/ssl/corporate"} in pod["containers"][0]["volumeMounts"]
+    (deployment,) = of_kind(documents, "Deployment")
+    assert deployment["spec"]["template"]["metadata"]["labels"]["team"] == "ml"
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ("nameOverride=", "release-diffusion-opd"),
+        ("nameOverride=opd", "release-opd"),
+        ("nameOverride=release", "release"),
+        ("fullnameOverride=distiller", "distiller"),
+    ],
+)
+def test_names_can_be_chosen(values: str, name: str) -> None:
+    documents = render("--set", values)
+    (deployment,) = of_kind(documents, "Deployment")
+    assert deployment["metadata"]["name"] == name
+    assert f"--lease-name={name}" in arguments(documents)
+    assert all(document["metadata"]["name"].startswith(name) for document in documents)
+
+
+def test_its_metrics_can_be_closed_to_all_but_the_scrapers() -> None:
+    """Those of all namespaces are behind that port."""
+    peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    documents = render("--set-json", f"networkPolicy.scrapers={json.dumps([peer])}")
+    (policy,), (test,) = of_kind(documents, "NetworkPolicy"), of_kind(documents, "Pod")
+    metrics, probes = policy["spec"]["ingress"]
+    ours, theirs = metrics["from"]
+    assert theirs == peer
+    assert ours["podSelector"]["matchLabels"].items() <= test["metadata"]["labels"].items()
+    assert [port["port"] for port in metrics["ports"]] == [8080]
+    assert probes == {"ports": [{"protocol": "TCP", "port": 8081}]}
+
+
 # ------------------------------------------------------------------------------------------------ helm test
 
 
@@ -291,3 +377,32 @@ def test_the_api_server_takes_every_object(name: str, control_plane: ControlPlan
         control_plane.kubectl("create", "namespace", namespace)
     manifest = yaml.safe_dump_all(with_values(name), sort_keys=False)
     control_plane.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=manifest)
+
+
+def test_an_upgrade_keeps_what_was_chosen_and_takes_what_is_new(
+    control_plane: ControlPlane, repository: Path, tmp_path: Path
+) -> None:
+    """As docs/upgrade.md says it: --reuse-values would take the old chart's defaults (https://github.com/helm/helm/issues/9000)."""
+    old = shutil.copytree(CHART, tmp_path / "old")
+    for file, new in (("values.yaml", r"^resyncSeconds:.*\n"), ("templates/operator.yaml", r"^ +- --resync.*\n")):
+        text = (old / file).read_text()
+        (old / file).write_text(re.sub(new, "", text, flags=re.M))
+        assert (old / file).read_text() != text
+    (documented,) = re.findall(r"^    helm (upgrade .*)$", (repository / "docs" / "upgrade.md").read_text(), re.M)
+    place = ("--kubeconfig", control_plane.kubeconfig)
+    chosen = ("--set", "crds.install=false,workers=3", "--namespace", "upgraded", "--create-namespace")
+    done = helm("install", "diffusion-opd", old, *place, *chosen)
+    assert done.returncode == 0, done.stderr
+    command = documented.replace("opd-system", "upgraded").replace(" --wait", "").split()
+    done = helm(*(str(repository / word) if word.startswith("charts/") else word for word in command), *place)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(control_plane.kubectl("get", "-n", "upgraded", "deployment/diffusion-opd", "-o", "json"))
+    flags = found["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert {"--workers=3", "--resync-seconds=300"} <= set(flags)
+
+
+def test_the_api_server_keeps_the_type_as_the_chart_has_it(control_plane: ControlPlane) -> None:
+    """Nothing is added, or tools that compare the two would say for ever that they differ."""
+    (rendered,) = render("--set", "crds.install=true", "--show-only", "templates/crd.yaml")
+    stored = json.loads(control_plane.kubectl("get", "crd", rendered["metadata"]["name"], "-o", "json"))
+    assert stored["spec"] == {"conversion": {"strategy": "None"}, **rendered["spec"]}

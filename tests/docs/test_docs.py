@@ -87,9 +87,9 @@ def test_every_reason_has_its_page_in_the_runbook(repository):
 def test_specs_in_the_pages_are_valid(pages):
     for file, text in pages.items():
         for block in re.findall(r"```ya?ml\n(.*?)```", text, re.S):
-            content = yaml.safe_load(block)
-            if isinstance(content, dict) and content.get("kind") == "OPDDistillation":
-                assert check_spec(content, file.name)
+            for content in yaml.safe_load_all(block):
+                if isinstance(content, dict) and content.get("kind") == "OPDDistillation":
+                    assert check_spec(content, file.name)
 
 
 def test_quoted_figures_are_those_that_a_benchmark_wrote(pages):

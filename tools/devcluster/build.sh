@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
 # Builds what the development cluster runs from Go modules; what is there already is skipped. Prints the folder.
-# usage: build.sh control-plane | node | helm | prometheus | traefik      `node` includes the control plane
+# usage: build.sh control-plane | node | crdcheck | helm | prometheus | traefik      `node` includes the control plane
 # Go is the one of PATH if it is new enough, else the one of .venv; Prometheus comes from Debian's package.
 # OPD_KUBERNETES_VERSION picks another Kubernetes, OPD_DEVCLUSTER_CACHE another place for the programs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-what=${1:?control-plane, node, helm, prometheus or traefik}
+what=${1:?control-plane, node, crdcheck, helm, prometheus or traefik}
 pinned=v1.36.3
 go_wanted=1.26 # of kube/go.mod
 version=${OPD_KUBERNETES_VERSION:-$pinned}
 bin=${OPD_DEVCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/diffusion-opd/devcluster}/$version
 mkdir -p "$bin"
-exec 9>"$bin/.lock" && flock 9 # two builds at once would only take twice as long
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export GOFLAGS="-buildvcs=false -trimpath" CGO_ENABLED=0
 
 say() { printf 'devcluster: %s\n' "$*" >&2; }
+
+alone() { # PART: two builds of one at once would only take twice as long; who wants another part does not wait
+  exec 9>"$bin/.$1.lock" && flock 9
+}
 
 need_go() { # puts a Go that is new enough first into PATH
   local go version
@@ -83,6 +86,20 @@ control_plane() {
   fi
   local name
   for name in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do ln -sfn kube "$bin/$name"; done
+}
+
+# What the oldest Kubernetes that the chart admits makes of a type; the version is in crdcheck/go.mod.
+crdcheck() {
+  local library program
+  library=$(sed -n 's|^\tk8s.io/apiextensions-apiserver ||p' "$here/crdcheck/go.mod")
+  program=crdcheck-$library
+  if [ ! -x "$bin/$program" ]; then
+    need_go
+    say "building the check of types of Kubernetes 1${library#v0} (2 minutes on 2 cores)"
+    (cd "$here/crdcheck" && go build -o "$work/$program" -ldflags "-s -w" .)
+    mv "$work/$program" "$bin/$program"
+  fi
+  ln -sfn "$program" "$bin/crdcheck"
 }
 
 node() {
@@ -154,12 +171,18 @@ prometheus() {
   mv unpacked/usr/bin/prometheus unpacked/usr/bin/promtool "$bin/"
 }
 
+if [ "$what" = node ]; then
+  alone control-plane
+  control_plane
+fi
+alone "$what"
 case $what in
   control-plane) control_plane ;;
-  node) control_plane; node ;;
+  node) node ;;
+  crdcheck) crdcheck ;;
   helm) install helm helm.sh/helm/v4/cmd/helm@v4.3.1 ;;
   prometheus) prometheus ;;
   traefik) traefik ;;
-  *) say "what is $what? control-plane, node, helm, prometheus or traefik"; exit 2 ;;
+  *) say "what is $what? control-plane, node, crdcheck, helm, prometheus or traefik"; exit 2 ;;
 esac
 echo "$bin"

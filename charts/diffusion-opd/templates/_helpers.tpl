@@ -14,7 +14,9 @@ app.kubernetes.io/component: operator
 {{- end }}
 
 {{- define "diffusion-opd.name" -}}
-{{- if contains "diffusion-opd" .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-diffusion-opd" .Release.Name | trunc 50 | trimSuffix "-" }}{{ end }}
+{{- $chart := .Values.nameOverride | default .Chart.Name -}}
+{{- $made := contains $chart .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $chart) -}}
+{{- .Values.fullnameOverride | default $made | trunc 50 | trimSuffix "-" -}}
 {{- end }}
 
 {{- /* Image of a role: list of the root context and the role. */ -}}
@@ -24,18 +26,17 @@ app.kubernetes.io/component: operator
 {{- $root.Values.images.registry }}{{ $name }}{{ if not (contains "@" $name) }}:{{ $root.Values.images.tag | default $root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
-{{- /* A restricted pod that runs as the images' user. */ -}}
+{{- /* A restricted pod that runs as the images' user, or as the one that the cluster gives it. */ -}}
 {{- define "diffusion-opd.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-seccompProfile: {type: RuntimeDefault}
+{{- $user := .Values.fixedUser | ternary (dict "runAsUser" 65532 "runAsGroup" 65532) dict -}}
+{{- $restricted := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- merge (deepCopy .Values.podSecurityContext) $user $restricted | toYaml -}}
 {{- end }}
 
 {{- define "diffusion-opd.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
+{{- $none := dict "drop" (list "ALL") -}}
+{{- $restricted := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" $none -}}
+{{- mergeOverwrite $restricted (deepCopy .Values.securityContext) | toYaml -}}
 {{- end }}
 
 {{- /* What the operator may do where its distillations live. A test holds it equal to what it does. */ -}}

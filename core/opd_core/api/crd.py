@@ -133,7 +133,10 @@ def _structural(part: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
     if part.get("x-kubernetes-int-or-string"):
         del found["type"]
     if "pattern" in part:  # as a rule, whose sentence people understand
-        found[_RULES] = [cel.pattern(part["pattern"], number="type" not in found)]
+        if "type" in found:
+            found[_RULES] = [cel.pattern(part["pattern"])]
+        else:
+            found |= {"pattern": part["pattern"], _RULES: [cel.quantity()]}
     if "patternProperties" in part:
         ((form, values),) = part["patternProperties"].items()
         found[_RULES] = cel.keys(part["propertyNames"]["maxLength"], form)

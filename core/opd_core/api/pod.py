@@ -34,6 +34,11 @@ def amount(quantity: str) -> Decimal:
     return Decimal(quantity.removesuffix(suffix)).scaleb(_SUFFIXES[suffix])
 
 
+def devices(quantity: str | None) -> int | None:
+    """The whole number that a quantity of devices is, as the API server's rules read it."""
+    return int(quantity) if quantity and quantity.isdecimal() and int(quantity) < 2**63 else None
+
+
 class SecretKey(Model):
     name: LocalName = Field(description="A Secret of the object's own namespace.")
     key: Annotated[str, Field(max_length=253, pattern=sentences.DATA_KEY_PATTERN)] = Field(
@@ -63,12 +68,15 @@ class Volume(Model):
     config_map: LocalName | None = Field(default=None, description="A ConfigMap of the same namespace.")
 
 
+_MANY = 8
+
+
 class Resources(Model):
     requests: dict[LabelKey, Quantity] = Field(
-        default_factory=dict, max_length=16, description="Resources the pod is scheduled by, e.g. cpu, memory."
+        default_factory=dict, max_length=_MANY, description="Resources the pod is scheduled by, e.g. cpu, memory."
     )
     limits: dict[LabelKey, Quantity] = Field(
-        default_factory=dict, max_length=16, description="Resources the pod may use at most, e.g. nvidia.com/gpu."
+        default_factory=dict, max_length=_MANY, description="Resources the pod may use at most, e.g. nvidia.com/gpu."
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from opd_core.api import sentences
 from opd_core.api.affinity import Affinity, LabelExpression, LabelSelector, NodeExpression
-from opd_core.api.pod import EnvVar, Pod, Resources, Toleration, Volume, amount
+from opd_core.api.pod import EnvVar, Pod, Resources, Toleration, Volume, amount, devices
 from opd_core.api.sentences import Problem, shown
 from opd_core.api.types import LearningRateSchedule, ObjectiveType, SamplerType, Solver, Spec
 
@@ -209,11 +209,12 @@ def _resources(path: str, resources: Resources) -> Iterator[Problem]:
     for kind, named in (("requests", resources.requests), ("limits", resources.limits)):
         if unknown := [name for name in named if name not in RESOURCES and "/" not in name]:
             yield sentences.NO_RESOURCE.problem(f"{path}.{kind}", unknown, known=", ".join(RESOURCES))
-    requests = {name: amount(request) for name, request in resources.requests.items()}
-    limits = {name: amount(limit) for name, limit in resources.limits.items()}
-    if devices := [name for name, request in requests.items() if "/" in name and request != limits.get(name)]:
-        yield sentences.DEVICE.problem(f"{path}.requests", devices)
-    if above := [k for k, request in requests.items() if "/" not in k and k in limits and request > limits[k]]:
+    requests, limits = resources.requests, resources.limits
+    asked = {name: devices(request) for name, request in requests.items() if "/" in name}
+    if wrong := [name for name, number in asked.items() if number is None or number != devices(limits.get(name))]:
+        yield sentences.DEVICE.problem(f"{path}.requests", wrong)
+    both = [name for name in RESOURCES if name in requests and name in limits]
+    if above := [name for name in both if amount(requests[name]) > amount(limits[name])]:
         yield sentences.ABOVE_LIMIT.problem(f"{path}.requests", above)
 
 
