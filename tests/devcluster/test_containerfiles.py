@@ -1,9 +1,12 @@
 """The recipes for images that cannot be built here: what can be checked without a registry."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROLES = ("operator", "trainer", "teacher", "endpoint")
 
@@ -27,6 +30,11 @@ def test_packages_come_from_pinned_requirements_alone(lines: list[str], reposito
     (name,) = re.findall(r"wheels\.sh packages (\w+)", "\n".join(runs))
     assert (repository / "requirements" / f"{name}.txt").exists()
     assert any(line.startswith("COPY ") and f"requirements/{name}.txt" in line for line in lines)
+
+
+def test_a_mirror_of_packages_can_be_named(lines: list[str]) -> None:
+    """Where packages are fetched, which is the first stage alone."""
+    assert lines.index("FROM ${BASE} AS wheels") < lines.index("ARG PIP_INDEX_URL") < lines.index("FROM ${BASE}")
 
 
 def test_it_copies_what_exists(lines: list[str], repository: Path) -> None:
@@ -60,3 +68,23 @@ def test_the_build_gets_what_the_project_is_built_from(repository: Path) -> None
     assert packages
     for folder in re.findall(r'"([^"/]+)/', packages[1]):
         assert f"!{folder}" in ignored
+
+
+@pytest.mark.parametrize("workflow", ["ci", "release"])
+def test_workflows_build_all_of_them(workflow: str, repository: Path) -> None:
+    content = yaml.safe_load((repository / ".github" / "workflows" / f"{workflow}.yaml").read_text())
+    job = content["jobs"]["images"]
+    assert tuple(job["strategy"]["matrix"]["role"]) == ROLES
+    assert "images/${{ matrix.role }}.Containerfile" in str(job["steps"])
+
+
+def test_a_release_makes_the_chart_name_its_images(repository: Path) -> None:
+    """By the lines of values.yaml as they are."""
+    release = (repository / ".github" / "workflows" / "release.yaml").read_text()
+    (command,) = re.findall(r'sed -i "(.*)" charts/diffusion-opd/values.yaml', release)
+    env = {**os.environ, "REGISTRY": "ghcr.io/team", "GITHUB_REF_NAME": "v1.2.3"}
+    values = repository / "charts" / "diffusion-opd" / "values.yaml"
+    script = f'sed "{command}" {values}'
+    done = subprocess.run(["bash", "-euc", script], env=env, capture_output=True, text=True, check=True)
+    images = yaml.safe_load(done.stdout)["images"]
+    assert (images["registry"], images["tag"]) == ("ghcr.io/team/", "v1.2.3")

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from devcluster.control_plane import ControlPlane
 from devcluster.control_plane import control_plane as run_control_plane
+from devcluster.node import Node
 
 STARTER = """
 import time
@@ -41,6 +43,25 @@ def test_the_audit_log_tells_who_did_what(control_plane: ControlPlane) -> None:
 def test_a_refused_request_raises_what_the_server_said(control_plane: ControlPlane) -> None:
     with pytest.raises(RuntimeError, match='namespaces "absent" not found'):
         control_plane.kubectl("get", "namespace", "absent")
+
+
+def test_the_claims_of_the_first_distillation_find_volumes(
+    control_plane: ControlPlane, repository: Path, tmp_path: Path
+) -> None:
+    """As after `make cluster-up`: claims of the default StorageClass, which the page does not name."""
+    node = Node(control_plane.binaries, control_plane.kubeconfig, control_plane.audit_log, "any", tmp_path)
+    node.make_default_volumes()
+    try:
+        node.kubectl("create", "namespace", "claims")
+        objects = [*yaml.safe_load_all((repository / "examples" / "tiny" / "claims.yaml").read_text())]
+        claims = [each for each in objects if each["kind"] == "PersistentVolumeClaim"]
+        node.kubectl("apply", "-n", "claims", "-f", "-", stdin=yaml.safe_dump_all(claims))
+        for claim in claims:
+            name = f"pvc/{claim['metadata']['name']}"
+            node.kubectl("wait", name, "-n", "claims", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s")
+    finally:
+        node.kubectl("delete", "namespace", "claims", "--wait=false")
+        node.kubectl("delete", "storageclass", "folders")
 
 
 def test_a_second_one_runs_beside_it_and_restarts(control_plane: ControlPlane) -> None:

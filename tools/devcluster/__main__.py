@@ -23,7 +23,9 @@ def main() -> int:
     try:
         match arguments.command:
             case "up":
-                print(f"export KUBECONFIG={node.up(arguments.name).kubeconfig}")
+                running = node.up(arguments.name)
+                running.make_default_volumes()
+                print(f"export KUBECONFIG={running.kubeconfig}")
             case "down":
                 node.down(arguments.name, arguments.images)
             case "images":

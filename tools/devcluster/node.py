@@ -83,6 +83,25 @@ class Node(Cluster):
         self.kubectl("apply", "-f", "-", stdin=json.dumps({**meta, "spec": spec}))
         return volume
 
+    def make_default_volumes(self, count: int = 16) -> None:
+        """A default StorageClass and `count` empty volumes of it, folders of the cluster: claims find one at once."""
+        names = {"name": "folders", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}
+        kind = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": names}
+        items: list[dict[str, Any]] = [{**kind, "provisioner": "kubernetes.io/no-provisioner"}]
+        for index in range(count):
+            folder = self.folder / "volumes" / str(index)
+            folder.mkdir(parents=True)
+            folder.chmod(0o777)  # whoever the pods are
+            spec = {
+                "accessModes": ["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany"],
+                "storageClassName": "folders",
+                "capacity": {"storage": _SIZE},
+                "hostPath": {"path": str(folder), "type": "Directory"},
+            }
+            meta = {"name": f"folder-{index}"}
+            items.append({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": meta, "spec": spec})
+        self.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+
     def make_claim(self, claim: str, namespace: str, host_folder: Path) -> None:
         """A PersistentVolumeClaim that is bound to a volume of `host_folder`."""
         volume = self.make_volume(claim, namespace, host_folder)
