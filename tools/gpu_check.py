@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +102,12 @@ class Bench:
         )  # fmt: skip
 
 
+@cache
+def weight(key: str, shape: tuple[int, ...]) -> Tensor:
+    """Drawn once, by key: every device and precision gets the same, and billions of draws take half a minute."""
+    return draw(shape, "weight", key)
+
+
 def bench(size: dict[str, Any], device: torch.device, precision: Precision) -> Bench:
     width = size["config"]["caption_projection_dim"]
 
@@ -114,8 +120,7 @@ def bench(size: dict[str, Any], device: torch.device, precision: Precision) -> B
             finally:
                 torch.set_default_dtype(torch.float32)
         for key, parameter in transformer.named_parameters():
-            # Drawn by key, so that every device and precision gets the same.
-            parameter.data.copy_(draw(parameter.shape, "weight", key) * width**-0.5)
+            parameter.data.copy_(weight(key, tuple(parameter.shape)) * width**-0.5)
             parameter.requires_grad_(False)
         lora = LoRA()
         add_student_adapter(

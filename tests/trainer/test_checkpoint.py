@@ -16,6 +16,7 @@ from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import World
 from opd_trainer.loop import distil
 from opd_trainer.run import Run
+from safetensors.torch import load_file, save_file
 
 IDENTITY = Identity(
     training_digest="sha256:a", base="sha256:b", teachers={"ocr": "sha256:c"}, prompts={"ocr": "sha256:d"},
@@ -100,6 +101,15 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(make_run: Callable[..., R
             with pytest.raises(InvalidError, match="round-000001 is damaged.*older one"):
                 checkpoint.load(folder, manifest, run.engine, run.ema, IDENTITY, run.world)
             (folder / name).write_bytes(content)
+    for name in (checkpoint.EMA, checkpoint.STUDENT, "optimizer-00000.safetensors"):
+        whole = load_file(folder / name)
+        first = next(key for key, tensor in whole.items() if tensor.numel() > 1)
+        fewer = {key: tensor for key, tensor in whole.items() if key.partition(".")[0] != first.partition(".")[0]}
+        for other in ({**whole, first: torch.ones(1)}, fewer):  # whole files of something else
+            save_file(other, folder / name)
+            with pytest.raises(InvalidError, match="round-000001 is damaged"):
+                checkpoint.load(folder, manifest, run.engine, run.ema, IDENTITY, run.world)
+        save_file(whole, folder / name)
     for text in (json.dumps({"round": 1}), "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")):
         (folder / checkpoint.MANIFEST).write_text(text)
         with pytest.raises(InvalidError, match="cannot be read"):

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from opd_trainer.engine import copy_all
+
 
 class Ema:
     """Averages float32 parameters over rounds, on their device."""
@@ -29,18 +31,11 @@ class Ema:
         """
         trained = [parameter.detach().clone() for parameter in self._parameters]
         try:
-            _copy(self.tensors, self._parameters)
+            copy_all(self.tensors, self._parameters)
             yield
         finally:
-            _copy(trained, self._parameters)
+            copy_all(trained, self._parameters)
 
-    @torch.no_grad()
     def load(self, tensors: Sequence[Tensor]) -> None:
-        for ours, theirs in zip(self.tensors, tensors, strict=True):
-            ours.copy_(theirs)
-
-
-@torch.no_grad()
-def _copy(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+        """Raises ValueError: they are of other parameters."""
+        copy_all(tensors, self.tensors)

@@ -138,15 +138,23 @@ class Engine:
 
     @torch.no_grad()
     def restore(self, parameters: Sequence[Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
-        """Continue with what `parameters` and `optimizer_state` were when they were saved. All ranks must call it."""
-        for ours, theirs in zip(self.parameters, parameters, strict=True):
-            ours.copy_(theirs)
+        """Continue with what `parameters` and `optimizer_state` were when they were saved. All ranks must call it.
+
+        Raises:
+            ValueError: they are of other parameters.
+        """
+        copy_all(parameters, self.parameters)
         if self._zero_stage > 0:  # its masters are copies
             self._engine.optimizer.refresh_fp32_params()
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in optimizer_state.items():
             i, _, name = key.partition(".")
             state.setdefault(int(i), {})[name] = tensor
+        owned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        shapes = {i: parameter.shape for i, parameter in enumerate(owned)}
+        found = {(i, tensor.shape) for i, of_one in state.items() for tensor in of_one.values() if tensor.ndim > 0}
+        if state and found != set(shapes.items()):  # none at all before the first step: torch makes it then
+            raise ValueError("the optimizer's state is of other parameters")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -155,6 +163,20 @@ class Engine:
 
     def close(self) -> None:
         self._engine.destroy()
+
+
+@torch.no_grad()
+def copy_all(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Every number of `values` to `targets`.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    found, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (values, targets))
+    if found != wanted:
+        raise ValueError(f"{len(found)} tensors do not have the shapes of the {len(wanted)} parameters")
+    for value, target in zip(values, targets, strict=True):
+        target.copy_(value)
 
 
 def learning_rate(optimizer: Optimizer, rounds: int, round_: int) -> float:
