@@ -1,10 +1,12 @@
 """What fits on a card: the accounting on SD3.5-Medium's real configuration, and the choice made from it."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +88,20 @@ def test_the_defaults_fit_the_card(card: int, images: int, expected: tuple[int, 
     assert chosen.fits
     assert chosen.needed + RESIDENT < card * GIB
     assert images % chosen.micro_batch_size == 0
+
+
+def test_the_documented_table_is_the_plans(repository: Path) -> None:
+    text = (repository / "docs" / "training.md").read_text()
+    rows = re.findall(r"\| (\d+) GB \| (\d+) \| (\d+) \| (on|off) \| (\d) \| (\d+) GiB \|", text)
+    assert len(rows) == 6
+    for card, images, *told in rows:
+        chosen = plan(MEDIUM, int(images), int(card) * GIB - RESIDENT, Passes.ONE)
+        switch = "on" if chosen.gradient_checkpointing else "off"
+        assert told == [
+            str(chosen.micro_batch_size), switch, str(chosen.in_flight + 1), str(round(chosen.needed / GIB)),
+        ]  # fmt: skip
+    line = f"a rank's 9 images of a round: {plan(MEDIUM, 9, 80 * GIB - RESIDENT, Passes.ONE)}"
+    assert line in text
 
 
 def test_what_the_spec_says_stays(make_spec: Any) -> None:
