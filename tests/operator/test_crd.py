@@ -293,8 +293,8 @@ def test_a_map_may_lose_its_last_key(api: Api) -> None:
     api.submit("emptied")
     obj = {"apiVersion": crd.API_VERSION, "kind": crd.KIND, "metadata": {"name": "emptied"}}
     for status in (
-        {"stageTimes": {"Trained": {}}, "run": {"images": {"a": "b"}}},
-        {"stageTimes": {}, "run": {"images": {}}},
+        {"observedGeneration": 1, "stageTimes": {"Trained": {}}, "run": {"images": {"a": "b"}}},
+        {"observedGeneration": 1, "stageTimes": {}, "run": {"images": {}}},
     ):
         path = api.path("opddistillations", "emptied", "status") + "?fieldManager=opd-operator&force=true"
         kept = api.call("PATCH", path, {**obj, "status": status}, "application/apply-patch+yaml")
