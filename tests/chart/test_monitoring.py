@@ -156,6 +156,17 @@ def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     assert tested == {rule["alert"] for rule in rules()}
 
 
+def test_the_page_leads_from_each_alert_to_where_it_says_itself() -> None:
+    """For who has the page and not the address that the pager gives."""
+    links = dict(re.findall(r"^\| `(OPD\w+)` \| .*\]\(([^)]*)\) \| `kubectl ", PAGE.read_text(), re.M))
+    urls = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules()}
+    assert set(links) == set(urls)
+    for alert, url in urls.items():
+        page, _, section = url.removeprefix("docs/").partition("#")
+        assert links[alert].partition("#")[0] == ("" if page == "monitoring.md" else page)
+        assert "{{" in section or links[alert].partition("#")[2] == section
+
+
 def test_alerts_and_their_tests_are_about_series_that_exist(exported: Exported) -> None:
     for rule in rules():
         for query in (rule["expr"], *re.findall(r'printf "([^"]*)"', str(rule["annotations"]))):
