@@ -35,7 +35,7 @@ def started(port: int, *arguments: object) -> Iterator[tuple[subprocess.Popen, s
     url = f"http://127.0.0.1:{port}"
     program = subprocess.Popen(command(f"--port={port}", *arguments), stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: status(url, "/livez") is not None, 90)
+        wait_until(lambda: status(url, "/livez") is not None, 300)
         yield program, url
     finally:
         if program.poll() is None:
@@ -61,7 +61,7 @@ def test_it_loads_guards_serves_drains_and_exits_0(student, tiny_claims, free_po
     )
     arguments = (f"--student={student}", f"--claims={tiny_claims}", f"--api-keys={keys}", "--served-name=mine")
     with started(free_port(), *arguments) as (program, url):
-        wait_until(lambda: status(url, "/readyz") == 200, 90)
+        wait_until(lambda: status(url, "/readyz") == 200, 300)
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="sesame", max_retries=0)
         assert client.models.list().data[0].id == "mine"
         assert client.with_options(api_key="other").images.generate(prompt="a").data
@@ -127,7 +127,7 @@ def test_health_and_metrics_on_a_port_of_their_own_leave_the_api_alone(student, 
     arguments = (f"--student={student}", f"--claims={tiny_claims}", f"--metrics-port={metrics_port}")
     with started(metrics_port, f"--port={port}", *arguments) as (_, metrics_url):
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: status(metrics_url, "/readyz") == 200, 90)
+        wait_until(lambda: status(metrics_url, "/readyz") == 200, 300)
         for path in ("/livez", "/readyz", "/health", "/v2", "/metrics"):
             assert (status(url, path), status(metrics_url, path)) == (404, 200)
         for path in ("/v1/models", "/"):
@@ -150,7 +150,7 @@ def test_a_served_name_can_stand_in_an_address(settings, name, code):
 
 def test_a_second_signal_does_not_wait(student, tiny_claims, free_port):
     with started(free_port(), f"--student={student}", f"--claims={tiny_claims}") as (program, url):
-        wait_until(lambda: status(url, "/readyz") == 200, 90)
+        wait_until(lambda: status(url, "/readyz") == 200, 300)
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         body = json.dumps({"prompt": "a", "n": 10, "steps": 100})
         connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
@@ -210,7 +210,7 @@ def test_settings_that_cannot_work_are_named(refusal, student, tiny_claims, tmp_
 def test_a_client_with_an_open_connection_loses_nothing_while_the_server_leaves(student, tiny_claims, free_port):
     """As behind a Kubernetes Service: what is connected stays connected until one side closes."""
     with started(free_port(), f"--student={student}", f"--claims={tiny_claims}", "--leave-seconds=3") as (program, url):
-        wait_until(lambda: status(url, "/readyz") == 200, 90)
+        wait_until(lambda: status(url, "/readyz") == 200, 300)
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         body = json.dumps({"prompt": "a", "steps": 2})
 
