@@ -114,8 +114,9 @@ def _follow(run: Run, trainer: Job, teachers: list[Server]) -> None:
             if code <= 128:
                 raise trainer.failure()
             reached = run.work.checkpoint()
-            at = "before its first checkpoint" if reached is None else f"at the checkpoint of round {reached}"
-            raise run.stop.error(f"stopped {at}; the same command continues there")
+            if reached is None:
+                raise run.stop.error("stopped before its first checkpoint; the same command begins again")
+            raise run.stop.error(f"stopped at the checkpoint of round {reached}; the same command continues there")
         if trainer.finished():
             return
         if run.stop.asked and not draining:
