@@ -18,7 +18,7 @@ from opd_operator import names
 from opd_operator.metrics import ApiMetrics
 
 _TIMEOUT = 30.0  # seconds of one request
-PAGE = 100  # objects in an answer: parsed, one takes some 50 kB
+PAGE = 20  # objects in an answer: one takes some 50 kB parsed, and 3 MiB if somebody makes it as large as it may be
 
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 PATCH = "application/json-patch+json"

@@ -214,8 +214,11 @@ def honest_pod(host: str) -> Iterator[list[int]]:
         def do_GET(self) -> None:
             asked[0] += 1
             self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({**HONEST, "round": asked[0]}).encode())
+            try:
+                self.end_headers()
+                self.wfile.write(json.dumps({**HONEST, "round": asked[0]}).encode())
+            except OSError:
+                pass  # on a busy machine the operator may not have waited
 
         def log_message(self, *_: Any) -> None: ...
 
@@ -287,6 +290,7 @@ def attack(api: Api, ip: str, rng: random.Random, number: int) -> None:
             api.patch("opddistillations", name, {"status": {"progress": progress, "phase": said[:60]}}, "status")
 
 
+@pytest.mark.timeout(SECONDS + 500)
 def test_the_honest_one_is_served_all_the_while(api: Api, second_api: Api, start: Callable[..., Operator]) -> None:
     rng = random.Random(7)
     network = f"127.{20 + os.getpid() % 200}.{os.getpid() // 200 % 250}"
