@@ -339,7 +339,9 @@ class Rollout(Model):
     max_surge: int = Field(
         default=1, ge=0, le=1, description="Pods beyond `replicas` during a rollout; 0 where no GPU is to spare."
     )
-    max_error_rate: float = Field(default=0.02, ge=0, le=1, description="Share of failed requests that rolls back.")
+    max_error_rate: float = Field(
+        default=0.02, ge=0, le=1, description="Share of images, of ten or more, that may fail."
+    )
 
 
 class Autoscaling(Model):
