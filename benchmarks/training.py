@@ -50,11 +50,10 @@ from opd_core.conditioning import stack
 from opd_core.diffusion.noise import draw
 from opd_core.models.adapters import adapter_parameters, load_adapter, use_adapter
 from opd_core.models.pipeline import load_model
-from opd_core.precision import TORCH_DTYPES
+from opd_core.precision import TORCH_DTYPES, arithmetic
 from opd_core.uris import resolve
 from opd_trainer.engine import World, init_distributed
 from opd_trainer.loop import train
-from opd_trainer.precision import arithmetic
 from opd_trainer.prompts import training_prompt
 from opd_trainer.record import RoundRecord
 from opd_trainer.run import Run
@@ -144,7 +143,7 @@ def published(spec: Spec, claims: Path, device: str) -> Variant:
                 device
             )
             states, targets = [x], []
-            with torch.no_grad(), arithmetic(model.device, training.precision):
+            with torch.no_grad(), arithmetic(model.device, model.dtype):
                 use_adapter(model.transformer, STUDENT)
                 for j in range(len(path)):
                     states.append(mean(states[-1], velocity(states[-1], j, embeds, pooled, training.guidance_scale), j))
@@ -155,7 +154,7 @@ def published(spec: Spec, claims: Path, device: str) -> Variant:
         use_adapter(model.transformer, STUDENT)
         for states, targets, embeds, pooled in collected:
             for j in range(len(path)):
-                with arithmetic(model.device, training.precision):
+                with arithmetic(model.device, model.dtype):
                     ours = mean(states[j], velocity(states[j], j, embeds, pooled, training.guidance_scale), j)
                 loss = 0.5 * (ours - targets[j]).square().mean()
                 (loss / (len(tasks) * len(path))).backward()
@@ -181,7 +180,7 @@ def floor(spec: Spec, run: Run) -> tuple[Variant, Variant]:
 
     def student(round_: int) -> None:
         for arguments in students * len(run.path):
-            with arithmetic(model.device, training.precision):
+            with arithmetic(model.device, model.dtype):
                 velocity = model.forward(*arguments)
             velocity.float().sum().backward()
         for parameter in run.engine.parameters:

@@ -7,6 +7,7 @@ file:///absolute/path                      this machine, or a path inside the im
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -30,6 +31,9 @@ _SCHEMES = {
 PATTERN = "^(?:" + "|".join(re.sub(r"\?P<\w+>", "?:", scheme) for scheme in _SCHEMES.values()) + ")$"
 CLAIM_FOLDER = "^" + re.sub(r"\?P<\w+>", "?:", _SCHEMES["pvc"]).replace(")*)/?", ")+)/?") + "$"
 FORMS = "hf://organisation/name@revision[/folder], pvc://claim/path, s3://bucket/key or file:///absolute/path"
+
+# In a hub's repository, beside the safetensors: pickles, and weights in other formats or for other programs.
+_NEVER_LOADED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5", "*.onnx*", "*.fp16.*", "*.non_ema.*"]
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,33 @@ def _from_hub(uri: str, location: Location) -> Path:
         RevisionNotFoundError,
     )
 
-    patterns = [location.path, f"{location.path}/*"] if location.path else None
+    def fetch(patterns: list[str] | None) -> Path:
+        root = snapshot_download(
+            location.place, revision=location.revision, allow_patterns=patterns, ignore_patterns=_NEVER_LOADED
+        )
+        return Path(root, location.path)
+
+    inside = f"{location.path}/" if location.path else ""
     try:
-        root = snapshot_download(location.place, revision=location.revision, allow_patterns=patterns)
+        index = fetch([f"{inside}model_index.json"]) / "model_index.json"
+        if (
+            index.is_file()
+        ):  # of a model, the components alone: single-file checkpoints and other copies lie beside them
+            return fetch([f"{inside}{name}" for name in ("model_index.json", *_component_folders(index))])
+        return fetch([location.path, f"{inside}*"] if inside else None)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise InvalidError(f"{uri}: no such repository or revision, or no right to read it (set HF_TOKEN)") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UnavailableError(f"{uri}: the hub did not answer ({error}); try again, or copy it to a claim") from error
-    return Path(root, location.path)
+
+
+def _component_folders(index: Path) -> list[str]:
+    """Patterns of the files of the components that a model_index.json names."""
+    try:
+        named = json.loads(index.read_bytes()).items()
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise InvalidError(f"{index} is not valid JSON: {error}") from error
+    return [f"{name}/*" for name, value in named if isinstance(value, list) and value[:1] not in ([], [None])]
 
 
 def _from_object_store(uri: str) -> Path:

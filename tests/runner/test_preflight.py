@@ -135,7 +135,7 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
         None,
         ["spec.teachers[0].adapter.uri is pvc://tiny-world/prompts: ", f"holds neither {WEIGHTS} nor"],
     ),
-    "an adapter of another rank": ({}, of_another_rank, [GENEVAL, "but rank 8 on this model needs (8, 128)"]),
+    "an adapter of another rank": ({}, of_another_rank, [GENEVAL, "has rank 16 in ", "and 8 by its configuration"]),
     "an adapter of another target": ({}, of_another_target, [GENEVAL, "adapts transformer_blocks.9."]),
     "a layer that is not there": (
         {"student.adapter.targetModules": ["attn.to_q", "attn.to_z"]},
@@ -233,8 +233,13 @@ def test_a_device_that_is_not_there_is_told_with_the_rest(
     assert "spec.training.resolution.width is 72" in str(caught.value)
 
 
-def test_a_cpu_has_no_gpus(content: dict[str, Any], claims: Path) -> None:
-    assert check_files("tiny", written(content, {}, claims), claims, "cpu") == ()
+def test_a_cpu_has_no_gpus_and_what_should_be_known_of_prompts_is_told(content: dict[str, Any], claims: Path) -> None:
+    checked = check_files("tiny", written(content, {}, claims), claims, "cpu")
+    assert checked.gpus == ()
+    assert checked.notes == (
+        "spec.teachers[0].prompts: 216 of 1536 training lines repeat a prompt, which is then trained on as often as it "
+        "stands there",
+    )
 
 
 def written(content: dict[str, Any], values: dict[str, Any], claims: Path) -> Path:

@@ -33,8 +33,10 @@ def make_server(tmp_path, tiny_claims):
     """A function that makes a server of this test, of the example's spec with `change` made to its text."""
     made: list[TeacherServer] = []
 
-    def make(*teachers: str, claims: Path = tiny_claims, change: dict[str, str] | None = None) -> TeacherServer:
-        folder = tmp_path / f"server-{len(made)}"
+    def make(
+        *teachers: str, claims: Path = tiny_claims, change: dict[str, str] | None = None, name: str = ""
+    ) -> TeacherServer:
+        folder = tmp_path / (name or f"server-{len(made)}")
         folder.mkdir()
         spec = folder / "spec.yaml"
         spec.write_text(spec_text(change or {}))

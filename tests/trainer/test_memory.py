@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from opd_core.api.types import LoRA, Passes, Precision
+from opd_core.api.types import LoRA, Passes
 from opd_core.models.adapters import add_student_adapter
 from opd_core.models.pipeline import Model
+from opd_core.precision import arithmetic
 from opd_trainer.loop import distil
 from opd_trainer.memory import IN_FLIGHT, Footprint, Plan, measure, plan, saved_bytes
-from opd_trainer.precision import arithmetic
 from opd_trainer.rollout import one_pass
 from opd_trainer.run import Run
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def footprint(medium: Model) -> Footprint:  # noqa: F811
 
         def forward(images: int) -> Tensor:
             rows = 2 * images  # guidance asks twice; which rows need it cannot be asked of fake numbers
-            with arithmetic(model.device, Precision.BF16):
+            with arithmetic(model.device, torch.bfloat16):
                 return model.forward(
                     torch.empty(rows, 16, 64, 64), torch.empty(rows), torch.empty(rows, TOKENS, CONTEXT, **half),  # type: ignore[arg-type]
                     torch.empty(rows, POOLED, **half),  # type: ignore[arg-type]

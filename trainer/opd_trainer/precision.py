@@ -1,21 +1,11 @@
-"""The arithmetic of the student's forward and backward pass: a base in `precision`, an adapter in float32."""
+"""The student's gradients in half precision."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from opd_core.api.types import Precision
-from opd_core.precision import TORCH_DTYPES
 from torch import Tensor, nn
 
 _MOST_HALVINGS = 14
-
-
-def arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Multiply in `precision`. The adapter's float32 weights are cast on the way, once per context."""
-    if precision == Precision.FP32:
-        return nullcontext()
-    return torch.autocast(device.type, TORCH_DTYPES[precision])
 
 
 class GradientScale:

@@ -10,10 +10,10 @@ from opd_core.api.types import Training
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.errors import DivergedError
 from opd_core.models.pipeline import Model
+from opd_core.precision import arithmetic
 from torch import Tensor
 
 from opd_trainer.batches import Batch, Row, batch_noise, build_batch
-from opd_trainer.precision import arithmetic
 from opd_trainer.run import Run
 
 
@@ -112,7 +112,7 @@ def student_velocity(
 ) -> Tensor:
     """The guided velocity [B, C, H, W] of the network with the student on it, float32, in the spec's arithmetic."""
     count = len(x)
-    with arithmetic(model.device, training.precision):
+    with arithmetic(model.device, model.dtype):
         return guided_velocity(
             model.forward,
             x,

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from opd_core.api.load import load_spec
@@ -16,10 +18,16 @@ from opd_core.uris import claim_path, resolve
 from opd_cli.runner.gpus import VISIBLE, visible
 
 
-def check_files(name: str, spec: Path, claims: Path, device: str) -> tuple[str, ...]:
-    """Look at device, base, adapters, resolution, prompts and rewards; remote files are not fetched for it.
+@dataclass(frozen=True)
+class Checked:
+    """The GPUs that a run may use, as CUDA_VISIBLE_DEVICES names them; and what is no fault but should be known."""
 
-    Returns the GPUs that a run on `device` may use, as CUDA_VISIBLE_DEVICES names them.
+    gpus: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def check_files(name: str, spec: Path, claims: Path, device: str) -> Checked:
+    """Look at device, base, adapters, resolution, prompts and rewards; remote files are not fetched for it.
 
     In a process of its own: rewards need PyTorch, which would stay in the runner's memory for the whole run.
 
@@ -34,21 +42,29 @@ def check_files(name: str, spec: Path, claims: Path, device: str) -> tuple[str, 
         raise OPDError(f"the check of the spec's files ended with code {done.returncode}:\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])  # a reward's package may print something before
     refuse(found["problems"], name)
-    return tuple(found["gpus"])
+    return Checked(tuple(found["gpus"]), tuple(found["notes"]))
 
 
 def problems(spec: Spec, claims: Path) -> list[str]:
     """Each names a field, its value, what is wrong and what to do."""
-
-    def find(uri: str) -> Path | None:
-        return None if claim_path(uri, claims) is None else resolve(uri, claims)
-
     from opd_core.models.preflight import student_problems, teacher_problems
     from opd_trainer.preflight import data_problems
 
     names = [teacher.name for teacher in spec.teachers]
+    find = partial(_find, claims=claims)
     models = [*teacher_problems(spec, find, names), *student_problems(spec, find)]
     return [*models, *data_problems(spec, claims, find)]
+
+
+def notes(spec: Spec, claims: Path) -> list[str]:
+    """Of a spec without problems."""
+    from opd_trainer.preflight import data_notes
+
+    return data_notes(spec, claims, partial(_find, claims=claims))
+
+
+def _find(uri: str, claims: Path) -> Path | None:
+    return None if claim_path(uri, claims) is None else resolve(uri, claims)
 
 
 def gpus(device: str) -> tuple[str, ...]:
@@ -71,7 +87,9 @@ def main(spec: Path, claims: Path, device: str) -> None:
         found = gpus(device)
     except InvalidError as error:
         wrong.append(str(error))
-    print(json.dumps({"problems": [*wrong, *problems(load_spec(spec).spec, claims)], "gpus": found}))
+    loaded = load_spec(spec).spec
+    wrong += problems(loaded, claims)
+    print(json.dumps({"problems": wrong, "gpus": found, "notes": [] if wrong else notes(loaded, claims)}))
 
 
 if __name__ == "__main__":

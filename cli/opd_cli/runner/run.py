@@ -13,7 +13,7 @@ from opd_trainer.evaluation.gate import failures
 from opd_cli.runner.context import Run
 from opd_cli.runner.endpoint import deploy
 from opd_cli.runner.evaluation import evaluate, is_evaluated
-from opd_cli.runner.preflight import check_files
+from opd_cli.runner.preflight import Checked, check_files
 from opd_cli.runner.stop import InterruptedRunError
 from opd_cli.runner.training import is_trained, train
 
@@ -36,11 +36,13 @@ def run(run: Run, *, until: Stage, serve: bool) -> None:
 
 
 def _run(run: Run, until: Stage, serve: bool) -> None:
-    gpus: tuple[str, ...] = ()
+    checked = Checked()
     if not (is_trained(run) and is_evaluated(run)):
-        gpus = check_files(run.distillation.metadata.name, run.work.spec, run.work.claims, run.place.device)
+        checked = check_files(run.distillation.metadata.name, run.work.spec, run.work.claims, run.place.device)
+        for note in checked.notes:
+            run.display.note(note)
         run.stop.check()
-    train(run, gpus)
+    train(run, checked.gpus)
     if until == Stage.TRAINED:
         run.display.note(f"student: {run.work.student}")
         return

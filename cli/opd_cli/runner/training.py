@@ -10,7 +10,6 @@ from typing import Any
 from opd_core import roles
 from opd_core.api.digests import weights_digest
 from opd_core.api.types import Placement as TeacherPlacement
-from opd_core.paths import shell_safe
 from opd_core.ports import free_ports
 from opd_core.stages import Reason, Stage
 
@@ -82,9 +81,6 @@ def _start_teachers(
     names = ", ".join(teacher.name for teacher in run.spec.teachers)
     run.display.stage(Stage.TEACHERS_READY, Reason.STARTING, f"{len(groups)} Triton server(s) for {names}")
     began = time.monotonic()
-
-    # Triton gives its Python backend paths through a shell, unquoted.
-    place = replace(place, work=stack.enter_context(shell_safe(run.work.path)))
 
     def recipe_of(number: int, group: tuple[str, ...]) -> Callable[[], roles.Recipe]:
         def make() -> roles.Recipe:

@@ -158,7 +158,7 @@ class Teacher(Model):
     name: Name = Field(description="Name of the teacher and of its task; unique.")
     adapter: AdapterRef = Field(description="The teacher's LoRA on the base.")
     guidance_scale: Guidance = Field(
-        default=4.5, description="Classifier-free guidance of this teacher; 1 turns it off."
+        default=4.5, description="Classifier-free guidance of this teacher; at most 1 turns it off."
     )
     weight: float = Field(
         default=1.0, ge=0, le=1000, description="Share of this task in the loss, relative to the others."

@@ -24,8 +24,8 @@ def guided_velocity(
 ) -> Tensor:
     """v_uncond + g (v_cond - v_uncond), combined in float32, row by row.
 
-    Rows may differ in everything. A row with guidance 1 costs no unconditional forward. Which rows share a batch does
-    not change a row's arithmetic.
+    Rows may differ in everything. Guidance of at most 1 is off, as in diffusers, and costs no unconditional forward.
+    Which rows share a batch does not change a row's arithmetic.
 
     Args:
         latents: [B, C, H, W]; sigmas: [B]; guidance: [B], on the CPU so that looking at it does not wait for a GPU.
@@ -35,7 +35,7 @@ def guided_velocity(
     Returns:
         Velocity [B, C, H, W], float32.
     """
-    guided_rows = torch.nonzero(guidance != 1).flatten()
+    guided_rows = torch.nonzero(guidance > 1).flatten()
     if len(guided_rows) == 0:
         return forward(latents, sigmas, embeds, pooled).float()
     rows = guided_rows.to(latents.device)

@@ -2,8 +2,10 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import safe_open
@@ -83,10 +85,28 @@ def start_adapter(transformer: nn.Module, start: AdapterFile, name: str = "stude
     set_peft_model_state_dict(transformer, state, adapter_name=name)
 
 
+@dataclass
+class _Switch:
+    """The layers of a transformer that have adapters, and which one they compute with; () before the first switch."""
+
+    adapters: tuple[str, ...]
+    layers: list[BaseTunerLayer]
+    active: tuple[str | None, ...] = ()
+
+
+_SWITCHES: "WeakKeyDictionary[nn.Module, _Switch]" = WeakKeyDictionary()
+
+
 def use_adapter(transformer: nn.Module, name: str | None) -> None:
-    """Compute with adapter `name`, or with none. Unlike PEFT's own switch it leaves `requires_grad` alone."""
-    trainable = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
-    for layer in _tuner_layers(transformer):
+    """Compute with adapter `name`, or with none. Unlike PEFT's own switch it leaves `requires_grad` alone.
+
+    It costs nothing where nothing changes, and else a walk over the layers that have adapters, not over all modules.
+    """
+    switch = _switch(transformer)
+    if switch.active == (name,):
+        return
+    trainable = [parameter for layer in switch.layers for parameter in layer.parameters() if parameter.requires_grad]
+    for layer in switch.layers:
         if name is None:
             layer.enable_adapters(False)
         else:
@@ -94,6 +114,7 @@ def use_adapter(transformer: nn.Module, name: str | None) -> None:
             layer.set_adapter(name, inference_mode=True)
     for parameter in trainable:
         parameter.requires_grad_(True)
+    switch.active = (name,)
 
 
 def adapter_parameters(transformer: nn.Module, name: str = "student") -> list[nn.Parameter]:
@@ -161,7 +182,13 @@ def _add(transformer: nn.Module, config: LoraConfig, name: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
         transformer.add_adapter(config, adapter_name=name)
+    _SWITCHES.pop(transformer, None)  # PEFT has switched to the new one
 
 
-def _tuner_layers(transformer: nn.Module) -> Iterator[BaseTunerLayer]:
-    return (module for module in transformer.modules() if isinstance(module, BaseTunerLayer))
+def _switch(transformer: nn.Module) -> _Switch:
+    adapters = tuple(getattr(transformer, "peft_config", {}))
+    known = _SWITCHES.get(transformer)
+    if known is None or known.adapters != adapters:
+        layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+        known = _SWITCHES[transformer] = _Switch(adapters, layers)
+    return known

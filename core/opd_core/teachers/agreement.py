@@ -1,10 +1,11 @@
 """What trainer and teachers check before the first round: the same models, and answers that hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
@@ -15,6 +16,8 @@ from opd_core.teachers.client import TeacherClient
 
 _BATCHES = (1, 8, 32)
 _CONCURRENT = 8
+_SIGMA = 0.7
+_NOISE = 0.1  # of the distance that is learnt: a hundredth of the loss
 
 
 def check_identity(
@@ -51,16 +54,20 @@ def self_test(
     guidance: float,
     conditioning: Conditioning,
     negative: Conditioning,
-    tolerance: float,
+    student: Callable[[Tensor, float], Tensor],
+    rounding: float,
 ) -> float:
     """Ask one row alone, then eight times at once and in batches of 1, 8 and 32; all answers must agree.
 
+    What differs is noise in what the student learns, which is its distance from the teacher: the noise may be a tenth
+    of that, or `rounding` of the answer where they hardly differ. Sizes are root mean squares.
+
     Args:
         shape: (C, H, W) of a latent.
-        tolerance: largest accepted difference, relative to the answer's largest value.
+        student: its velocity at latents [1, C, H, W] and a sigma, on the CPU.
 
     Returns:
-        The largest relative difference seen.
+        The largest difference seen, relative to what is accepted.
 
     Raises:
         RefusedError: the answers differ by more: replicas are not equal, or a batch changes its rows.
@@ -68,18 +75,24 @@ def self_test(
     row = draw(shape, "teacher self-test").unsqueeze(0)
     other = draw((max(_BATCHES), *shape), "teacher self-test, others")
 
-    def ask(size: int) -> "Future[torch.Tensor]":
+    def ask(size: int) -> "Future[Tensor]":
         latents = torch.cat([row, other[1:size]])
-        sigmas = torch.linspace(0.7, 0.1, size)
+        sigmas = torch.linspace(_SIGMA, 0.1, size)
         return client.submit(teacher, latents, sigmas, torch.full((size,), guidance), [conditioning] * size, negative)
 
     alone = ask(1).result()[0]
     futures = [ask(1) for _ in range(_CONCURRENT)] + [ask(size) for size in _BATCHES]
-    scale = max(float(alone.abs().max()), 1e-6)
-    worst = max(float((future.result()[0] - alone).abs().max()) for future in futures) / scale
-    if worst > tolerance:
+    worst = max(_size(future.result()[0] - alone) for future in futures)
+    distance = _size(student(row, _SIGMA)[0] - alone)
+    accepted = max(_NOISE * distance, rounding * _size(alone), 1e-6)
+    if worst > accepted:
         raise RefusedError(
-            f"teacher {teacher} answers one state differently by {worst:.2g} of its size (accepted: {tolerance:.2g}) "
-            "alone, concurrently and in batches; its replicas differ, or its arithmetic depends on the batch"
+            f"teacher {teacher} answers one state differently by {worst:.2g} alone, concurrently and in batches; its "
+            f"distance from the student is {distance:.2g}, and {accepted:.2g} is accepted: its replicas differ, or its "
+            "arithmetic depends on the batch; try teacherServing.precision FP32"
         )
-    return worst
+    return worst / accepted
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.float().square().mean().sqrt())

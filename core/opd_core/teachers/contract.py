@@ -8,9 +8,13 @@ The Triton model `MODEL` takes two kinds of requests, told apart by their inputs
     register  KEY [B, 16], EMBEDS [B, bytes of L x D], POOLED [B, bytes of P] -> REGISTERED [B, 1]
 
 A prompt embedding is twenty times the size of a latent, so it travels once, as bytes of the server's
-precision, and is named by its 16-byte key afterwards.
+precision, and is named afterwards by its key: 16 bytes of a digest of what travelled, which the server computes again.
+Means are answered in precision FP32 alone: x in half precision would round away what they are asked for.
 """
 
+import hashlib
+import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,6 +36,21 @@ NOT_FINITE = "answered NaN or infinity"  # in the message about a teacher that n
 # between their versions.
 WIRE_TYPES = {"BF16": "INT16", "FP16": "FP16", "FP32": "FP32"}
 ITEM_BYTES = {"BF16": 2, "FP16": 2, "FP32": 4}
+DTYPES = {"BF16": "torch.bfloat16", "FP16": "torch.float16", "FP32": "torch.float32"}  # without PyTorch
+
+
+def content_key(*tensors: tuple[str, Sequence[int], bytes | memoryview]) -> bytes:
+    """The key of a prompt's tensors, each by PyTorch's name of its type, shape and bytes."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    for dtype, shape, content in tensors:
+        digest.update(f"{dtype}{tuple(shape)}".encode())
+        digest.update(content)
+    return digest.digest()
+
+
+def missing_keys(message: str) -> set[bytes]:
+    """The keys that an answer NOT_FOUND names."""
+    return {bytes.fromhex(word) for word in re.findall(f"[0-9a-f]{{{2 * KEY_BYTES}}}", message)}
 
 
 class ServiceInfo(BaseModel):

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from opd_core.conditioning import Conditioning, stack
+from opd_core.device import is_out_of_memory
 from opd_core.diffusion.guidance import guided_velocity
-from opd_core.errors import InvalidError
+from opd_core.errors import InvalidError, OutOfMemoryError
 from opd_core.models.adapters import use_adapter
 from opd_core.models.pipeline import Model
+from opd_core.precision import arithmetic
 from opd_core.teachers.contract import MAX_ROWS, NOT_FINITE, UNKNOWN_KEY
+
+_SMALLEST = 8  # rows of the smallest batch on a GPU
 
 
 class UnknownKeyError(InvalidError):
@@ -50,10 +54,8 @@ class ConditioningCache:
     def get(self, keys: Sequence[bytes]) -> list[Conditioning]:
         missing = {key for key in keys if key not in self._entries}
         if missing:
-            names = ", ".join(key.hex() for key in sorted(missing)[:3])
-            raise UnknownKeyError(
-                f"{UNKNOWN_KEY}: {len(missing)} of {len(set(keys))} keys, e.g. {names}; register them"
-            )
+            names = ", ".join(key.hex() for key in sorted(missing))
+            raise UnknownKeyError(f"{UNKNOWN_KEY}: {len(missing)} of {len(set(keys))} keys; register them: {names}")
         for key in keys:
             self._entries.move_to_end(key)
         return [self._entries[key] for key in keys]
@@ -92,49 +94,89 @@ class Query:
             raise NonFiniteError("latents hold NaN or infinite numbers")
 
 
-@torch.no_grad()
-def answer(model: Model, teachers: Sequence[str], query: Query) -> Tensor:
-    """Velocities [B, C, H, W], float32, of every row by its own teacher.
+class Engine:
+    """A base with its teachers' adapters, which answers queries.
 
     Args:
         teachers: names of the adapters loaded into `model`, by number.
-
-    Raises:
-        NonFiniteError: a teacher's own answer is not finite.
     """
-    velocities = torch.empty(query.latents.shape, dtype=torch.float32, device=model.device)
-    for number, name in enumerate(teachers):
-        rows = torch.nonzero(query.teachers == number).flatten()
-        if len(rows) == 0:
-            continue
-        use_adapter(model.transformer, name)
-        for chunk in torch.split(rows, MAX_ROWS):
-            velocities[chunk.to(model.device)] = _forward(model, query, chunk)
-    if not torch.isfinite(velocities).all():
-        bad = query.teachers[~torch.isfinite(velocities).flatten(1).all(1).cpu()]
-        names = ", ".join(teachers[int(number)] for number in torch.unique(bad))
-        raise NonFiniteError(f"teacher {names} {NOT_FINITE}; check its adapter and the precision")
-    return velocities
 
+    def __init__(self, model: Model, teachers: Sequence[str]) -> None:
+        self.model = model
+        self.teachers = tuple(teachers)
+        self._fitting: dict[torch.Size, int] = {}  # rows of a forward pass that are known to fit, by [C, H, W]
 
-def _forward(model: Model, query: Query, rows: Tensor) -> Tensor:
-    count = len(rows)
-    if model.device.type == "cuda":
-        # Kernels are chosen by batch size; few fixed sizes keep a row's answer the same in every batch.
-        rows = torch.cat([rows, rows[-1:].expand(_bucket(count) - count)])
-    embeds, pooled = stack([query.conditioning[i] for i in rows], model.device, model.dtype)
-    negative_embeds, negative_pooled = stack([query.negative[i] for i in rows], model.device, model.dtype)
-    return guided_velocity(
-        model.forward,
-        query.latents[rows.to(query.latents.device)].to(model.device),
-        query.sigmas[rows].to(model.device),
-        embeds,
-        pooled,
-        negative_embeds,
-        negative_pooled,
-        query.guidance[rows],
-    )[:count]
+    @torch.no_grad()
+    def answer(self, query: Query) -> Tensor:
+        """Velocities [B, C, H, W], float32, of every row by its own teacher.
 
+        Raises:
+            NonFiniteError: a teacher's own answer is not finite. OutOfMemoryError: there is no room for a single row.
+        """
+        velocities = torch.empty(query.latents.shape, dtype=torch.float32, device=self.model.device)
+        for number, name in enumerate(self.teachers):
+            of_teacher = torch.nonzero(query.teachers == number).flatten()
+            # Guidance doubles the rows of a forward pass: either all rows of one have it, or none.
+            for rows in (of_teacher[query.guidance[of_teacher] > 1], of_teacher[query.guidance[of_teacher] <= 1]):
+                if len(rows) > 0:
+                    use_adapter(self.model.transformer, name)
+                    velocities[rows.to(self.model.device)] = self._in_parts(query, rows)
+        if not torch.isfinite(velocities).all():
+            bad = query.teachers[~torch.isfinite(velocities).flatten(1).all(1).cpu()]
+            names = ", ".join(self.teachers[int(number)] for number in torch.unique(bad))
+            raise NonFiniteError(f"teacher {names} {NOT_FINITE}; check its adapter and the precision")
+        return velocities
 
-def _bucket(rows: int) -> int:
-    return 1 << (rows - 1).bit_length()
+    def _in_parts(self, query: Query, rows: Tensor) -> Tensor:
+        """As many rows at once as fit. What did not fit once is not tried again."""
+        shape = query.latents.shape[1:]
+        answers: list[Tensor] = []
+        done = 0
+        while done < len(rows):
+            part = rows[done : done + self._fitting.get(shape, MAX_ROWS)]
+            count = self._bucket(shape, len(part))
+            try:
+                answers.append(self._forward(query, part, count))
+                done += len(part)
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside of the handler: the exception's traceback holds what the forward pass has allocated.
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if count == 1:
+                raise OutOfMemoryError(
+                    f"no memory for one row of latents {list(shape)}; give the teacher server a GPU of its own, or "
+                    "lower spec.training.resolution"
+                )
+            self._fitting[shape] = count // 2
+        return torch.cat(answers)
+
+    def _bucket(self, shape: torch.Size, rows: int) -> int:
+        """Rows that are computed for so many: on a GPU 8, 16, 32 or 64, or fewer where more are known not to fit.
+
+        Kernels of a GPU are chosen by the number of rows, and with them the last bits of an answer. A few fixed numbers
+        keep a row's answer the same in most batches.
+        """
+        if self.model.device.type != "cuda":
+            return rows
+        return min(max(_SMALLEST, 1 << (rows - 1).bit_length()), self._fitting.get(shape, MAX_ROWS))
+
+    def _forward(self, query: Query, rows: Tensor, bucket: int) -> Tensor:
+        """Velocities of `rows`, all with guidance or all without, computed as `bucket` rows."""
+        model, count = self.model, len(rows)
+        rows = torch.cat([rows, rows[-1:].expand(bucket - count)])
+        embeds, pooled = stack([query.conditioning[i] for i in rows], model.device, model.dtype)
+        negative_embeds, negative_pooled = stack([query.negative[i] for i in rows], model.device, model.dtype)
+        with arithmetic(model.device, model.dtype):
+            return guided_velocity(
+                model.forward,
+                query.latents[rows.to(query.latents.device)].to(model.device),
+                query.sigmas[rows].to(model.device),
+                embeds,
+                pooled,
+                negative_embeds,
+                negative_pooled,
+                query.guidance[rows],
+            )[:count]

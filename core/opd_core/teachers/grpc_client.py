@@ -19,7 +19,7 @@ from opd_core.errors import OPDError, RefusedError, UnavailableError
 from opd_core.teachers import contract
 from opd_core.teachers.client import ClientStats
 from opd_core.teachers.contract import ServiceInfo
-from opd_core.teachers.wire import Rows, checked_velocity, query_inputs, register_inputs
+from opd_core.teachers.wire import Rows, checked_velocity, key_of, query_inputs, register_inputs
 
 _T = TypeVar("_T")
 
@@ -30,6 +30,7 @@ _CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # a proxy is for the way out: https://github.com/grpc/grpc/issues/29718
 ]
 # CANCELLED by a server that ends; what this client cancels never comes back as an error.
 _RETRYABLE = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"}
@@ -53,6 +54,7 @@ class _Replica:
     client: Any
     info: ServiceInfo | None = None
     verified: bool = False  # that who answers is still who answered first
+    away: bool = False  # did not answer when it was asked last; it is asked nothing while another one answers
     outstanding: int = 0
     registered: set[bytes] = field(default_factory=set)
 
@@ -68,6 +70,7 @@ class GrpcTeachers:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-client", daemon=True)
         self._thread.start()
+        self._watches: set[asyncio.Task[None]] = set()  # of replicas that are away; asyncio itself forgets tasks
         self._replicas = [_Replica(address, self._run(self._open(address))) for address in addresses]
 
     # ------------------------------------------------------------------------------------------ interface
@@ -152,7 +155,8 @@ class GrpcTeachers:
         return replica.info
 
     async def _register(self, replica: _Replica, info: ServiceInfo, conditioning: Iterable[Conditioning]) -> None:
-        new = {c.key: c for c in conditioning if c.key not in replica.registered}
+        keyed = ((key_of(info, c), c) for c in conditioning)
+        new = {key: c for key, c in keyed if key not in replica.registered}
         if not new:
             return
         batch = list(new.values())
@@ -165,29 +169,31 @@ class GrpcTeachers:
     async def _with_retries(
         self, candidates: Sequence[_Replica], attempt: Callable[[_Replica], Awaitable[_T]], what: str
     ) -> _T:
+        """What `attempt` makes of the least busy replica. One that does not answer is passed over at once and by
+        everybody, until it answers a question of ours in the background; only where none answers is there a pause."""
         deadline = self._loop.time() + self._patience.total_seconds
-        failed: set[str] = set()
         tries = 0
         while True:
-            # Another replica first: the one that just failed may be starting again.
-            replica = min(candidates, key=lambda r: (r.address in failed, r.outstanding))
+            replica = min(candidates, key=lambda r: (r.away, r.outstanding))
             replica.outstanding += 1
             try:
-                return await attempt(replica)
+                answer = await attempt(replica)
+                replica.away = False
+                return answer
             except InferenceServerException as error:
                 status, message = str(error.status()), str(error.message())
+                tries += 1
                 if "NOT_FOUND" in status and contract.UNKNOWN_KEY in message:
                     # Evicted, or a restarted server, which gRPC reconnects to without a word: look who it is.
-                    replica.registered.clear()
+                    replica.registered -= contract.missing_keys(message)
                     replica.verified = False
+                    at_once = tries == 1
                 elif status in _RETRYABLE or _DEAD_STUB in message or _LEAVING in message:
-                    failed.add(replica.address)
-                    replica.verified = False
+                    self._miss(replica)
+                    at_once = not all(candidate.away for candidate in candidates)
                 else:
                     raise RefusedError(f"{what} at {replica.address} refused: {message}") from error
-                tries += 1
-                pause = min(self._patience.longest_pause, self._patience.first_pause * 2 ** min(tries, 10))
-                pause *= self._jitter.uniform(0.5, 1.0)
+                pause = 0.0 if at_once else self._pause(tries)
                 if not self._waits or self._loop.time() + pause > deadline:
                     waited = self._patience.total_seconds + self._loop.time() - deadline
                     raise UnavailableError(
@@ -198,6 +204,31 @@ class GrpcTeachers:
                 await asyncio.sleep(pause)
             finally:
                 replica.outstanding -= 1
+
+    def _miss(self, replica: _Replica) -> None:
+        """Ask nothing of it but whether it is back."""
+        replica.verified = False
+        if not replica.away:
+            replica.away = True
+            task = self._loop.create_task(self._await_return(replica))
+            self._watches.add(task)
+            task.add_done_callback(self._watches.discard)
+
+    async def _await_return(self, replica: _Replica) -> None:
+        tries = 0
+        while replica.away:
+            tries += 1
+            await asyncio.sleep(self._pause(tries))
+            try:
+                await replica.client.get_model_config(contract.MODEL, client_timeout=self._patience.attempt_seconds)
+                replica.away = False  # the next query verifies that it is the same service
+            except InferenceServerException:
+                continue
+
+    def _pause(self, tries: int) -> float:
+        """Seconds before the next try, with jitter."""
+        longest: float = min(self._patience.longest_pause, self._patience.first_pause * 2 ** min(tries, 10))
+        return longest * self._jitter.uniform(0.5, 1.0)
 
     # ------------------------------------------------------------------------------------------ gRPC
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opd_core.artifacts import installed_versions
 from opd_core.conditioning import Conditioning
-from opd_core.errors import RefusedError
+from opd_core.errors import OutOfMemoryError, RefusedError
 from opd_core.models.adapter_file import AdapterFile
 from opd_core.models.adapters import load_adapter
 from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
@@ -17,7 +17,7 @@ from opd_core.models.pipeline import load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.client import ClientStats
 from opd_core.teachers.contract import ServiceInfo
-from opd_core.teachers.engine import NonFiniteError, Query, answer
+from opd_core.teachers.engine import Engine, NonFiniteError, Query
 
 
 class LocalTeachers:
@@ -36,7 +36,7 @@ class LocalTeachers:
         self._model = load_model(base, device=device, dtype=TORCH_DTYPES[precision], parts={"transformer"})
         for name, adapter in adapters.items():
             load_adapter(self._model.transformer, adapter, name)
-        self._names = tuple(adapters)
+        self._engine = Engine(self._model, tuple(adapters))
         config = self._model.transformer.config
         self._info = ServiceInfo(
             base=fingerprint(base),
@@ -64,7 +64,7 @@ class LocalTeachers:
         self.stats.requests += 1
         future: Future[Tensor] = Future()
         query = Query(
-            teachers=torch.full((len(latents),), self._names.index(teacher)),
+            teachers=torch.full((len(latents),), self._engine.teachers.index(teacher)),
             latents=latents.detach(),
             sigmas=sigmas.detach().cpu().float(),
             guidance=guidance.detach().cpu().float(),
@@ -72,10 +72,12 @@ class LocalTeachers:
             negative=[negative] * len(latents),
         )
         try:
-            query.check(self._names)
-            future.set_result(answer(self._model, self._names, query).cpu())
+            query.check(self._engine.teachers)
+            future.set_result(self._engine.answer(query).cpu())
         except NonFiniteError as error:
             future.set_exception(RefusedError(str(error)))
+        except OutOfMemoryError as error:
+            future.set_exception(error)
         return future
 
     def stop_waiting(self) -> None:

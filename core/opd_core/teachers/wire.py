@@ -1,6 +1,6 @@
 """Tensors as they travel: requests of the contract as tritonclient wants them, answers checked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,18 +47,24 @@ def query_inputs(info: ServiceInfo, rows: Rows) -> list[Any]:
         _input(contract.SIGMA, "FP32", rows.sigmas.view(count, 1).numpy()),
         _input(contract.GUIDANCE, "FP32", rows.guidance.view(count, 1).numpy()),
         _input(contract.TEACHER, "INT32", np.full((count, 1), number, np.int32)),
-        _input(contract.KEY, "UINT8", _keys([c.key for c in rows.conditioning])),
-        _input(contract.NEGATIVE_KEY, "UINT8", _keys([rows.negative.key] * count)),
+        _input(contract.KEY, "UINT8", _keys(key_of(info, c) for c in rows.conditioning)),
+        _input(contract.NEGATIVE_KEY, "UINT8", _keys([key_of(info, rows.negative)] * count)),
     ]
 
 
 def register_inputs(info: ServiceInfo, conditioning: Sequence[Conditioning]) -> list[Any]:
     """Registers prompts under their keys."""
+    cast = [c.cast(TORCH_DTYPES[info.precision]) for c in conditioning]
     return [
-        _input(contract.KEY, "UINT8", _keys([c.key for c in conditioning])),
-        _bytes_input(contract.EMBEDS, [c.embeds for c in conditioning], info.precision),
-        _bytes_input(contract.POOLED, [c.pooled for c in conditioning], info.precision),
+        _input(contract.KEY, "UINT8", _keys(c.key for c in cast)),
+        _bytes_input(contract.EMBEDS, [c.embeds for c in cast]),
+        _bytes_input(contract.POOLED, [c.pooled for c in cast]),
     ]
+
+
+def key_of(info: ServiceInfo, conditioning: Conditioning) -> bytes:
+    """The key of a prompt at a server: of its numbers as they travel."""
+    return conditioning.cast(TORCH_DTYPES[info.precision]).key
 
 
 def checked_velocity(answer: np.ndarray[Any, Any], rows: Rows, address: str) -> Tensor:
@@ -77,13 +83,12 @@ def checked_velocity(answer: np.ndarray[Any, Any], rows: Rows, address: str) -> 
     return velocity
 
 
-def _keys(keys: Sequence[bytes]) -> np.ndarray[Any, Any]:
-    return np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), contract.KEY_BYTES)
+def _keys(keys: Iterable[bytes]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, contract.KEY_BYTES)
 
 
-def _bytes_input(name: str, tensors: Sequence[Tensor], precision: str) -> Any:
-    stacked = torch.stack(list(tensors)).to(TORCH_DTYPES[precision])
-    return _input(name, "UINT8", stacked.flatten(1).view(torch.uint8).numpy())
+def _bytes_input(name: str, tensors: Sequence[Tensor]) -> Any:
+    return _input(name, "UINT8", torch.stack(list(tensors)).flatten(1).view(torch.uint8).cpu().numpy())
 
 
 def _input(name: str, datatype: str, array: np.ndarray[Any, Any]) -> Any:

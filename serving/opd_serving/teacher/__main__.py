@@ -1,21 +1,25 @@
 """`python -m opd_serving.teacher`: serves the teachers of a spec from tritonserver until it is told to end."""
 
 import argparse
-import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from opd_core.errors import OPDError
+from opd_core.paths import shell_safe
 from opd_core.ports import require_free
 from opd_core.process import die_with_parent
 from opd_core.termination import last_words
 
 from opd_serving.teacher import arguments, server
 from opd_serving.teacher.server_binary import find_server
+
+# What opens Triton's administrative protocols. Everybody on the machine can read a command line, so it is no secret but
+# something that no client can send: a header ends where its line ends.
+_UNSENDABLE = "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,8 +35,12 @@ def main(argv: list[str] | None = None) -> int:
         prepared = subprocess.run(program, check=False, preexec_fn=die_with_parent).returncode
         if prepared != 0:
             return prepared if prepared > 0 else 128 - prepared  # it has said why
-        with _shared_memory(options.grpc_port) as prefix:
-            command = [str(found.binary), *found.options, *server_options(options, prefix, secrets.token_hex(16))]
+        with ExitStack() as stack:
+            prefix = stack.enter_context(_shared_memory(options.grpc_port))
+            # Triton gives its Python backend both paths through a shell, unquoted.
+            paths = (options.repository.absolute(), *found.backends)
+            safe = [stack.enter_context(shell_safe(path)) for path in paths]
+            command = [str(found.binary), *server_options(options, *safe, shared_memory_prefix=prefix)]
             return server.run(command, found.env)
     except OPDError as error:
         print(f"teacher server: {error}", file=sys.stderr, flush=True)
@@ -40,13 +48,15 @@ def main(argv: list[str] | None = None) -> int:
         return int(error.exit_code)
 
 
-def server_options(options: argparse.Namespace, shared_memory_prefix: str, token: str) -> list[str]:
-    """Options of tritonserver. Loading models over the network is closed: it runs code
+def server_options(
+    options: argparse.Namespace, repository: Path, *backends: Path, shared_memory_prefix: str
+) -> list[str]:
+    """Options of tritonserver. Loading models over the network is closed twice: it runs code
     (https://github.com/triton-inference-server/server/blob/main/docs/customization_guide/deploy.md)."""
     return [
-        f"--model-repository={options.repository}",
-        "--model-control-mode=explicit",
-        "--load-model=*",
+        f"--model-repository={repository}",
+        *(f"--backend-directory={folder}" for folder in backends),
+        "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         f"--grpc-address={options.host}",
@@ -56,8 +66,8 @@ def server_options(options: argparse.Namespace, shared_memory_prefix: str, token
         f"--metrics-port={options.metrics_port}",
         f"--metrics-address={options.host}",
         "--allow-gpu-metrics=false",
-        f"--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:admin={token}",
-        f"--http-restricted-api=model-repository,shared-memory,trace,logging:admin={token}",
+        f"--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:admin={_UNSENDABLE}",
+        f"--http-restricted-api=model-repository,shared-memory,trace,logging:admin={_UNSENDABLE}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
         "--exit-timeout-secs=10",
     ]

@@ -5,20 +5,22 @@ numpy 2 in the stub of 2.51 corrupts arrays silently, and no parameters in respo
 """
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
 from opd_core.conditioning import Conditioning
-from opd_core.errors import InvalidError, OPDError
+from opd_core.device import is_out_of_memory
+from opd_core.errors import InvalidError, OPDError, OutOfMemoryError
 from opd_core.models.adapter_file import read_teacher
 from opd_core.models.adapters import load_adapter
 from opd_core.models.pipeline import load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
-from opd_core.teachers.engine import ConditioningCache, Query, UnknownKeyError, answer
+from opd_core.teachers.engine import ConditioningCache, Engine, Query, UnknownKeyError
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
@@ -35,8 +37,8 @@ class TeacherBackend:
         self._model = load_model(Path(setup["base"]), device=setup["device"], dtype=self._dtype, parts={"transformer"})
         for name, teacher in setup["teachers"].items():
             load_adapter(self._model.transformer, read_teacher(Path(teacher["path"]), teacher["alpha"]), name)
-        self._names = tuple(setup["teachers"])
-        self._cache = ConditioningCache(setup["cache_bytes"])
+        self._engine = Engine(self._model, tuple(setup["teachers"]))
+        self._cache = ConditioningCache(_cache_bytes(self._model.device, setup["cache_bytes"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request. Requests that fit together are computed in one batch, each is checked alone.
@@ -54,7 +56,7 @@ class TeacherBackend:
                     responses[i] = self._register(inputs)
                 else:
                     queries[i] = self._query(inputs)
-            except OPDError as error:
+            except Exception as error:
                 responses[i] = _refuse(error)
         groups: dict[Any, dict[int, Query]] = {}
         for i, query in queries.items():
@@ -62,9 +64,7 @@ class TeacherBackend:
             groups.setdefault((query.latents.shape[1:], query.conditioning[0].embeds.shape, alone), {})[i] = query
         for group in groups.values():
             for i, result in self._answer(group).items():
-                responses[i] = (
-                    _refuse(result) if isinstance(result, OPDError) else _respond(requests[i], queries[i], result)
-                )
+                responses[i] = self._respond(requests[i], queries[i], result)
         return responses
 
     # ------------------------------------------------------------------------------------------ registering
@@ -84,7 +84,11 @@ class TeacherBackend:
         ):
             # Copies: the incoming tensors are the server's shared memory.
             tokens = embeds.clone().view(self._dtype).view(-1, self._info.embeds_size)
-            self._cache.put(key, Conditioning(tokens, pooled.clone().view(self._dtype)))
+            conditioning = Conditioning(tokens, pooled.clone().view(self._dtype))
+            if conditioning.key != key:
+                raise InvalidError(f"key {key.hex()} is not the digest of its embeddings, {conditioning.key.hex()}")
+            device = self._model.device
+            self._cache.put(key, Conditioning(conditioning.embeds.to(device), conditioning.pooled.to(device)))
         done = torch.ones(len(inputs[contract.KEY]), 1, dtype=torch.uint8)
         return pb_utils.InferenceResponse([_to_triton(contract.REGISTERED, done)])
 
@@ -100,34 +104,49 @@ class TeacherBackend:
             conditioning=self._cache.get(_keys(inputs[contract.KEY])),
             negative=self._cache.get(_keys(inputs[contract.NEGATIVE_KEY])),
         )
-        query.check(self._names)
+        query.check(self._engine.teachers)
         return query
 
-    def _answer(self, queries: dict[int, Query]) -> dict[int, Tensor | OPDError]:
+    def _answer(self, queries: dict[int, Query]) -> dict[int, Tensor | Exception]:
         """Velocities by request; where one of them spoils the batch, each is computed alone and answers for itself."""
         try:
-            velocities = answer(self._model, self._names, _merge(list(queries.values())))
-        except OPDError as error:
+            velocities = self._engine.answer(_merge(list(queries.values())))
+        except Exception as error:
             if len(queries) == 1:
                 return dict.fromkeys(queries, error)
             return {i: result for i, query in queries.items() for result in self._answer({i: query}).values()}
         return dict(zip(queries, torch.split(velocities, [len(q.latents) for q in queries.values()]), strict=True))
 
-
-def _respond(request: Any, query: Query, velocity: Tensor) -> Any:
-    wanted = request.requested_output_names()
-    outputs = []
-    if contract.VELOCITY in wanted:
-        outputs.append(_to_triton(contract.VELOCITY, velocity.half()))
-    if contract.MEAN in wanted:
-        inputs = _inputs(request)
+    def _respond(self, request: Any, query: Query, velocity: Tensor | Exception) -> Any:
         try:
-            _need(inputs, (contract.MEAN_A, contract.MEAN_B))
-        except InvalidError as error:
+            if isinstance(velocity, Exception):
+                raise velocity
+            wanted = request.requested_output_names()
+            outputs = []
+            if contract.VELOCITY in wanted:
+                outputs.append(_to_triton(contract.VELOCITY, velocity.half()))
+            if contract.MEAN in wanted:
+                outputs.append(_to_triton(contract.MEAN, self._mean(_inputs(request), query, velocity)))
+            return pb_utils.InferenceResponse(outputs)
+        except Exception as error:
             return _refuse(error)
+
+    def _mean(self, inputs: dict[str, Tensor], query: Query, velocity: Tensor) -> Tensor:
+        if self._dtype != torch.float32:
+            raise InvalidError(
+                f"a mean needs teacherServing.precision FP32: states travel in {self._info.precision} here, and its "
+                "rounding of x is as large as what a mean is asked for; ask for the velocity"
+            )
+        _need(inputs, (contract.MEAN_A, contract.MEAN_B))
         a, b = (inputs[name].view(-1, 1, 1, 1).to(velocity) for name in (contract.MEAN_A, contract.MEAN_B))
-        outputs.append(_to_triton(contract.MEAN, a * query.latents.to(velocity) + b * velocity))
-    return pb_utils.InferenceResponse(outputs)
+        return a * query.latents.to(velocity) + b * velocity
+
+
+def _cache_bytes(device: torch.device, wanted: int) -> int:
+    """Of prompts on the model's device: of a GPU's memory an eighth at most."""
+    if device.type != "cuda":
+        return wanted
+    return min(wanted, torch.cuda.get_device_properties(device).total_memory // 8)
 
 
 def _merge(queries: list[Query]) -> Query:
@@ -149,9 +168,19 @@ def _need(inputs: dict[str, Tensor], names: tuple[str, ...]) -> None:
         raise InvalidError(f"the request has no {', '.join(missing)}; it needs {', '.join(names)}")
 
 
-def _refuse(error: OPDError) -> Any:
-    code = pb_utils.TritonError.NOT_FOUND if isinstance(error, UnknownKeyError) else pb_utils.TritonError.INVALID_ARG
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+def _refuse(error: Exception) -> Any:
+    """No exception leaves `execute`, where it would fail every request that happens to wait beside its own."""
+    code, message = pb_utils.TritonError.INVALID_ARG, str(error)
+    if isinstance(error, UnknownKeyError):
+        code = pb_utils.TritonError.NOT_FOUND
+    elif isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
+        code = pb_utils.TritonError.UNAVAILABLE  # whoever shares the GPU may give some back: clients ask again
+        message = f"teacher server: out of memory: {error}"
+    elif not isinstance(error, OPDError):
+        code = pb_utils.TritonError.INTERNAL
+        message = f"{type(error).__name__}: {error}"
+        traceback.print_exception(error)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def _keys(tensor: Tensor) -> list[bytes]:

@@ -18,7 +18,7 @@ from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
 
 _SIDE, _TOKENS = 8, 2
-_KEY = b"readiness probe."
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is for the way out of here
 
 
 def probe(address: str, seconds: float) -> None:
@@ -32,10 +32,12 @@ def probe(address: str, seconds: float) -> None:
     info = _describe(url, seconds)
     item = contract.ITEM_BYTES[info.precision]
     embeds, pooled = bytes(_TOKENS * info.embeds_size * item), bytes(info.pooled_size * item)
+    dtype = contract.DTYPES[info.precision]
+    key = contract.content_key((dtype, (_TOKENS, info.embeds_size), embeds), (dtype, (info.pooled_size,), pooled))
     _infer(
         url,
         [
-            (contract.KEY, "UINT8", [1, len(_KEY)], _KEY),
+            (contract.KEY, "UINT8", [1, len(key)], key),
             (contract.EMBEDS, "UINT8", [1, len(embeds)], embeds),
             (contract.POOLED, "UINT8", [1, len(pooled)], pooled),
         ],
@@ -51,8 +53,8 @@ def probe(address: str, seconds: float) -> None:
             (contract.SIGMA, "FP32", [1, 1], one),
             (contract.GUIDANCE, "FP32", [1, 1], one),
             (contract.TEACHER, "INT32", [1, 1], struct.pack("<i", number)),
-            (contract.KEY, "UINT8", [1, len(_KEY)], _KEY),
-            (contract.NEGATIVE_KEY, "UINT8", [1, len(_KEY)], _KEY),
+            (contract.KEY, "UINT8", [1, len(key)], key),
+            (contract.NEGATIVE_KEY, "UINT8", [1, len(key)], key),
         ]
         _infer(url, inputs, contract.VELOCITY, seconds)
 
@@ -82,7 +84,7 @@ def _infer(url: str, inputs: list[tuple[str, str, list[int], bytes]], output: st
 def _call(url: str, body: bytes | None, headers: dict[str, str], seconds: float) -> Any:
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310  (http:// is written above)
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
+        with _DIRECT.open(request, timeout=seconds) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
         reason = error.read().decode(errors="replace")

@@ -14,6 +14,7 @@ from opd_core.teachers.contract import ServiceInfo
 
 CACHE_BYTES = 4 << 30  # 1,500 prompts of SD3.5 at 333 tokens; a round reuses each of its prompts at every step
 _QUEUE_MICROSECONDS = 1000
+_QUEUE_REQUESTS = 256  # of up to MAX_ROWS rows: 1 GB at 512 x 512 pixels
 
 _MODEL_PY = '''"""Triton's entry point; the work is in opd_serving.teacher.backend."""
 
@@ -90,7 +91,9 @@ def config_pbtxt(info: ServiceInfo, device: str) -> str:
     ]
     lines += [f'output {{ name: "{name}" data_type: TYPE_{dtype} dims: {dims} }}' for name, dtype, dims in outputs]
     # No preferred sizes: they serve TensorRT profiles, and a client that has rows sends them all at once anyway.
-    lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}")
+    # A client whose request finds no place is told UNAVAILABLE, and asks again or elsewhere.
+    queue = f"default_queue_policy {{ max_queue_size: {_QUEUE_REQUESTS} }}"
+    lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} {queue} }}")
     kind, _, number = device.partition(":")
     # Without a number there would be an instance per GPU, each with a prompt cache that the client knows nothing of.
     where = f"kind: KIND_GPU gpus: [ {number or 0} ]" if kind == "cuda" else "kind: KIND_CPU"

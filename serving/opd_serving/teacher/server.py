@@ -20,7 +20,7 @@ import psutil
 from opd_core.errors import InvalidError, OPDError, UnavailableError
 from opd_core.process import die_with_parent
 
-_STUB = "triton_python_backend_stub"
+_STUB = "triton_python_backend_stub"[:15]  # as the kernel calls the process, also when it has ended
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 2.0  # a server that fails to start loses its stub as well, and then ends by itself
 _REASONS = (
@@ -95,10 +95,12 @@ def _watch(server: "subprocess.Popen[bytes]", received: Sequence[int]) -> int:
 
 
 def _stub(server: "subprocess.Popen[bytes]") -> psutil.Process | None:
-    """The process that runs the model, once it is there: the repository has one model with one instance."""
+    """The process that runs the model, once it is there: the repository has one model with one instance. A child that
+    has ended already was to become it, and Triton waits for it without end
+    (https://github.com/triton-inference-server/python_backend/issues/401)."""
     try:
         children = psutil.Process(server.pid).children()
-        return next((child for child in children if _STUB in " ".join(child.cmdline())), None)
+        return next((child for child in children if child.name() == _STUB or not _runs(child)), None)
     except psutil.NoSuchProcess:  # one of them has just ended
         return None
 

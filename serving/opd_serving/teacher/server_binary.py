@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opd_core.errors import InvalidError, OPDError, UnavailableError
-from opd_core.paths import is_shell_safe
 from opd_core.uris import cache_dir
 
 CONTAINER_BINARY = Path("/opt/tritonserver/bin/tritonserver")
@@ -30,10 +29,11 @@ _ELSEWHERE = "set TRITONSERVER to a tritonserver binary, or run inside the NGC c
 
 @dataclass(frozen=True)
 class Server:
-    """How to start tritonserver: the binary, options that its place needs, and environment variables to add."""
+    """How to start tritonserver: the binary, the folder of its backends where it does not find them by itself (one or
+    none), and environment variables to add."""
 
     binary: Path
-    options: list[str] = field(default_factory=list)
+    backends: list[Path] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -65,17 +65,8 @@ def _require_stub() -> None:
 
 
 def unpacked_wheel() -> Path:
-    """Folder of the unpacked wheel; fetched on first use. Several processes may ask at once.
-
-    Raises:
-        InvalidError: the cache has a path from which Triton cannot start its Python backend.
-    """
+    """Folder of the unpacked wheel; fetched on first use. Several processes may ask at once."""
     target = cache_dir() / f"tritonserver-{WHEEL_SHA256[:12]}"
-    if not is_shell_safe(target):
-        raise InvalidError(
-            f"the cache {cache_dir()} has characters that mean something to a shell, through which Triton starts its "
-            f"Python backend; set OPD_CACHE to a folder that has none, or {_ELSEWHERE}"
-        )
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +113,7 @@ def _from_wheel(folder: Path) -> Server:
     library = _libpython()
     return Server(
         root / "bin" / "tritonserver",
-        options=["--backend-directory", str(backends)],
+        backends=[backends],
         env={
             "LD_LIBRARY_PATH": f"{library.parent}:{folder / 'nvidia_pytriton.libs'}",
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # the stub takes the first python3

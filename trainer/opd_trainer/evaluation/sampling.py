@@ -11,9 +11,8 @@ from opd_core.diffusion.noise import draw
 from opd_core.diffusion.transitions import transitions
 from opd_core.models.adapters import use_adapter
 from opd_core.models.pipeline import Model
+from opd_core.precision import arithmetic
 from torch import Tensor
-
-from opd_trainer.precision import arithmetic
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def sample_images(
         before: Tensor | None = None
         for j, step in enumerate(path):
             sigmas = torch.full((len(part),), step.sigma, device=model.device)
-            with arithmetic(model.device, spec.training.precision):
+            with arithmetic(model.device, model.dtype):
                 velocity = guided_velocity(
                     model.forward, latents, sigmas, embeds, pooled, negative_embeds, negative_pooled, guidance
                 )
