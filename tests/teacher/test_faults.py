@@ -105,6 +105,78 @@ def nv_requests(server) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("nv_inference_request_success"))
 
 
+# In the process that prepares a server: a small cache, and a model whose forward pass fails as files of a folder say.
+FAULTS = """
+import sys
+if "opd_serving.teacher.prepare" in sys.orig_argv:
+    from opd_serving.teacher import repository
+    repository.CACHE_BYTES = {cache}
+    repository._MODEL_PY += {model!r}
+"""
+MODEL = """
+import os, time, torch
+from opd_core.models.pipeline import Model
+real = Model.forward
+def forward(self, latents, *rest):
+    if os.path.exists({folder!r} + "/slow"):
+        os.remove({folder!r} + "/slow")
+        time.sleep(6)
+    if os.path.exists({folder!r} + "/full") or len(latents) > 9:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if os.path.exists({folder!r} + "/broken"):
+        raise ZeroDivisionError("a defect")
+    return real(self, latents, *rest)
+Model.forward = forward
+"""
+
+
+def test_a_server_short_of_memory_and_time_is_waited_for(make_server, rows, client, tmp_path, monkeypatch):
+    """Its GPU has room for nine rows, its cache for ten prompts; then for nothing; then it is slow; then broken."""
+    expected = {teacher: rows.ask(client, teacher).result() for teacher in ("ocr", "geneval")}
+    (tmp_path / "faults").mkdir()
+    faults = FAULTS.format(cache=10 * rows.negative.nbytes, model=MODEL.format(folder=str(tmp_path)))
+    (tmp_path / "faults" / "sitecustomize.py").write_text(faults)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "faults"), prepend=":")
+    server = make_server().start()
+    faulty = connect([server.address], Patience(attempt_seconds=100, total_seconds=200, longest_pause=0.5))
+
+    torch.testing.assert_close(rows[:7].ask(faulty, "ocr").result(), expected["ocr"][:7], rtol=0, atol=5e-3)
+    assert faulty.stats.retries == 0  # it halves its batches by itself
+
+    (tmp_path / "full").touch()
+    asked = rows[:4].ask(faulty, "ocr")
+    while faulty.stats.retries < 3 and not asked.done():
+        time.sleep(0.05)
+    assert not asked.done()
+    (tmp_path / "full").unlink()
+    torch.testing.assert_close(asked.result(), expected["ocr"][:4], rtol=0, atol=5e-3)
+
+    hasty = connect([server.address], Patience(attempt_seconds=3, total_seconds=200, longest_pause=0.5))
+    (tmp_path / "slow").touch()
+    torch.testing.assert_close(rows[:1].ask(hasty, "ocr").result(), expected["ocr"][:1], rtol=0, atol=5e-3)
+    assert hasty.stats.retries > 0
+    hasty.close()
+
+    def ask(first: int) -> tuple[int, int]:
+        """Four rows; how many prompts were registered for them, and how often they were asked again."""
+        before = faulty.stats.registrations, faulty.stats.retries
+        part = rows[first : first + 4].ask(faulty, "geneval").result()
+        torch.testing.assert_close(part, expected["geneval"][first : first + 4], rtol=0, atol=5e-3)
+        return faulty.stats.registrations - before[0], faulty.stats.retries - before[1]
+
+    assert [ask(first) for first in (8, 12, 16, 20, 24, 28)] == [(4, 0)] * 6  # more than the cache holds
+    assert ask(8) == (4, 1)  # they have been forgotten
+    assert ask(28) == (0, 0)  # these have not
+
+    (tmp_path / "broken").touch()
+    with pytest.raises(RefusedError, match="refused: .*ZeroDivisionError: a defect"):
+        rows[:2].ask(faulty, "ocr").result()
+    (tmp_path / "broken").unlink()
+    assert "a defect" in server.log
+    torch.testing.assert_close(rows[:2].ask(faulty, "ocr").result(), expected["ocr"][:2], rtol=0, atol=5e-3)
+    faulty.close()
+
+
 @pytest.fixture
 def damaged_claims(tiny_world, tmp_path):
     """A function that changes the tensors of the teacher ocr, and gives claims with a world that is whole otherwise."""
