@@ -97,9 +97,9 @@ def _teachers(d: Draft) -> bool:
         inside = (Reason.DISABLED, "teachers live inside the trainer")
         d.mark(Stage.TEACHERS_READY, True, *(done if servers else inside))
         return True
-    again = d.completed(Stage.TEACHERS_READY)
-    if again and not d.observed.active(names.TRAINER):
+    if d.completed(Stage.TEACHERS_READY) and not d.observed.active(names.TRAINER):
         del d.times[Stage.TEACHERS_READY]  # nobody has them yet: their time begins anew
+    again = d.completed(Stage.TEACHERS_READY)
     if any(pod.queued for pod in d.observed.pods_of(names.TEACHERS)) and not d.completed(Stage.TEACHERS_READY):
         d.times.pop(Stage.TEACHERS_READY, None)
         d.wait_in_queue()

@@ -854,6 +854,14 @@ def test_a_trainer_that_starts_again_waits_for_teachers_that_are_being_replaced(
     assert world.job(names.TRAINER)["metadata"]["name"] == "tiny-trainer-1-1"
 
 
+def test_teachers_and_trainer_that_are_deleted_by_hand_begin_again_in_one_look():
+    world = World().settle().up(names.TEACHERS).run()
+    world.remove("Job", "tiny-trainer-1-0")
+    world.remove("Deployment", "tiny-teachers-0")
+    assert world.settle().condition("TeachersReady") == ("False", "Starting")
+    assert world.condition("Trained") == ("False", "Waiting")
+
+
 def test_a_running_trainer_goes_on_while_its_teachers_are_replaced():
     world = World().settle().up(names.TEACHERS).run()
     world.edit(teacherServing__pod={"nodeSelector": {"disk": "ssd"}})
