@@ -30,7 +30,8 @@ _NOT_READ: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "evaluation": ("gate", "pod"),
         "teacherServing": ("pod",),
     },
-    names.EVALUATOR: {"training": ("pod",), "evaluation": ("pod",), "teacherServing": ("pod",)},
+    # Its own pod says how many devices, and so how many ranks, it has.
+    names.EVALUATOR: {"training": ("pod",), "teacherServing": ("pod",)},
 }  # fmt: skip
 
 

@@ -198,6 +198,8 @@ def test_the_evaluator_may_have_a_pod_of_its_own_which_names_nothing():
     assert devices(world, names.EVALUATOR) == limits
     (job,) = world.jobs(names.EVALUATOR)
     assert job["spec"]["template"]["spec"]["containers"][0]["image"] == "evaluator:1"
+    (config,) = [c for c in world.of("ConfigMap", names.EVALUATOR) if names.EVALUATOR in c["metadata"]["name"]]
+    assert '"nvidia.com/gpu": "1"' in config["data"]["distill.json"], "the launcher counts its ranks by them"
     run = world.status["run"]["key"]
     scored = world.finish(names.EVALUATOR, digest=STUDENT, gatePassed=True, scores=[]).up(names.ENDPOINT)
     scored.edit(evaluation__pod={"image": "evaluator:2"})
