@@ -84,3 +84,26 @@ def test_text_that_is_no_object_is_refused(text, words):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InvalidError, match=r"cannot read .*absent\.yaml"):
         load_spec(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e99999999999999999999", "1e-100", "9" * 64 + "E", "1" * 64 + "e99"])
+def test_a_quantity_of_any_size_is_taken_or_refused(valid, text):
+    """And never an error of the arithmetic behind the rules."""
+    resources = {"requests": {"memory": "1"}, "limits": {"memory": text}}
+    try:
+        check_spec(changed(valid, (*T, "pod", "resources"), resources))
+    except SpecError as error:
+        assert [problem.path for problem in error.problems] == ["spec.training.pod.resources.limits.memory"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "limit", "taken"), [("8", 8, True), (8, 8, True), (8, 4, False), ("1.5", "1.5", False)]
+)
+def test_devices_are_asked_for_as_whole_numbers(valid, request_, limit, taken):
+    resources = {"requests": {"nvidia.com/gpu": request_}, "limits": {"nvidia.com/gpu": limit}}
+    content = changed(valid, (*T, "pod", "resources"), resources)
+    if taken:
+        assert check_spec(content)
+    else:
+        with pytest.raises(SpecError, match=r"write the same number as limit"):
+            check_spec(content)

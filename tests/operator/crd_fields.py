@@ -66,7 +66,26 @@ def leaves(schema: dict[str, Any], path: tuple[Any, ...]) -> Iterator[tuple[tupl
     elif kind == "quantity":
         yield (
             path,
-            ["1", 1, 0, -1, 1.5, "1.5", ".5", "1Ki", "1ki", "5e3", "+1", "lots", "", True, "1" * 64, "1" * 65, "1\n"],
+            [
+                "1",
+                1,
+                0,
+                -1,
+                1.5,
+                "1.5",
+                ".5",
+                "1Ki",
+                "1ki",
+                "5e3",
+                "+1",
+                "lots",
+                "",
+                True,
+                "1" * 64,
+                "1" * 65,
+                "1\n",
+                "1e100",
+            ],
         )
     else:
         longest = schema.get("maxLength", 10)
