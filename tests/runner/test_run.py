@@ -248,8 +248,15 @@ def test_faults_and_interruptions_leave_no_trace_in_the_weights(start: Callable[
     assert student_digest(third) == student_digest(undisturbed)
 
 
-def test_a_folder_may_have_any_name(start: Callable[..., Opd], tiny_world: Path, tmp_path: Path) -> None:
-    """Triton hands the path of its model to a shell, unquoted (python_backend#401)."""
+def test_a_folder_may_have_any_name_and_a_proxy_is_not_for_here(
+    start: Callable[..., Opd], tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton hands the path of its model to a shell, unquoted (python_backend#401); gRPC asks a proxy for the loopback
+    (grpc#29718)."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
     world = tmp_path / "a world [2] (b)"
     world.symlink_to(tiny_world)
     options = ["--set", "training.rounds=2", "--set", "training.optimizer.warmupRounds=0", "--until", "trained"]
