@@ -1,6 +1,6 @@
 """What a dead teacher server costs beside a living one of the same teachers.
 
-    python benchmarks/teachers.py [--queries 200] [--rows 1]
+    PYTHONPATH=tools python benchmarks/teachers.py [--queries 200] [--rows 1]
 
 Two clients take turns with single queries: one knows the living server alone, the other both. The dead one answered
 when the clients connected, and was killed then. The last line is JSON.
