@@ -288,7 +288,8 @@ class Training(Model):
 
 
 class GateRule(Model):
-    """The student must reach `atLeast`, or the share `ofTeacher` of the teacher's gain over the base."""
+    """The student must reach `atLeast`, or the share `ofTeacher` of the teacher's gain over the base; it misses a rule
+    that it is below beyond chance."""
 
     task: Name = Field(description="A task of this object.")
     reward: RewardName = Field(description="One of this task's rewards.")

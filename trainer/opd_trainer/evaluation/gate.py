@@ -1,11 +1,21 @@
-"""Whether a student may be served."""
+"""Whether a student may be served: a test of non-inferiority.
+
+A rule is missed where the student is worse than it asks for beyond chance: the upper end of the one-sided paired
+bootstrap interval of what it has above the requirement is below zero. The level is 95 % for all rules of a gate
+together (each at 0.05 over their number, Bonferroni), so a student exactly as good as its gate asks for passes at least
+95 % of the time. With few prompts a gate refuses only what is far off: `chance` says how far.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from opd_core.api.types import GateRule
 
-Means = Mapping[str, Mapping[tuple[str, str], float]]  # model -> (task, reward) -> mean
+from opd_trainer.evaluation.statistics import upper_bound
+
+Rewards = Mapping[str, Mapping[str, Sequence[float]]]  # task -> reward -> [N]
+FALSE_ALARMS = 0.05  # of a student that is exactly as good as all rules ask for
 
 
 def compared_with(rules: Sequence[GateRule]) -> list[str]:
@@ -14,32 +24,43 @@ def compared_with(rules: Sequence[GateRule]) -> list[str]:
     return ["base", *(f"teacher:{task}" for task in tasks)] if tasks else []
 
 
-def check_gate(rules: Sequence[GateRule], means: Means) -> list[dict[str, Any]]:
-    """One check per rule: {task, reward, rule, required, actual, passed}, with `required` as a mean reward.
+def check_gate(
+    rules: Sequence[GateRule], models: Mapping[str, Rewards], prompts: Mapping[str, Sequence[str]], seed: int
+) -> list[dict[str, Any]]:
+    """One check per rule: {task, reward, rule, required, actual, chance, passed}, with `required` as a mean reward.
 
     `ofTeacher: f` requires base + f (teacher - base): a share of the teacher's gain, whatever the reward's scale.
+    `chance` is by how much `actual` may be below `required` and still pass.
 
     Args:
-        means: of "student" and of the models that the rules are `compared_with`.
+        models: "student" and the models that the rules are `compared_with` -> their per-image rewards.
+        prompts: of each task, [N]; images of one prompt count together.
     """
     checks = []
     for rule in rules:
-        key = (rule.task, rule.reward)
+
+        def rewards(model: str, rule: GateRule = rule) -> "np.ndarray[Any, np.dtype[np.float64]]":
+            return np.asarray(models[model][rule.task][rule.reward], np.float64)
+
+        student = rewards("student")
         if rule.at_least is not None:
-            required, words = rule.at_least, f"atLeast {rule.at_least:g}"
+            required, words = np.full_like(student, rule.at_least), f"atLeast {rule.at_least:g}"
         else:
             assert rule.of_teacher is not None
-            base, teacher = means["base"][key], means[f"teacher:{rule.task}"][key]
-            required, words = base + rule.of_teacher * (teacher - base), f"ofTeacher {rule.of_teacher:g}"
-        actual = means["student"][key]
+            base = rewards("base")
+            required = base + rule.of_teacher * (rewards(f"teacher:{rule.task}") - base)
+            words = f"ofTeacher {rule.of_teacher:g}"
+        above = student - required
+        most = upper_bound(above, prompts[rule.task], seed, FALSE_ALARMS / len(rules))
         checks.append(
             {
                 "task": rule.task,
                 "reward": rule.reward,
                 "rule": words,
-                "required": required,
-                "actual": actual,
-                "passed": actual >= required,
+                "required": float(required.mean()),
+                "actual": float(student.mean()),
+                "chance": most - float(above.mean()),
+                "passed": most >= -1e-12,  # of rounding, where nothing varies
             }
         )
     return checks
@@ -48,7 +69,8 @@ def check_gate(rules: Sequence[GateRule], means: Means) -> list[dict[str, Any]]:
 def failures(checks: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence per failed check."""
     return [
-        f"{check['task']}: {check['reward']} is {check['actual']:.3f}, {check['rule']} needs {check['required']:.3f}"
+        f"{check['task']}: {check['reward']} is {check['actual']:.3f}, {check['rule']} needs {check['required']:.3f} "
+        f"(less {check['chance']:.3f} for chance)"
         for check in checks
         if not check["passed"]
     ]

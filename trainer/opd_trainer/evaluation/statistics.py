@@ -26,6 +26,13 @@ def mean_score(values: ArrayLike, prompts: Sequence[str], seed: int) -> Score:
     return Score(mean=float(values.mean()), low=low, high=high, n=len(values))
 
 
+def upper_bound(values: ArrayLike, prompts: Sequence[str], seed: int, chance: float) -> float:
+    """The mean of [N] values is above this with probability `chance`: one-sided percentile bootstrap over `prompts`."""
+    values = np.asarray(values, np.float64)
+    sums = resampled_sums(per_prompt(np.stack([values, np.ones_like(values)], 1), prompts), seed)
+    return max(float(np.quantile(sums[:, 0] / sums[:, 1], 1 - chance)), float(values.mean()))
+
+
 def kept_share(
     base: ArrayLike, teacher: ArrayLike, student: ArrayLike, prompts: Sequence[str], seed: int
 ) -> dict[str, float | None]:

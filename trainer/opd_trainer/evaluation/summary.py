@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from opd_core.api.types import Spec
 from opd_core.artifacts import Score
 
-from opd_trainer.evaluation.gate import check_gate, compared_with
+from opd_trainer.evaluation.gate import Rewards, check_gate, compared_with
 from opd_trainer.evaluation.statistics import kept_share, mean_score
 
-Rewards = Mapping[str, Mapping[str, list[float]]]  # task -> reward -> [N]
 Prompts = Mapping[str, Sequence[str]]  # task -> [N]
 
 
@@ -54,13 +52,7 @@ def summarise(spec: Spec, models: Mapping[str, Rewards], prompts: Prompts) -> di
     if absent := [model for model in compared_with(spec.evaluation.gate) if model not in models]:
         summary["gateNeeds"] = absent
         return summary
-    means = {
-        model: {
-            (task, reward): float(np.mean(v)) for task, by_reward in rewards.items() for reward, v in by_reward.items()
-        }
-        for model, rewards in models.items()
-    }
-    summary["gate"] = check_gate(spec.evaluation.gate, means)
+    summary["gate"] = check_gate(spec.evaluation.gate, models, prompts, spec.evaluation.seed)
     return summary
 
 
