@@ -167,6 +167,7 @@ NOT_OF_THE_TRAINER = {
     ("TeacherServing", "replicas"): "of who starts servers",
     ("Student", "output"): "of the evaluator, which publishes what passes the gate",
     ("Evaluation", "gate"): "of the evaluator",
+    ("Evaluation", "pod"): "of who makes pods",
     ("LoRA", "type"): "has one value",
     ("Sampler", "type"): "is held to noiseLevel before anything starts",
     ("EvaluationSampler", "type"): "is held to noiseLevel before anything starts",
