@@ -143,7 +143,7 @@ async def watch(tally: Tally, began: float, until: float) -> None:
 async def play(service: Service, port: int, keys: Path, seconds: float, share: float) -> Tally:
     tally = Tally()
     clients = {
-        name: openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, timeout=120)
+        name: openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, timeout=600)
         for name, key in KEYS.items()
     }
     known = {}
