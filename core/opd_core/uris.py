@@ -136,7 +136,7 @@ def _from_object_store(uri: str) -> Path:
         import fsspec
         import s3fs  # noqa: F401  (fsspec finds it by name and explains its absence badly)
     except ImportError as error:
-        raise InvalidError(f"{uri} needs fsspec and s3fs; run: pip install 'diffusion-opd[s3]'") from error
+        raise InvalidError(f"{uri} needs fsspec and s3fs; in the checkout: pip install '.[s3]'") from error
 
     target = cache_dir() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:32] / PurePosixPath(uri.rstrip("/")).name
     if target.exists():

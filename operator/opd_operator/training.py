@@ -117,10 +117,10 @@ def _teachers(d: Draft) -> bool:
 
 
 def _refusal(d: Draft) -> str:
-    """What a teacher server said when it refused its model or adapters: no restart changes that."""
+    """What a teacher server said when it refused its model or adapters, or its device: no restart changes that."""
     for pod in d.observed.pods_of(names.TEACHERS):
         words = pod.ended or pod.before
-        if words and words.facts.exit_code in (ExitCode.INVALID, ExitCode.REFUSED):
+        if words and words.facts.exit_code in (ExitCode.INVALID, ExitCode.REFUSED, ExitCode.OUT_OF_MEMORY):
             return f"{pod.name} ended with exit code {words.facts.exit_code}: {words.message}"
     return ""
 

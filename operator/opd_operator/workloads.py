@@ -1,14 +1,11 @@
 """Teacher servers, trainer and evaluator as child objects. Pure."""
 
-import math
-from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any
 
 from opd_core import roles
 from opd_core.api.digests import claims_of
-from opd_core.api.pod import Pod, Resources, amount
+from opd_core.api.pod import Pod
 from opd_core.api.types import Spec
 
 from opd_operator import names
@@ -118,18 +115,8 @@ def evaluator(context: Context, key: str, number: int) -> list[Manifest]:
 
 
 def evaluation_pod(spec: Spec) -> Pod:
-    """Settings of the evaluator's pod: where nothing is said, training's, with the devices that it uses."""
-    if spec.evaluation.pod:
-        return spec.evaluation.pod
-    pod = spec.training.pod
-    share = Fraction(roles.evaluator_processes(spec), spec.training.processes_per_node)
-
-    def used(amounts: Mapping[str, str]) -> dict[str, str]:
-        # Only devices have a domain in their name, and only whole ones are given.
-        return {key: str(math.ceil(int(amount(each)) * share)) if "/" in key else each for key, each in amounts.items()}
-
-    cut = Resources(requests=used(pod.resources.requests), limits=used(pod.resources.limits))
-    return pod.model_copy(update={"resources": cut})
+    """Settings of the evaluator's pod: where nothing is said, training's; each of its devices has a rank."""
+    return spec.evaluation.pod or spec.training.pod
 
 
 def _job(context: Context, name: str, role: str, template: Manifest, *, pods: int) -> Manifest:

@@ -57,7 +57,7 @@ def _summary_writer(directory: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InvalidError("--tensorboard needs a package; run: pip install 'diffusion-opd[tensorboard]'") from error
+        raise InvalidError("--tensorboard needs a package; in the checkout: pip install '.[tensorboard]'") from error
     return SummaryWriter(str(directory), purge_step=start + 1)
 
 

@@ -322,7 +322,7 @@ class Evaluation(Model):
     )
     pod: Pod | None = Field(
         default=None,
-        description="The evaluation's pod; absent: training's, with no more devices than the evaluation uses.",
+        description="The evaluation's pod; absent: training's. Each of its devices has a rank.",
     )
 
 
