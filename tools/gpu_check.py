@@ -30,7 +30,8 @@ from opd_core.models.adapters import adapter_parameters, add_student_adapter
 from opd_core.models.pipeline import Model
 from opd_core.ports import free_ports
 from opd_core.precision import TORCH_DTYPES
-from opd_core.teachers.engine import Query, answer
+from opd_core.teachers.engine import Engine as TeacherEngine
+from opd_core.teachers.engine import Query
 from opd_trainer.engine import Engine, init_distributed, shutdown
 from opd_trainer.memory import free_bytes, measure, plan
 from opd_trainer.precision import GradientScale
@@ -69,7 +70,7 @@ class Bench:
     """Student and teacher of one size and precision on one device, and the settings of a round."""
 
     model: Model
-    teacher: Model
+    teacher: TeacherEngine
     training: Training
     size: dict[str, Any]
 
@@ -93,8 +94,7 @@ class Bench:
 
     def ask(self, x: Tensor, sigma: float) -> Tensor:
         count = len(x)
-        return answer(
-            self.teacher, [TEACHER],
+        return self.teacher.answer(
             Query(
                 teachers=torch.zeros(count, dtype=torch.int64), latents=x, sigmas=torch.full((count,), sigma),
                 guidance=torch.full((count,), 4.5), conditioning=[self.prompt] * count, negative=[self.prompt] * count,
@@ -140,7 +140,8 @@ def bench(size: dict[str, Any], device: torch.device, precision: Precision) -> B
     dtype = TORCH_DTYPES[precision]
     resolution = Resolution(width=size["side"], height=size["side"])
     training = Training(rounds=1, precision=precision, resolution=resolution)
-    return Bench(network(STUDENT, dtype), network(TEACHER, dtype), training, size)
+    teacher = TeacherEngine(network(TEACHER, dtype), [TEACHER])
+    return Bench(network(STUDENT, dtype), teacher, training, size)
 
 
 @dataclass

@@ -73,7 +73,7 @@ def triton_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     where = ["--metrics-address=127.0.0.1", f"--metrics-port={port}"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [str(server.binary), *server.options, *options, *where],
+            [str(server.binary), *(f"--backend-directory={each}" for each in server.backends), *options, *where],
             env={**os.environ, **server.env},
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -58,13 +58,13 @@ def test_what_only_the_api_server_knows_is_told_with_field_value_and_remedy(
     opd: Opd, api: Api, example: Path, content: dict[str, Any]
 ) -> None:
     opd("submit", example)
-    say(api, NAME, run={"key": "k", "attempt": 1})
+    say(api, NAME, run={"key": "k", "attempt": 1}, begun=True)
     content["spec"]["model"]["uri"] = "pvc://other/base"
     done = opd("submit", "-", stdin=json.dumps(content))
     assert done.code == ExitCode.INVALID
     assert done.err.splitlines() == [
         "error: the API server refuses it: 1 problem",
-        "  spec.model.uri: a run has begun, and students of this object are adapters of pvc://tiny-world/base "
+        "  spec.model.uri: a trainer has run, and students of this object are adapters of pvc://tiny-world/base "
         '(got "pvc://other/base"); write pvc://tiny-world/base, or make another object',
     ]
 

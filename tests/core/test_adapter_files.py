@@ -274,7 +274,7 @@ def renamed(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], dict[str,
 
 
 FOREIGN = {
-    "text encoders": (with_text_encoders, r"also changes the text encoders \(3 of 35 .*train without --train_text_encoder"),
+    "text encoders": (with_text_encoders, r"also changes the text encoders \(3 of \d+ .*train without --train_text_encoder"),
     "kohya": (renamed("transformer.", "lora_unet_"), "is kohya's format"),
     "LoKr": (renamed(".lora_A.weight", ".lokr_w1"), "is a LoKr adapter"),
     "LoHa": (renamed(".lora_A.weight", ".hada_w1_a"), "is a LoHa adapter"),

@@ -274,7 +274,7 @@ def test_guidance_is_row_by_row(scales):
     x, s = batch["latents"], batch["sigmas"]
     conditional = network(x, s, batch["embeds"], batch["pooled"])
     unconditional = network(x, s, batch["negative_embeds"], batch["negative_pooled"])
-    g = guidance.view(-1, 1, 1, 1)
+    g = guidance.clamp(min=1).view(-1, 1, 1, 1)  # at most 1 is off
     torch.testing.assert_close(got, unconditional + g * (conditional - unconditional))
     alone = [
         guided_velocity(network, **{k: v[i : i + 1] for k, v in batch.items()}, guidance=guidance[i : i + 1])

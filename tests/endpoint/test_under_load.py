@@ -126,13 +126,14 @@ def test_a_request_that_takes_too_long_is_given_up_and_is_no_failure_of_the_stud
             assert endpoint.metric(f'opd_endpoint_failures_total{{stage="{stage}"}}') == 0
 
 
-def test_a_small_image_does_not_wait_for_a_large_one(small):
+def test_a_small_image_does_not_wait_for_a_large_one(settings):
     """Groups take turns: four steps of 32x32 are done long before a hundred of 64x64."""
-    large = raw_request(small.url, {"prompt": "a", "n": 2, "size": "64x64", **LONG})
-    wait_until(lambda: small.metric("opd_endpoint_active_samples") > 0)
-    assert small.client().images.generate(prompt="b", size="32x32", extra_body={"steps": 4}).data
-    assert small.metric("opd_endpoint_images_total") == 1
-    large.close()
+    with running(make_service(dataclasses.replace(settings, steps=100, limits=Limits(2, 30)))) as endpoint:
+        large = raw_request(endpoint.url, {"prompt": "a", "n": 2, "size": "64x64", **LONG})
+        wait_until(lambda: endpoint.metric("opd_endpoint_active_samples") > 0)
+        assert endpoint.client().images.generate(prompt="b", size="32x32", extra_body={"steps": 4}).data
+        assert endpoint.metric("opd_endpoint_images_total") == 1
+        large.close()
 
 
 @pytest.mark.parametrize(

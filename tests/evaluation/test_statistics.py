@@ -8,7 +8,8 @@ import reproduce
 from opd_core.api.load import load_spec
 from opd_core.api.types import GateRule
 from opd_trainer.evaluation import statistics
-from opd_trainer.evaluation.gate import check_gate, failures
+from opd_trainer.evaluation.checks import failures
+from opd_trainer.evaluation.gate import check_gate
 from opd_trainer.evaluation.statistics import kept_share, mean_score
 from opd_trainer.evaluation.summary import summarise
 

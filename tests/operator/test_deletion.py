@@ -113,4 +113,8 @@ def test_a_finished_object_removes_itself(api: Api, operator: Operator) -> None:
     api.submit(runPolicy={"ttlSecondsAfterFinished": 3})
     to_student(api)
     api.run("endpoint")
+    api.until("Ready", "True")
+    time.sleep(4)
+    assert not gone(api), "it serves"
+    api.edit(endpoint={"suspend": True})
     wait_for(lambda: gone(api), "its end", 40)

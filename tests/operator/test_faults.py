@@ -325,5 +325,5 @@ def test_the_lease_is_given_back_and_the_next_one_takes_over_at_once(api: Api, s
     second = start(api, lease).ready()
     began = time.monotonic()
     assert first.stop(signal.SIGTERM) == 0
-    wait_for(lambda: "opd_leader 1.0" in second.metrics(), "the second one", 10)
-    assert time.monotonic() - began < 8
+    wait_for(lambda: "opd_leader 1.0" in second.metrics(), "the second one", 15)
+    assert time.monotonic() - began < 13  # a page of metrics is up to 5 s old

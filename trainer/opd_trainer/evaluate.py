@@ -34,7 +34,7 @@ from torch import Tensor
 from opd_trainer import arguments
 from opd_trainer.encoders import encoders_on_device
 from opd_trainer.engine import ALONE, World, all_reduce, join, shutdown, total
-from opd_trainer.evaluation.gate import failures
+from opd_trainer.evaluation.checks import failures
 from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
 from opd_trainer.evaluation.summary import scores_of, summarise, task_means
 from opd_trainer.prompt_files import PromptRecord

@@ -11,7 +11,7 @@ from opd_core.artifacts import read_student
 from opd_core.errors import InvalidError, RefusedError
 from opd_core.stages import Reason, Stage
 from opd_core.uris import claim_path
-from opd_trainer.evaluation.gate import failures
+from opd_trainer.evaluation.checks import failures
 
 from opd_cli.runner.context import POLL_SECONDS, Run
 from opd_cli.runner.supervise import Job

@@ -8,7 +8,7 @@ from opd_core.artifacts import installed_versions
 from opd_core.errors import GateError
 from opd_core.stages import Reason, Stage
 from opd_core.uris import claim_path
-from opd_trainer.evaluation.gate import failures
+from opd_trainer.evaluation.checks import failures
 
 from opd_cli.runner.context import Run
 from opd_cli.runner.endpoint import deploy

@@ -64,13 +64,3 @@ def check_gate(
             }
         )
     return checks
-
-
-def failures(checks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence per failed check."""
-    return [
-        f"{check['task']}: {check['reward']} is {check['actual']:.3f}, {check['rule']} needs {check['required']:.3f} "
-        f"(less {check['chance']:.3f} for chance)"
-        for check in checks
-        if not check["passed"]
-    ]
