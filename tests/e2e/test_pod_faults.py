@@ -110,6 +110,15 @@ def test_a_wrong_image_is_mended_and_all_that_an_endpoint_may_have_comes_and_goe
         return {line.split("/")[0].split(".")[0] for line in namespace.children().splitlines()}
 
     assert extras <= kinds()
+    children = namespace.children().splitlines()
+    mended = [child for child in children if not child.startswith(("pod/", "job.", "configmap/"))]  # never changed
+    for child in mended:
+        namespace.kubectl("label", child, "app.kubernetes.io/name=changed", "--overwrite")
+
+    def changed() -> list[str]:
+        return [child for child in mended if "changed" in namespace.get(child)["metadata"]["labels"].values()]
+
+    wait_until(lambda: not changed(), "labels that somebody changed to be put right")
     namespace.edit(name, endpoint={"replicas": 1, "autoscaling": None, "route": None})
     namespace.until(name, "Serving", "True")
     wait_until(lambda: not extras & kinds(), "what was taken out of the spec to go")
