@@ -29,9 +29,9 @@ import openai
 import psutil
 import torch
 import uvicorn
-from opd_core.ports import free_ports
+from opd_core.ports import free_ports, listen
 from opd_serving.endpoint.engine import Limits
-from opd_serving.endpoint.server import Settings, listen, make_service, uvicorn_config
+from opd_serving.endpoint.server import Settings, make_service, uvicorn_config
 from opd_serving.endpoint.service import Service
 from PIL import Image
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from opd_core.ports import EVERYWHERE, in_url
 
 from opd_cli.terminal import echo
 
@@ -16,7 +17,7 @@ def serve(
     claims: Annotated[
         Path | None, typer.Option(help="Folder with one entry per claim; default: the one of the run around STUDENT.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; :: is all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of health and metrics; default: the same.")
@@ -78,7 +79,7 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
 
 def calls(host: str, port: int, *, keys: bool) -> list[str]:
     """How to ask for an image: with curl, with OpenAI's client, with this program."""
-    reached = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    reached = "127.0.0.1" if host in ("0.0.0.0", EVERYWHERE) else in_url(host)  # noqa: S104
     url, key = f"http://{reached}:{port}", "$OPD_API_KEY"
     header = f" -H 'Authorization: Bearer '\"{key}\"" if keys else ""
     body = f'{{"prompt": "{_PROMPT}"}}'

@@ -15,6 +15,8 @@ HUB_REWARDS = frozenset(
     }
 )
 
+POD_IP = "OPD_POD_IP"  # environment of a teacher server in a pod: the address that others reach the pod at
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -69,11 +71,6 @@ class Place:
         return {**common, "OMP_NUM_THREADS": str(self.threads)} if self.threads else common
 
     @property
-    def probe_host(self) -> str:
-        """Where a role is reached from its own machine or pod."""
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104  (compared, not opened)
-
-    @property
     def student(self) -> PurePath:
         return self.work / "student"
 
@@ -94,7 +91,7 @@ def teacher_servers(spec: Spec) -> tuple[tuple[str, ...], ...]:
 
 
 def teacher_server(place: Place, name: str, teachers: Sequence[str], ports: Mapping[str, int]) -> Recipe:
-    """A Triton server of `teachers` (empty: all). `ports`: grpc, http, metrics."""
+    """A Triton server of `teachers` (empty: all). `ports`: grpc, http (of the loopback), metrics."""
     argv = (
         place.python,
         "-m",
@@ -106,7 +103,7 @@ def teacher_server(place: Place, name: str, teachers: Sequence[str], ports: Mapp
         f"--device={place.device}",
         *(f"--teacher={teacher}" for teacher in teachers),
     )
-    probe = (place.python, "-m", "opd_serving.teacher.probe", f"--address={place.probe_host}:{ports['http']}")
+    probe = (place.python, "-m", "opd_serving.teacher.probe", f"--address=127.0.0.1:{ports['http']}")
     ready = Probe(argv=(*probe, "--timeout=5"), timeout=10, failures=3)
     # One row waits behind whole batches: slow is not dead.
     alive = Probe(argv=(*probe, "--timeout=60"), timeout=65, period=15, failures=3)

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from opd_core.errors import UnavailableError
 from opd_core.exit_codes import ExitCode
 
 from opd_operator import names
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         asyncio.run(_main(settings_of(arguments)))
-    except (LeaseLostError, DeadWatchError) as error:
+    except (LeaseLostError, DeadWatchError, UnavailableError) as error:
         log.error("%s; starting anew", error)
         return ExitCode.UNAVAILABLE
     return ExitCode.OK

@@ -16,7 +16,8 @@ _LEAVE_SERVICE = 10  # seconds until every node has taken the pod out of its Ser
 def endpoint(context: Context, served: list[Served]) -> list[Manifest]:
     name, settings = f"{context.name}-endpoint", context.spec.endpoint
     selector = names.selector(context.name, names.ENDPOINT)
-    manifests = [_service(context, name, selector)]
+    # Its clients may be of either family; what a gateway asks is asked as pods are asked.
+    manifests = [_service(context, name, selector, ipFamilyPolicy="PreferDualStack")]
     manifests += [_revision(context, each) for each in served]
     # After the Deployments: what a cluster may refuse, and does not have to have, holds no student back.
     if settings.replicas > 1:
@@ -36,8 +37,8 @@ def endpoint(context: Context, served: list[Served]) -> list[Manifest]:
     return manifests
 
 
-def _service(context: Context, name: str, selector: dict[str, str]) -> Manifest:
-    spec = {"selector": selector, "ports": service_ports({"http": names.ENDPOINT_HTTP})}
+def _service(context: Context, name: str, selector: dict[str, str], **more: str) -> Manifest:
+    spec = {"selector": selector, "ports": service_ports({"http": names.ENDPOINT_HTTP}), **more}
     return context.child("v1", "Service", name, names.ENDPOINT, spec=spec)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
+from opd_core.ports import in_url
+
 from opd_operator import names
 from opd_operator.cache import Cache, Key, Object
 from opd_operator.observe import PodView, Requests, observe
@@ -123,11 +125,8 @@ async def fetch(host: str, port: int, path: str) -> str | None:
         async with asyncio.timeout(_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                name = f"[{host}]" if ":" in host else host
-                head = (
-                    f"GET {path} HTTP/1.1\r\nHost: {name}:{port}\r\nAccept-Encoding: identity\r\nConnection: close\r\n"
-                )
-                writer.write(f"{head}\r\n".encode())
+                head = f"GET {path} HTTP/1.1\r\nHost: {in_url(host)}:{port}\r\nAccept-Encoding: identity\r\n"
+                writer.write(f"{head}Connection: close\r\n\r\n".encode())
                 answer = bytearray()
                 while len(answer) <= _LARGEST and (part := await reader.read(_LARGEST)):
                     answer += part

@@ -7,6 +7,7 @@ from typing import Any
 
 from opd_core.api.digests import said
 from opd_core.api.pod import Pod, Volume
+from opd_core.ports import EVERYWHERE
 from opd_core.roles import Place, Probe, Recipe
 
 SPEC_FOLDER = PurePosixPath("/etc/opd")
@@ -21,7 +22,7 @@ _STARTUP_FAILURES = 720  # a first start may fetch a model; spec.runPolicy.stage
 
 def place(python: str, device: str, work: PurePosixPath) -> Place:
     """Where every role finds things in its pod."""
-    return Place(python, SPEC_FOLDER / SPEC_FILE, CLAIMS, work, host="0.0.0.0", device=device)  # noqa: S104
+    return Place(python, SPEC_FOLDER / SPEC_FILE, CLAIMS, work, host=EVERYWHERE, device=device)
 
 
 def pod_template(

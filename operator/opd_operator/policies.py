@@ -20,7 +20,7 @@ def network_policy(name: str, role: str, *, remote: bool, more: Sequence[Mapping
     outside = [{"ports": [{"protocol": "TCP", "port": 443}]}] if remote else []
     ingress: dict[str, list[dict[str, Any]]] = {
         names.TEACHERS: [
-            _from(name, names.TRAINER, names.GRPC, names.HTTP),
+            _from(name, names.TRAINER, names.GRPC),
             {"ports": _ports(names.TRITON_METRICS)},
         ],
         # Ranks of NCCL and gloo talk on ports that the kernel chooses.
@@ -30,7 +30,7 @@ def network_policy(name: str, role: str, *, remote: bool, more: Sequence[Mapping
     }
     egress: list[dict[str, Any]] = [dns, *outside, *(dict(rule) for rule in more)]
     if role == names.TRAINER:
-        egress += [_to(name, names.TRAINER), _to(name, names.TEACHERS, names.GRPC, names.HTTP)]
+        egress += [_to(name, names.TRAINER), _to(name, names.TEACHERS, names.GRPC)]
     return {
         "podSelector": {"matchLabels": names.selector(name, role)},
         "policyTypes": ["Ingress", "Egress"],

@@ -5,10 +5,10 @@ which costs a look at every object, is kept for a few seconds for all who ask.
 """
 
 import asyncio
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+from opd_core.ports import EVERYWHERE, listen
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -53,7 +53,11 @@ def metrics_pages(registry: CollectorRegistry, clock: Callable[[], float] = time
 
 
 async def serve(port: int, pages: Pages) -> asyncio.Server:
-    """On IPv4 and IPv6, as far as the machine has them."""
+    """On every address of the pod.
+
+    Raises:
+        UnavailableError: the port is taken.
+    """
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -64,11 +68,7 @@ async def serve(port: int, pages: Pages) -> asyncio.Server:
         finally:
             writer.transport.abort()
 
-    dual = socket.has_dualstack_ipv6()
-    listening = socket.create_server(
-        ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, backlog=128, dualstack_ipv6=dual
-    )
-    return await asyncio.start_server(connected, sock=listening, limit=_LARGEST)
+    return await asyncio.start_server(connected, sock=listen(EVERYWHERE, port), limit=_LARGEST)
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: Pages) -> None:

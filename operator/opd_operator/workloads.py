@@ -14,6 +14,8 @@ from opd_operator.pods import pod_template
 
 _TRAINER_GRACE = 600  # a round of a large model, and its checkpoint
 _SERVER_GRACE = 30
+# Triton's metrics are at the family of this address alone.
+_POD_IP: dict[str, Any] = {"name": roles.POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
 
 
 def teachers(context: Context) -> list[Manifest]:
@@ -37,6 +39,7 @@ def teachers(context: Context) -> list[Manifest]:
             claims=dict.fromkeys(claims, False),
             grace_seconds=_SERVER_GRACE,
             fixed_user=context.settings.fixed_user,
+            env=[_POD_IP],
         )
         deployment = {
             "replicas": 1,
@@ -46,7 +49,7 @@ def teachers(context: Context) -> list[Manifest]:
             "selector": {"matchLabels": selector},
             "template": template,
         }
-        service = {"selector": selector, "ports": service_ports({"grpc": names.GRPC, "http": names.HTTP})}
+        service = {"selector": selector, "ports": service_ports({"grpc": names.GRPC})}
         manifests.append(context.child("v1", "Service", name, names.TEACHERS, spec=service))
         manifest = context.child("apps/v1", "Deployment", name, names.TEACHERS, spec=deployment)
         revision = teachers_revision(context.distillation, context.run["images"][names.TEACHERS])

@@ -18,7 +18,8 @@ import uvicorn
 from opd_core import artifacts
 from opd_core.artifacts import SamplingDefaults, Source, StudentManifest
 from opd_core.models.fingerprint import fingerprint
-from opd_serving.endpoint.server import Settings, listen, make_service, uvicorn_config
+from opd_core.ports import listen
+from opd_serving.endpoint.server import Settings, make_service, uvicorn_config
 from opd_serving.endpoint.service import Service
 
 SAMPLING = SamplingDefaults(width=32, height=32, steps=4, guidance_scale=4.5, max_sequence_length=10)

@@ -124,9 +124,9 @@ def test_keys_have_names_and_a_changed_file_counts_without_a_restart(settings, t
 
 def test_health_and_metrics_on_a_port_of_their_own_leave_the_api_alone(student, tiny_claims, free_port):
     port, metrics_port = free_port(), free_port()
-    arguments = (f"--student={student}", f"--claims={tiny_claims}", f"--metrics-port={metrics_port}")
+    arguments = (f"--student={student}", f"--claims={tiny_claims}", f"--metrics-port={metrics_port}", "--host=::")
     with started(metrics_port, f"--port={port}", *arguments) as (_, metrics_url):
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://[::1]:{port}"  # as `::` says, it is reached on both families
         wait_until(lambda: status(metrics_url, "/readyz") == 200, 300)
         for path in ("/livez", "/readyz", "/health", "/v2", "/metrics"):
             assert (status(url, path), status(metrics_url, path)) == (404, 200)

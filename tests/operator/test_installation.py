@@ -117,3 +117,23 @@ def test_or_as_whom_the_cluster_gives_them() -> None:
     assert "runAsGroup" not in text
     assert 'fsGroup"' not in text
     assert text.count('"runAsNonRoot": true') == len(ROLES)
+
+
+# ------------------------------------------------------------------------------------- clusters of either family
+
+
+def test_pods_listen_on_whatever_family_the_cluster_has() -> None:
+    commands = [container["command"] for pod in pods(SETTINGS) for container in pod["containers"]]
+    hosts = [word for command in commands for word in command if word.startswith(("--host", "--metrics-host"))]
+    assert sorted(hosts) == ["--host=::", "--host=::", "--metrics-host=::"]  # the evaluator listens nowhere
+
+
+def test_policies_name_no_addresses_so_that_they_are_for_either_family() -> None:
+    assert "ipBlock" not in json.dumps(policies())
+
+
+def test_the_clients_of_a_student_may_be_of_either_family() -> None:
+    services = {child["metadata"]["name"]: child["spec"] for child in children() if child["kind"] == "Service"}
+    wishes = {name: spec["ipFamilyPolicy"] for name, spec in services.items() if "ipFamilyPolicy" in spec}
+    assert wishes == {"tiny-endpoint": "PreferDualStack"}
+    assert not any("ipFamilies" in spec for spec in services.values())

@@ -19,7 +19,7 @@ POD = roles.Place(
     spec=PurePosixPath("/etc/opd/spec.json"),
     claims=PurePosixPath("/mnt/claims"),
     work=PurePosixPath("/mnt/work"),
-    host="0.0.0.0",
+    host="::",
     device="cuda",
 )
 PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
@@ -40,7 +40,7 @@ def test_teacher_server() -> None:
     parsed = teacher_arguments.parse(options(recipe, "opd_serving.teacher"))
     assert (parsed.spec, parsed.claims) == (Path("/etc/opd/spec.json"), Path("/mnt/claims"))
     assert parsed.repository == Path("/mnt/work/teachers-0")
-    assert (parsed.host, parsed.grpc_port, parsed.http_port, parsed.metrics_port) == ("0.0.0.0", 8001, 8000, 8002)
+    assert (parsed.host, parsed.grpc_port, parsed.http_port, parsed.metrics_port) == ("::", 8001, 8000, 8002)
     assert (parsed.device, parsed.teacher) == ("cuda", ["ocr", "geneval"])
     assert recipe.ports == PORTS
 
@@ -62,7 +62,7 @@ def test_trainer() -> None:
     parsed = trainer_arguments.trainer().parse_args(options(recipe, "opd_trainer.launch"))
     assert (parsed.spec, parsed.claims, parsed.work) == (POD.spec, POD.claims, POD.work)
     assert parsed.teachers == "teachers-0:8001,teachers-1:8001"
-    assert (parsed.metrics_host, parsed.metrics_port, parsed.device) == ("0.0.0.0", 9090, "cuda")
+    assert (parsed.metrics_host, parsed.metrics_port, parsed.device) == ("::", 9090, "cuda")
     assert "DS_ACCELERATOR" not in recipe.env
     assert not parsed.tensorboard
     curves = roles.trainer(POD, [], 9090, tensorboard=True)
@@ -100,7 +100,7 @@ def test_endpoint(distillation: OPDDistillation) -> None:
     recipe = roles.endpoint(POD, distillation, 8080, 9090, api_keys=PurePosixPath("/etc/keys/keys"))
     parsed = endpoint_program.parser().parse_args(options(recipe, "opd_serving.endpoint"))
     assert (parsed.student, parsed.claims) == ("/mnt/work/student", POD.claims)
-    assert (parsed.host, parsed.port, parsed.metrics_port, parsed.device) == ("0.0.0.0", 8080, 9090, "cuda")
+    assert (parsed.host, parsed.port, parsed.metrics_port, parsed.device) == ("::", 8080, 9090, "cuda")
     assert str(parsed.api_keys) == "/etc/keys/keys"
     assert parsed.served_name == "tiny-three-tasks"
     assert recipe.readiness

@@ -16,7 +16,7 @@ def trainer() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True, help="folder for log, checkpoints and student")
     parser.add_argument("--teachers", default="", help="HOST:PORT,... of the teacher servers (not for InProcess)")
     parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics and /progress; 0: none")
-    parser.add_argument("--metrics-host", default="127.0.0.1", help="address that the port is opened on")
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="its address; :: is all")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--tensorboard", action="store_true", help="also write WORK/train/tensorboard")
     parser.add_argument("--debug", action="store_true", help="show stack traces of expected errors")

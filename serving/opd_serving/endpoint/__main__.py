@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--student", metavar="DIR", help="student directory, or its URI")
     what.add_argument("--model", metavar="URI", help="a model without a student")
     options.add_argument("--claims", type=Path, required=True, help="folder with one entry per claim")
-    options.add_argument("--host", default=Settings.host, help="address to listen on")
+    options.add_argument("--host", default=Settings.host, help="address to listen on; :: is all")
     options.add_argument("--port", type=int, default=Settings.port)
     options.add_argument(
         "--metrics-port", type=int, help="port of health and metrics, which are then not at --port any more"

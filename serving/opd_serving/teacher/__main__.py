@@ -1,6 +1,7 @@
 """`python -m opd_serving.teacher`: serves the teachers of a spec from tritonserver until it is told to end."""
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from opd_core.errors import OPDError
 from opd_core.paths import shell_safe
-from opd_core.ports import require_free
+from opd_core.ports import EVERYWHERE, in_url, listen
 from opd_core.process import die_with_parent
+from opd_core.roles import POD_IP
 from opd_core.termination import last_words
 
 from opd_serving.teacher import arguments, server
@@ -20,6 +22,7 @@ from opd_serving.teacher.server_binary import find_server
 # What opens Triton's administrative protocols. Everybody on the machine can read a command line, so it is no secret but
 # something that no client can send: a header ends where its line ends.
 _UNSENDABLE = "\n"
+_LOOPBACK = "127.0.0.1"  # its HTTP API is asked by the probe alone
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,8 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of what cleans up
     try:
         found = find_server()
-        for port in (options.grpc_port, options.http_port, options.metrics_port):
-            require_free(options.host, port)
+        for host, port in (
+            (options.host, options.grpc_port),
+            (_LOOPBACK, options.http_port),
+            (options.host, options.metrics_port),
+        ):
+            listen(host, port).close()
         program = [sys.executable, "-m", "opd_serving.teacher.prepare", *argv]
         prepared = subprocess.run(program, check=False, preexec_fn=die_with_parent).returncode
         if prepared != 0:
@@ -59,18 +66,25 @@ def server_options(
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
-        f"--grpc-address={options.host}",
+        f"--grpc-address={in_url(options.host)}",  # gRPC takes [::] for all addresses there are
         f"--grpc-port={options.grpc_port}",
-        f"--http-address={options.host}",
+        f"--http-address={_LOOPBACK}",
         f"--http-port={options.http_port}",
+        f"--metrics-address={_metrics_address(options.host, os.environ.get(POD_IP, ''))}",
         f"--metrics-port={options.metrics_port}",
-        f"--metrics-address={options.host}",
         "--allow-gpu-metrics=false",
         f"--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:admin={_UNSENDABLE}",
         f"--http-restricted-api=model-repository,shared-memory,trace,logging:admin={_UNSENDABLE}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
         "--exit-timeout-secs=10",
     ]
+
+
+def _metrics_address(host: str, pod_ip: str) -> str:
+    """Triton's HTTP servers have one family, and IPv6 has to be said (libevhtp, evhtp_bind_socket)."""
+    if host == EVERYWHERE and ":" not in pod_ip:
+        return "0.0.0.0"  # noqa: S104
+    return f"ipv6:{host}" if ":" in host else host
 
 
 @contextmanager

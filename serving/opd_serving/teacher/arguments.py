@@ -14,9 +14,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_argument(
         "--teacher", action="append", default=[], metavar="NAME", help="serve only this teacher; repeatable"
     )
-    options.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    options.add_argument("--host", default="127.0.0.1", help="address of gRPC and metrics; :: is all")
     options.add_argument("--grpc-port", type=int, default=8001)
-    options.add_argument("--http-port", type=int, default=8000)
+    options.add_argument("--http-port", type=int, default=8000, help="of the loopback, for the probe")
     options.add_argument("--metrics-port", type=int, default=8002)
     options.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return options.parse_args(argv)
