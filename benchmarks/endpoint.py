@@ -24,7 +24,8 @@ TINY = Path(__file__).parents[1] / "examples" / "tiny" / "tiny-world" / "base"
 
 def requests(count: int, size: int) -> list[ImageRequest]:
     return [
-        ImageRequest(f"a red {i % 10}", "", (i,), size, size, 8 + i % 5, 4.5 if i % 4 else 1.0) for i in range(count)
+        ImageRequest(f"a red {i % 10}", "", (i,), size, size, 8 + i % 5, 4.5 if i % 4 else 1.0, guided=i % 4 > 0)
+        for i in range(count)
     ]
 
 
@@ -61,9 +62,12 @@ def main() -> None:
         max_sequence_length=arguments.max_sequence_length,
     )
     ways = {
-        "one at a time": (Engine(lambda: model, defaults, Limits()), 1),
-        "batched": (Engine(lambda: model, defaults, Limits()), arguments.concurrency),
-        "batched, exact": (Engine(lambda: model, defaults, Limits(fixed_rows=8)), arguments.concurrency),
+        "one at a time": (Engine(lambda: model, model.guidance, defaults, Limits()), 1),
+        "batched": (Engine(lambda: model, model.guidance, defaults, Limits()), arguments.concurrency),
+        "batched, exact": (
+            Engine(lambda: model, model.guidance, defaults, Limits(fixed_rows=8)),
+            arguments.concurrency,
+        ),
     }
     wanted = requests(arguments.requests, arguments.size)
     times: dict[str, list[float]] = {name: [] for name in ways}

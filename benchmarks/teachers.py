@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from opd_core.api.load import load_spec
 from opd_core.conditioning import Conditioning
+from opd_core.teachers.contract import FREE
 from opd_core.teachers.grpc_client import GrpcTeachers, connect
 from training import triton
 
@@ -36,8 +37,13 @@ def main() -> None:
         with triton(distillation, EXAMPLE, dead_folder, "cpu") as dead:
             alone, both = connect([living]), connect([living, dead])
         info = alone.describe()
-        prompt = Conditioning(torch.zeros(2, info.embeds_size), torch.zeros(info.pooled_size))
-        latents = torch.zeros(arguments.rows, info.latent_channels, 8, 8)
+        prompt = Conditioning(
+            {
+                name: torch.zeros([2 if size == FREE else size for size in shape])
+                for name, shape in info.conditioning.items()
+            }
+        )
+        latents = torch.zeros(arguments.rows, info.latents[0], 8, 8)
 
         def ask(client: GrpcTeachers) -> None:
             ones = torch.ones(arguments.rows)

@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +46,7 @@ import yaml
 from figures import write
 from opd_core.api.load import check_spec, dump_spec
 from opd_core.api.types import OPDDistillation, Passes, Spec
-from opd_core.conditioning import stack
+from opd_core.conditioning import Conditioning, Prompts, stack
 from opd_core.diffusion.noise import draw
 from opd_core.models.adapters import adapter_parameters, load_adapter, use_adapter
 from opd_core.models.pipeline import load_model
@@ -117,17 +117,11 @@ def published(spec: Spec, claims: Path, device: str) -> Variant:
     shape = model.latent_shape(training.resolution.width, training.resolution.height)
     count = training.images_per_task
 
-    def velocity(x: Tensor, step: int, embeds: Tensor, pooled: Tensor, guidance: float) -> Tensor:
-        sigma = torch.full((len(x),), path[step].sigma, device=device)
-        if guidance <= 1:
-            return model.forward(x, sigma, embeds, pooled).float()
-        none_embeds, none_pooled = stack([negative] * len(x), device, model.dtype)
-        both = model.forward(
-            torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([none_embeds, embeds]),
-            torch.cat([none_pooled, pooled]),
-        ).float()  # fmt: skip
-        unconditional, conditional = both.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+    def velocity(x: Tensor, step: int, prompts: Prompts) -> Tensor:
+        return model.velocity(x, path[step].sigma, prompts)
+
+    def told(prompts: Sequence[Conditioning], guidance: float) -> Prompts:
+        return model.prompts(prompts, [negative] * len(prompts), [guidance] * len(prompts))
 
     def mean(x: Tensor, v: Tensor, step: int) -> Tensor:
         return path[step].a * x + path[step].b * v
@@ -138,25 +132,24 @@ def published(spec: Spec, claims: Path, device: str) -> Variant:
             prompts = [
                 training_prompt(task.prompts, training.seed, task.name, round_ * count + i).prompt for i in range(count)
             ]
-            embeds, pooled = stack(encode(prompts), device, model.dtype)
+            conditioning = encode(prompts)
+            ours, theirs = told(conditioning, training.guidance_scale), told(conditioning, task.guidance)
             x = torch.stack([draw(shape, training.seed, "start", task.name, round_, i) for i in range(count)]).to(
                 device
             )
             states, targets = [x], []
-            with torch.no_grad(), arithmetic(model.device, model.dtype):
+            with torch.no_grad():
                 use_adapter(model.transformer, STUDENT)
                 for j in range(len(path)):
-                    states.append(mean(states[-1], velocity(states[-1], j, embeds, pooled, training.guidance_scale), j))
+                    states.append(mean(states[-1], velocity(states[-1], j, ours), j))
                 use_adapter(model.transformer, task.name)
                 for j in range(len(path)):
-                    targets.append(mean(states[j], velocity(states[j], j, embeds, pooled, task.guidance), j))
-            collected.append((states, targets, embeds, pooled))
+                    targets.append(mean(states[j], velocity(states[j], j, theirs), j))
+            collected.append((states, targets, ours))
         use_adapter(model.transformer, STUDENT)
-        for states, targets, embeds, pooled in collected:
+        for states, targets, ours in collected:
             for j in range(len(path)):
-                with arithmetic(model.device, model.dtype):
-                    ours = mean(states[j], velocity(states[j], j, embeds, pooled, training.guidance_scale), j)
-                loss = 0.5 * (ours - targets[j]).square().mean()
+                loss = 0.5 * (mean(states[j], velocity(states[j], j, ours), j) - targets[j]).square().mean()
                 (loss / (len(tasks) * len(path))).backward()
         nn.utils.clip_grad_norm_(parameters, training.optimizer.max_grad_norm)
         optimizer.step()
@@ -170,10 +163,11 @@ def floor(spec: Spec, run: Run) -> tuple[Variant, Variant]:
     model, training = run.model, spec.training
     shape = model.latent_shape(training.resolution.width, training.resolution.height)
 
-    def inputs(rows: int, guided: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def inputs(rows: int, guided: bool) -> tuple[Tensor, Tensor, Mapping[str, Tensor], Tensor]:
         rows *= 2 if guided else 1
-        embeds, pooled = stack([run.negative] * rows, model.device, model.dtype)
-        return draw((rows, *shape), "floor").to(model.device), torch.full((rows,), 0.5).to(model.device), embeds, pooled
+        half = torch.full((rows,), 0.5).to(model.device)
+        prompts = stack([run.negative] * rows, model.device, model.dtype)
+        return draw((rows, *shape), "floor").to(model.device), half, prompts, half
 
     students = [inputs(len(rows), training.guidance_scale != 1) for rows in run.batches]
     teachers = [inputs(training.images_per_task, task.guidance != 1) for task in run.tasks]

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel
 from opd_core.api.types import LoRA, Optimizer, Passes, Precision, Resolution, Training
-from opd_core.conditioning import Conditioning, stack
+from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
 from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.transitions import transitions
+from opd_core.families.sd3 import SD3
 from opd_core.models.adapters import adapter_parameters, add_student_adapter
 from opd_core.models.pipeline import Model
 from opd_core.ports import free_ports
@@ -37,7 +38,7 @@ from opd_trainer.memory import free_bytes, measure, plan
 from opd_trainer.precision import GradientScale
 from opd_trainer.rollout import Trajectories, one_pass, two_passes
 from opd_trainer.setup import STUDENT, student_graph
-from opd_trainer.trajectories import student_velocity
+from opd_trainer.trajectories import student_prompts
 from torch import Tensor
 
 TEACHER = "teacher"
@@ -61,6 +62,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tokens": 12, "side": 64, "images": 3, "batches": (1, 4), "steps": 3,
     },
 }  # fmt: skip
+VAE = {"block_out_channels": [128, 256, 512, 512]}
 # A difference relative to the largest element, and a cosine, that half precision keeps.
 LIMITS = {"passes": 1e-2, "batch": 5e-2, "velocity": 5e-2, "cosine": 0.97}
 
@@ -77,8 +79,9 @@ class Bench:
     @property
     def prompt(self) -> Conditioning:
         config, dtype = self.size["config"], self.model.dtype
-        embeds = draw((self.size["tokens"], config["joint_attention_dim"]), "embeds").to(dtype)
-        return Conditioning(embeds, draw((config["pooled_projection_dim"],), "pooled").to(dtype))
+        embeds = draw((self.size["tokens"], config["joint_attention_dim"]), "embeds")
+        pooled = draw((config["pooled_projection_dim"],), "pooled")
+        return Conditioning({"embeds": embeds, "pooled": pooled}).cast(dtype)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -89,8 +92,8 @@ class Bench:
         return torch.stack([draw(shape, "state", i) for i in range(images)]).to(self.model.device)
 
     def velocity(self, x: Tensor, sigma: float) -> Tensor:
-        embeds, pooled = stack([self.prompt] * len(x), self.model.device, self.model.dtype)
-        return student_velocity(self.model, self.training, x, sigma, embeds, pooled, embeds, pooled)
+        prompts = student_prompts(self.model, self.training, [self.prompt] * len(x), self.prompt)
+        return self.model.velocity(x, sigma, prompts)
 
     def ask(self, x: Tensor, sigma: float) -> Tensor:
         count = len(x)
@@ -124,7 +127,7 @@ def bench(size: dict[str, Any], device: torch.device, precision: Precision) -> B
             parameter.requires_grad_(False)
         lora = LoRA()
         add_student_adapter(
-            transformer, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, seed=0, name=name
+            transformer, rank=lora.rank, alpha=lora.alpha, target_modules=SD3.targets, seed=0, name=name
         )
         for i, parameter in enumerate(adapter_parameters(transformer, name)):
             # Half as large as the layers that they change: student and teacher differ by more than rounding.
@@ -133,8 +136,8 @@ def bench(size: dict[str, Any], device: torch.device, precision: Precision) -> B
             if name == TEACHER:
                 parameter.data = parameter.data.to(dtype)
         return Model(
-            pipeline=SimpleNamespace(transformer=transformer), patch_size=2, latent_channels=16, latent_scale=8,
-            scheduler_config={"shift": 3.0, "num_train_timesteps": 1000}, device=device, dtype=dtype,
+            pipeline=SimpleNamespace(transformer=transformer), device=device, dtype=dtype,
+            **vars(SD3.outline({"transformer": size["config"], "vae": VAE, "scheduler": {"shift": 3.0}})),
         )  # fmt: skip
 
     dtype = TORCH_DTYPES[precision]

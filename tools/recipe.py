@@ -19,16 +19,16 @@ from typing import Any
 import torch
 import yaml
 from opd_core.api.load import check_spec
-from opd_core.api.types import LoRA, OPDDistillation
-from opd_core.conditioning import stack
-from opd_core.diffusion.guidance import guided_velocity
+from opd_core.api.types import OPDDistillation
 from opd_core.diffusion.transitions import transitions
+from opd_core.families.sd3 import SD3
 from opd_core.ports import free_ports
 from opd_trainer.engine import World, init_distributed, learning_rate, shutdown
 from opd_trainer.loop import distil
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.run import Run
 from opd_trainer.setup import build_run
+from opd_trainer.trajectories import student_prompts
 from reproduce import REPOSITORY, SPEC, WIDER, change, from_the_mean
 
 RESULTS = REPOSITORY / "runs" / "recipe.jsonl"
@@ -38,7 +38,7 @@ SIX = {**FAST, "sampler.steps": 6}
 MEAN = "from the mean"
 LARGE = {"sampler.steps": 6, "imagesPerTask": 4, "optimizer.learningRate": 4e-3}
 HALF = {MEAN: True, "optimizer.learningRate": 1.5e-3}
-WIDE = {**HALF, "student.adapter.targetModules": [*LoRA().target_modules, *WIDER]}
+WIDE = {**HALF, "student.adapter.targetModules": [*SD3.targets, *WIDER]}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as in the example": {},
     "learning rate 6e-3": FAST,
@@ -114,21 +114,20 @@ def measure(name: str, distillation: OPDDistillation, world: World) -> dict[str,
 def held_out_errors(run: Run, distillation: OPDDistillation) -> dict[str, float]:
     """By task: mean of (v_S - v_T)^2 over elements, solver steps and prompts, at states the student visits."""
     spec = distillation.spec
-    resolution, guidance = spec.training.resolution, torch.full((PROMPTS,), spec.training.guidance_scale)
+    resolution = spec.training.resolution
     schedule = run.model.schedule(spec.evaluation.sampler.steps, resolution.width, resolution.height)
     path = transitions(schedule, spec.training.sampler.solver, 0.0)
-    prompts, errors = held_out_prompts(spec, SPEC.parent), {}
+    records, errors = held_out_prompts(spec, SPEC.parent), {}
     for i, task in enumerate(run.tasks):
-        conditioning = run.encode([record.prompt for record in prompts[task.name][:PROMPTS]])
-        embeds, pooled = stack(conditioning, "cpu", torch.float32)
-        negative = run.negative.embeds.expand_as(embeds), run.negative.pooled.expand_as(pooled)
+        conditioning = run.encode([record.prompt for record in records[task.name][:PROMPTS]])
+        prompts = student_prompts(run.model, spec.training, conditioning, run.negative)
         shape = run.model.latent_shape(resolution.width, resolution.height)
         x = torch.randn((PROMPTS, *shape), generator=torch.Generator().manual_seed(7 + i))
         theirs, total = torch.full((PROMPTS,), task.guidance), 0.0
         before: torch.Tensor | None = None
         for step in path:
             sigmas = torch.full((PROMPTS,), step.sigma)
-            student = guided_velocity(run.model.forward, x, sigmas, embeds, pooled, *negative, guidance)
+            student = run.model.velocity(x, sigmas, prompts)
             teacher = run.teachers.submit(task.name, x, sigmas, theirs, conditioning, run.negative).result()
             total += (student - teacher).square().mean().item()
             x, before = step.mean(x, student, before), step.clean(x, student)

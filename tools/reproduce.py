@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from opd_core.api.types import LoRA
 from opd_core.artifacts import WEIGHTS
+from opd_core.families.sd3 import SD3
 from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.merge import merge
 from opd_core.uris import resolve
@@ -63,7 +63,7 @@ def run(work: Path, seed: int, rounds: int) -> None:
     start = work / "start"
     ours = {
         **from_the_mean(start, "pvc://start"),
-        "student.adapter.targetModules": [*LoRA().target_modules, *WIDER],
+        "student.adapter.targetModules": [*SD3.targets, *WIDER],
         # At the example's weights aesthetic is the task that is left behind at this length.
         "teachers.2.weight": 1.5,
         "training.optimizer.learningRate": LEARNING_RATE,

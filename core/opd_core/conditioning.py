@@ -1,38 +1,55 @@
-"""What a text-to-image transformer is told about one prompt."""
+"""What a text-to-image network is told about prompts: named tensors, of one prompt and of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from opd_core.teachers.contract import content_key
+from opd_core.families.guidance import Guidance
+from opd_core.teachers.contract import MASK, content_key
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """One encoded prompt: token embeddings `embeds` [L, D] and a `pooled` one [P], of one dtype, on one device."""
+    """One encoded prompt: tensors by name, as its family's `Outline.conditioning` says, on one device. They are of one
+    floating dtype but for a `mask`, which is bool."""
 
-    embeds: Tensor
-    pooled: Tensor
+    tensors: Mapping[str, Tensor]
 
     @cached_property
     def key(self) -> bytes:
-        """16 bytes that name the content: equal embeddings have equal keys in every process."""
-        parts = ((str(t.dtype), tuple(t.shape), _bytes(t)) for t in (self.embeds, self.pooled))
-        return content_key(*parts)
+        """16 bytes that name the content: equal tensors have equal keys in every process."""
+        return content_key({name: (str(t.dtype), tuple(t.shape), _bytes(t)) for name, t in self.tensors.items()})
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """What rows that are computed together must share."""
+        return tuple(sorted((name, tuple(tensor.shape)) for name, tensor in self.tensors.items()))
 
     @property
     def nbytes(self) -> int:
-        return self.embeds.nbytes + self.pooled.nbytes
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def finite(self) -> bool:
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors.values())
+
+    def to(self, device: torch.device | str) -> "Conditioning":
+        return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def cast(self, dtype: torch.dtype) -> "Conditioning":
         """The same in `dtype`; remembered, since a trainer asks at every step."""
-        if dtype == self.embeds.dtype:
+        if all(tensor.dtype == dtype for name, tensor in self.tensors.items() if name != MASK):
             return self
         if dtype not in self._casts:
-            self._casts[dtype] = Conditioning(self.embeds.to(dtype), self.pooled.to(dtype))
+            self._casts[dtype] = Conditioning(
+                {name: tensor if name == MASK else tensor.to(dtype) for name, tensor in self.tensors.items()}
+            )
         return self._casts[dtype]
 
     @cached_property
@@ -40,17 +57,76 @@ class Conditioning:
         return {}
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Rows of a batch that are computed together: what they are told has equal shapes, and all of them are guided or
+    none is.
+
+    Args:
+        rows: their places in the batch, on its device; None: they are all of it, in order.
+        branches: of the conditional branch and, where they are guided, of the unconditional one, tensors [b, ...] by
+            name; a single one [2 b, ...] with both, one behind the other, where their shapes are equal.
+        scale: [b] float32.
+    """
+
+    rows: Tensor | None
+    branches: Sequence[Mapping[str, Tensor]]
+    scale: Tensor
+    guided: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What the B rows of a batch are told, ready on the network's device."""
+
+    guidance: Guidance
+    groups: Sequence[Group]
+
+    @classmethod
+    def of(
+        cls,
+        guidance: Guidance,
+        positive: Sequence[Conditioning],
+        negative: Sequence[Conditioning],
+        scale: Sequence[float],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> Self:
+        """Of B rows, which may differ in everything: conditioning, negative conditioning and guidance scale.
+
+        Rows of equal shapes are computed together, so that padding, and with it an answer, never depends on company.
+        """
+        places: dict[tuple[bool, Shapes, Shapes], list[int]] = {}
+        for i, (prompt, none, value) in enumerate(zip(positive, negative, scale, strict=True)):
+            guided = guidance.guides(value)
+            places.setdefault((guided, prompt.shapes, none.shapes if guided else ()), []).append(i)
+        groups = []
+        for (guided, *_), rows in places.items():
+            branches = [stack([positive[i] for i in rows], device, dtype)]
+            if guided:
+                branches.append(stack([negative[i] for i in rows], device, dtype))
+                if positive[rows[0]].shapes == negative[rows[0]].shapes:
+                    branches = [{name: torch.cat([tensor, branches[1][name]]) for name, tensor in branches[0].items()}]
+            whole = len(rows) == len(positive)
+            groups.append(
+                Group(
+                    rows=None if whole else torch.tensor(rows, device=device),
+                    branches=branches,
+                    scale=torch.tensor([scale[i] for i in rows], dtype=torch.float32, device=device),
+                    guided=guided,
+                )
+            )
+        return cls(guidance, groups)
+
+
+def stack(conditionings: Sequence[Conditioning], device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors [B, ...] by name of prompts of equal shapes. A prompt of all rows, as the unconditional one is, takes the
+    memory of one."""
+    rows = conditionings[:1] if all(c is conditionings[0] for c in conditionings) else conditionings
+    cast = [c.cast(dtype).tensors for c in rows]
+    stacked = {name: torch.stack([tensors[name] for tensors in cast]).to(device) for name in cast[0]}
+    return {name: tensor.expand(len(conditionings), *tensor.shape[1:]) for name, tensor in stacked.items()}
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.cpu().contiguous().view(torch.uint8).numpy().data
-
-
-def stack(
-    conditionings: Sequence[Conditioning], device: torch.device | str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """`embeds` [B, L, D] and `pooled` [B, P] of several prompts, ready for a forward pass. A prompt of all rows, as the
-    unconditional one is, takes the memory of one."""
-    rows = conditionings[:1] if all(c is conditionings[0] for c in conditionings) else conditionings
-    embeds = torch.stack([c.embeds for c in rows]).to(device, dtype)
-    pooled = torch.stack([c.pooled for c in rows]).to(device, dtype)
-    count = len(conditionings)
-    return embeds.expand(count, -1, -1), pooled.expand(count, -1)

@@ -175,7 +175,7 @@ def test_what_is_accepted_can_be_trained(content):
         return
     training = distillation.spec.training
     path = transitions(
-        schedule_from_config({"shift": 3.0}, training.sampler.steps, 64),
+        schedule_from_config({"shift": 3.0}, training.sampler.steps),
         training.sampler.solver.value,
         training.sampler.noise_level,
     )

@@ -8,18 +8,20 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opd_core.conditioning import Conditioning, Prompts, stack
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.diffusion.noise import draw, keyed_seed
 from opd_core.diffusion.objectives import step_weights
-from opd_core.diffusion.schedule import Schedule, schedule_from_config
+from opd_core.diffusion.schedule import Schedule, linear_mu, schedule_from_config
 from opd_core.diffusion.transitions import transitions
 from opd_core.errors import InvalidError
+from opd_core.families.guidance import CLASSIFIER_FREE, EMBEDDED, NONE, Guidance
 
 SD35 = {"shift": 3.0}
 
 
 def schedule(steps: int = 10) -> Schedule:
-    return schedule_from_config(SD35, steps, image_tokens=1024)
+    return schedule_from_config(SD35, steps)
 
 
 # ---------------------------------------------------------------- schedule
@@ -37,7 +39,7 @@ def test_schedule_is_the_one_diffusers_pipelines_use(steps):
 
 def test_dynamic_shift_depends_on_the_resolution():
     config = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
-    small, large = (schedule_from_config(config, 4, image_tokens=tokens) for tokens in (256, 4096))
+    small, large = (schedule_from_config(config, 4, mu=linear_mu(config, tokens)) for tokens in (256, 4096))
     assert np.all(large.sigmas[1:-1] > small.sigmas[1:-1])
     mu = math.log(small.sigmas[2] / (1 - small.sigmas[2]) / (0.5 / (1 - 0.5)))
     assert mu != 0
@@ -249,60 +251,76 @@ def test_trained_steps_outside_the_path_are_refused(trained):
 # ---------------------------------------------------------------- guidance
 
 
-def network(latents, sigmas, embeds, pooled):
+def network(latents, sigmas, prompts, guidance):
     """Anything that mixes all inputs, row by row."""
-    scale = embeds.mean((1, 2)) + pooled.mean(1) + sigmas
-    return latents * scale.view(-1, 1, 1, 1) + torch.tanh(latents)
+    scale = prompts["embeds"].mean((1, 2)) + prompts["pooled"].mean(1) + sigmas
+    return latents * scale.view(-1, 1, 1, 1) + torch.tanh(latents) * guidance.view(-1, 1, 1, 1)
 
 
-def rows(n: int, seed: int = 0):
+def conditioning(tokens, seed):
     g = torch.Generator().manual_seed(seed)
-    return {
-        "latents": torch.randn(n, 2, 4, 4, generator=g),
-        "sigmas": torch.rand(n, generator=g),
-        "embeds": torch.randn(n, 3, 5, generator=g),
-        "pooled": torch.randn(n, 6, generator=g),
-        "negative_embeds": torch.randn(n, 3, 5, generator=g),
-        "negative_pooled": torch.randn(n, 6, generator=g),
-    }
+    return Conditioning({"embeds": torch.randn(tokens, 5, generator=g), "pooled": torch.randn(6, generator=g)})
 
 
-@pytest.mark.parametrize("scales", [[4.5, 4.5, 4.5], [1.0, 1.0, 1.0], [1.0, 4.5, 0.0]])
-def test_guidance_is_row_by_row(scales):
-    batch, guidance = rows(3), torch.tensor(scales)
-    got = guided_velocity(network, **batch, guidance=guidance)
-    x, s = batch["latents"], batch["sigmas"]
-    conditional = network(x, s, batch["embeds"], batch["pooled"])
-    unconditional = network(x, s, batch["negative_embeds"], batch["negative_pooled"])
-    g = guidance.clamp(min=1).view(-1, 1, 1, 1)  # at most 1 is off
-    torch.testing.assert_close(got, unconditional + g * (conditional - unconditional))
-    alone = [
-        guided_velocity(network, **{k: v[i : i + 1] for k, v in batch.items()}, guidance=guidance[i : i + 1])
-        for i in range(3)
-    ]
-    assert torch.equal(got, torch.cat(alone))
+def states(n):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, 2, 4, 4, generator=g), torch.rand(n, generator=g)
+
+
+def prompts(kind, positive, negative, scales):
+    return Prompts.of(kind, positive, negative, scales, "cpu", torch.float32)
+
+
+PRODUCT = Guidance(off=0.0, combine=lambda conditional, unconditional, g: conditional * (1 + g * unconditional))
+
+
+@pytest.mark.parametrize("kind", [CLASSIFIER_FREE, PRODUCT, NONE, EMBEDDED])
+@pytest.mark.parametrize("scales", [[4.5, 4.5, 4.5, 4.5], [1.0, 1.0, 1.0, 1.0], [1.0, 4.5, 0.0, 2.0]])
+@pytest.mark.parametrize("lengths", [[3, 3, 3, 3], [3, 2, 3, 2]])
+def test_guidance_is_row_by_row(kind, scales, lengths):
+    """As the kind says, whatever the rows beside one are told, how long that is and how they are guided."""
+    x, s = states(4)
+    positive = [conditioning(length, i) for i, length in enumerate(lengths)]
+    negative = [conditioning(3, 10 + i) for i in range(4)]
+    got = guided_velocity(network, x, s, prompts(kind, positive, negative, scales))
+    assert got.dtype == torch.float32
+    for i, scale in enumerate(scales):
+        row = slice(i, i + 1)
+
+        def velocity(of, row=row, scale=scale):
+            return network(x[row], s[row], stack([of], "cpu", torch.float32), torch.tensor([scale]))
+
+        expected = velocity(positive[i])
+        if kind.off is not None and scale > kind.off:
+            expected = kind.combine(expected, velocity(negative[i]), scale)
+        torch.testing.assert_close(got[row], expected)
+        alone = prompts(kind, positive[row], negative[row], [scale])
+        assert torch.equal(got[row], guided_velocity(network, x[row], s[row], alone))
 
 
 def test_unguided_rows_cost_one_forward():
     seen = []
 
-    def counting(latents, sigmas, embeds, pooled):
+    def counting(latents, *others):
         seen.append(len(latents))
-        return network(latents, sigmas, embeds, pooled)
+        return network(latents, *others)
 
-    for scales in ([1.0, 1.0, 1.0], [1.0, 4.5, 1.0], [4.5, 4.5, 4.5]):
-        guided_velocity(counting, **rows(3), guidance=torch.tensor(scales))
-    assert seen == [3, 4, 6]
+    same = [conditioning(3, 0)] * 3
+    for kind in (CLASSIFIER_FREE, NONE, EMBEDDED):
+        for scales in ([1.0, 1.0, 1.0], [1.0, 4.5, 1.0], [4.5, 4.5, 4.5]):
+            guided_velocity(counting, *states(3), prompts(kind, same, same, scales))
+    assert seen == [3, 2, 2, 6, 3, 3, 3, 3, 3, 3]
 
 
 def test_guidance_carries_gradients_through_both_branches():
-    batch = rows(2)
-    batch["embeds"].requires_grad_(True)
-    batch["negative_embeds"].requires_grad_(True)
-    guided_velocity(network, **batch, guidance=torch.tensor([4.5, 1.0])).sum().backward()
-    assert batch["embeds"].grad.abs().sum() > 0
-    assert batch["negative_embeds"].grad[0].abs().sum() > 0
-    assert batch["negative_embeds"].grad[1].abs().sum() == 0
+    tensors = [conditioning(3, i).tensors for i in range(4)]
+    for of_prompt in tensors:
+        of_prompt["embeds"].requires_grad_(True)
+    told = [Conditioning(of_prompt) for of_prompt in tensors]
+    guided_velocity(network, *states(2), prompts(CLASSIFIER_FREE, told[:2], told[2:], [4.5, 1.0])).sum().backward()
+    for of_prompt in tensors[:3]:
+        assert of_prompt["embeds"].grad.abs().sum() > 0
+    assert tensors[3]["embeds"].grad is None
 
 
 # ---------------------------------------------------------------- noise

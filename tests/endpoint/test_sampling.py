@@ -23,7 +23,7 @@ def advance_to_the_end(model, rows: list[Row], fixed_rows: int) -> None:
     forward = sampling.in_buckets(model.forward, fixed_rows)
     with torch.inference_mode():
         while left := [row for row in rows if row.step < len(row.path)]:
-            sampling.advance(forward, left, model.device, model.dtype)
+            sampling.advance(model, forward, left)
 
 
 @pytest.mark.parametrize(("guidance", "width", "height"), [(4.5, 32, 32), (1.0, 48, 24)])
@@ -98,14 +98,15 @@ def test_in_company_an_image_differs_by_no_more_than_one_level_of_a_channel(mode
 def test_forwards_have_few_numbers_of_rows(present, fixed, rows):
     seen = []
 
-    def forward(latents, sigmas, embeds, pooled):
-        assert len(latents) == len(sigmas) == len(embeds) == len(pooled)
+    def forward(latents, sigmas, prompts, guidance):
+        assert len(latents) == len(sigmas) == len(prompts["embeds"]) == len(prompts["pooled"]) == len(guidance)
         seen.append(len(latents))
         return latents * 2
 
     x = torch.arange(float(present)).view(present, 1, 1, 1)
     run = sampling.in_buckets(forward, fixed)
-    assert torch.equal(run(x, torch.zeros(present), torch.zeros(present, 3, 4), torch.zeros(present, 4)), 2 * x)
+    prompts = {"embeds": torch.zeros(present, 3, 4), "pooled": torch.zeros(present, 4)}
+    assert torch.equal(run(x, torch.zeros(present), prompts, torch.ones(present)), 2 * x)
     assert seen == rows
 
 
@@ -120,7 +121,7 @@ def test_a_step_that_fails_half_way_is_made_for_nobody(model, monkeypatch):
 
     monkeypatch.setattr(sampling, "guided_velocity", velocities)
     with pytest.raises(torch.OutOfMemoryError):
-        sampling.advance(model.forward, rows, model.device, model.dtype)
+        sampling.advance(model, model.forward, rows)
     for row, latents in zip(rows, before, strict=True):
         assert row.step == 0
         assert torch.equal(row.latents, latents)

@@ -120,8 +120,8 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
     "no model": ({"model.uri": "pvc://tiny-world/absent"}, None, ["spec.model.uri is pvc://tiny-world/absent: "]),
     "another family": (
         {},
-        write("base/model_index.json", '{"_class_name": "FluxPipeline"}'),
-        ["holds a FluxPipeline; supported are StableDiffusion3Pipeline"],
+        write("base/model_index.json", '{"_class_name": "PixArtSigmaPipeline"}'),
+        ["holds a PixArtSigmaPipeline; supported are"],
     ),
     "a component without weights": ({}, remove("base/vae/diffusion_pytorch_model.safetensors"), ["base/vae holds no"]),
     "weights cut short": (

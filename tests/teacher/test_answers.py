@@ -270,12 +270,16 @@ def test_a_key_is_the_digest_of_what_is_registered_under_it(server, client, rows
     """Nobody can put another prompt in the place of one that others use."""
     rows[0:1].ask(client, "ocr").result()
     raw = triton.InferenceServerClient(server.address)
-    forged = register_inputs(client.describe(), [Conditioning(rows.conditioning[0].embeds + 1, rows.negative.pooled)])
+    forged = register_inputs(client.describe(), [altered(rows.conditioning[0])])
     forged[0] = raw_input(contract.KEY, "UINT8", np.frombuffer(rows.conditioning[0].key, np.uint8)[None])
     inputs = [raw_input(t.name(), t.datatype(), content(t)) for t in forged[1:]]
-    with pytest.raises(triton.InferenceServerException, match="is not the digest of its embeddings"):
+    with pytest.raises(triton.InferenceServerException, match="is not the digest of its tensors"):
         raw.infer(contract.MODEL, [forged[0], *inputs], outputs=[triton.InferRequestedOutput(contract.REGISTERED)])
     raw.close()
+
+
+def altered(conditioning):
+    return Conditioning({**conditioning.tensors, "embeds": conditioning.tensors["embeds"] + 1})
 
 
 def content(tensor):
@@ -448,6 +452,6 @@ def test_the_cache_forgets_the_least_recently_used(rows):
 
 
 def test_a_prompt_of_all_rows_takes_the_memory_of_one(rows):
-    embeds, pooled = stack([rows.negative] * 8, "cpu", torch.float32)
-    assert (embeds.shape[0], embeds.stride(0), pooled.stride(0)) == (8, 0, 0)
-    torch.testing.assert_close(embeds[7], rows.negative.embeds, rtol=0, atol=0)
+    for name, tensor in stack([rows.negative] * 8, "cpu", torch.float32).items():
+        assert (tensor.shape[0], tensor.stride(0)) == (8, 0)
+        torch.testing.assert_close(tensor[7], rows.negative.tensors[name], rtol=0, atol=0)

@@ -107,7 +107,7 @@ def test_gradient_is_that_of_the_papers_objective(
             c = model.encode([text], spec.model.max_sequence_length)[0]
             return network(
                 hidden_states=x[None], timestep=torch.tensor([1000 * sigma]),
-                encoder_hidden_states=c.embeds[None], pooled_projections=c.pooled[None], return_dict=False,
+                encoder_hidden_states=c.tensors["embeds"][None], pooled_projections=c.tensors["pooled"][None], return_dict=False,
             )[0][0]  # fmt: skip
 
         return plain(prompt) if guidance == 1 else plain("") + guidance * (plain(prompt) - plain(""))

@@ -36,7 +36,7 @@ def footprint(medium: Model) -> Footprint:  # noqa: F811
     """Fake tensors: shapes and dtypes of a CPU's kernels, autocast and attention, without numbers or memory."""
     lora = LoRA()
     add_student_adapter(
-        medium.transformer, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, seed=0
+        medium.transformer, rank=lora.rank, alpha=lora.alpha, target_modules=medium.family.targets, seed=0
     )
     with FakeTensorMode():
         for name, module in medium.transformer.named_modules():
@@ -54,8 +54,12 @@ def footprint(medium: Model) -> Footprint:  # noqa: F811
             rows = 2 * images  # guidance asks twice; which rows need it cannot be asked of fake numbers
             with arithmetic(model.device, torch.bfloat16):
                 return model.forward(
-                    torch.empty(rows, 16, 64, 64), torch.empty(rows), torch.empty(rows, TOKENS, CONTEXT, **half),  # type: ignore[arg-type]
-                    torch.empty(rows, POOLED, **half),  # type: ignore[arg-type]
+                    torch.empty(rows, 16, 64, 64), torch.empty(rows),
+                    {
+                        "embeds": torch.empty(rows, TOKENS, CONTEXT, **half),  # type: ignore[arg-type]
+                        "pooled": torch.empty(rows, POOLED, **half),  # type: ignore[arg-type]
+                    },
+                    torch.empty(rows),
                 )  # fmt: skip
 
         found = measure(model, forward)

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from opd_core.api.types import LearningRateSchedule, LoRA, Optimizer, Training
+from opd_core.api.types import LearningRateSchedule, Optimizer, Training
 from opd_core.conditioning import Conditioning
 from opd_core.device import is_out_of_memory
-from opd_core.diffusion.guidance import guided_velocity
 from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.schedule import Schedule
 from opd_core.diffusion.transitions import transitions
 from opd_core.errors import DivergedError, InvalidError, UnavailableError
 from opd_core.exit_codes import ExitCode
+from opd_core.families.sd3 import SD3
 from opd_core.termination import fit, last_words
 from opd_trainer import loop
 from opd_trainer.batches import Row, rank_rows
@@ -92,7 +92,7 @@ def test_prompts_are_encoded_once_while_there_is_room() -> None:
 
     def encode(prompts: Any) -> list[Conditioning]:
         calls.extend(prompts)
-        return [Conditioning(torch.zeros(1, 1), torch.zeros(1)) for _ in prompts]
+        return [Conditioning({"embeds": torch.zeros(1, 1)}) for _ in prompts]
 
     remember = PromptCache(encode, 2)
     remember(["a", "b", "a"])
@@ -377,13 +377,11 @@ def test_an_initial_adapter_must_have_the_spec_s_rank(make_run: Callable[..., Ru
 
 
 def test_a_student_with_more_layers_than_its_start_starts_as_that(make_run: Callable[..., Run]) -> None:
-    adapter = {"rank": 16, "alpha": 32, "targetModules": [*LoRA().target_modules, "ff.net.2"]}
+    adapter = {"rank": 16, "alpha": 32, "targetModules": [*SD3.targets, "ff.net.2"]}
     run = make_run({"spec.student.initFrom": "pvc://tiny-world/teachers/ocr", "spec.student.adapter": adapter})
     x = torch.randn((1, *run.model.latent_shape(32, 32)), generator=torch.Generator().manual_seed(0))
     prompt, guidance, sigma = run.encode(["3 1"]), torch.tensor([4.5]), torch.tensor([0.9])
-    embeds, pooled = prompt[0].embeds[None], prompt[0].pooled[None]
-    negative = run.negative.embeds[None], run.negative.pooled[None]
-    student = guided_velocity(run.model.forward, x, sigma, embeds, pooled, *negative, guidance)
+    student = run.model.velocity(x, sigma, run.model.prompts(prompt, [run.negative], [4.5]))
     teacher = run.teachers.submit("ocr", x, sigma, guidance, prompt, run.negative).result()
     torch.testing.assert_close(student, teacher, rtol=1e-4, atol=1e-4)
     wider = [p for name, p in run.model.transformer.named_parameters() if "ff.net.2.lora_" in name]

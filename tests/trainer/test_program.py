@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from opd_core.api.types import LoRA
 from opd_core.artifacts import read_student
 from opd_core.exit_codes import ExitCode
 from opd_core.models.adapters import add_student_adapter, save_adapter
@@ -219,7 +218,7 @@ def test_a_rank_that_waits_for_its_peers_leaves_at_once(trainer: Trainer, free_p
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(trainer: Trainer, tiny_base: Path) -> None:
     model = load_model(tiny_base, parts={"transformer"})
-    add_student_adapter(model.transformer, rank=8, alpha=16, target_modules=LoRA().target_modules, seed=0)
+    add_student_adapter(model.transformer, rank=8, alpha=16, target_modules=model.family.targets, seed=0)
     for name, parameter in model.transformer.named_parameters():
         if ".student." in name:
             parameter.data.fill_(1e30)

@@ -1,5 +1,6 @@
 """SD3.5-Medium's own shapes through our forward, guidance and adapter, on the meta device: no weights, no arithmetic."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from opd_core.api.types import LoRA
+from opd_core.conditioning import Conditioning
 from opd_core.diffusion.guidance import guided_velocity
+from opd_core.families.sd3 import SD3
 from opd_core.models.adapters import adapter_parameters, add_student_adapter
 from opd_core.models.pipeline import Model
 from torch import Tensor
@@ -23,16 +26,13 @@ MEDIUM_CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
+VAE_CONFIG = {"block_out_channels": [128, 256, 512, 512]}
+
+
 def medium_model(transformer: SD3Transformer2DModel, device: torch.device) -> Model:
-    return Model(
-        pipeline=SimpleNamespace(transformer=transformer),
-        scheduler_config={"shift": 3.0, "num_train_timesteps": 1000},
-        patch_size=2,
-        latent_channels=16,
-        latent_scale=8,
-        device=device,
-        dtype=torch.bfloat16,
-    )
+    outline = SD3.outline({"transformer": MEDIUM_CONFIG, "vae": VAE_CONFIG, "scheduler": {"shift": 3.0}})
+    pipeline = SimpleNamespace(transformer=transformer)
+    return Model(pipeline=pipeline, device=device, dtype=torch.bfloat16, **vars(outline))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_latents_and_schedule_at_512_pixels(medium: Model) -> None:
 def test_the_papers_adapter_fits_every_attention(medium: Model) -> None:
     lora = LoRA()
     add_student_adapter(
-        medium.transformer, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, seed=0
+        medium.transformer, rank=lora.rank, alpha=lora.alpha, target_modules=medium.family.targets, seed=0
     )
     parameters = adapter_parameters(medium.transformer)
     # Eight projections per layer, without the output of the last layer's context; A and B each.
@@ -67,23 +67,18 @@ def test_the_papers_adapter_fits_every_attention(medium: Model) -> None:
 def test_guided_forward_keeps_shape_and_answers_in_float32(medium: Model, guidance: list[float]) -> None:
     rows: list[int] = []
 
-    def forward(latents: Tensor, sigmas: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
+    def forward(latents: Tensor, sigmas: Tensor, prompts: Mapping[str, Tensor], guidance: Tensor) -> Tensor:
         rows.append(len(latents))
-        return medium.forward(latents, sigmas, embeds, pooled)
+        return medium.forward(latents, sigmas, prompts, guidance)
 
     def make(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
+    told = [Conditioning({"embeds": make(TOKENS, CONTEXT), "pooled": make(POOLED)}) for _ in range(3)]
+    prompts = medium.prompts(told[:2], [told[2]] * 2, guidance)
     velocity = guided_velocity(
-        forward,
-        torch.empty(2, 16, 64, 64, device="meta"),
-        torch.empty(2, device="meta"),
-        make(2, TOKENS, CONTEXT),
-        make(2, POOLED),
-        make(1, TOKENS, CONTEXT).expand(2, -1, -1),
-        make(1, POOLED).expand(2, -1),
-        torch.tensor(guidance),
+        forward, torch.empty(2, 16, 64, 64, device="meta"), torch.empty(2, device="meta"), prompts
     )
     assert velocity.shape == (2, 16, 64, 64)
     assert velocity.dtype == torch.float32
-    assert rows == [2 + sum(g != 1 for g in guidance)]
+    assert sum(rows) == 2 + sum(g != 1 for g in guidance)

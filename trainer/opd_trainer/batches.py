@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from opd_core.conditioning import Conditioning, stack
+from opd_core.api.types import Training
+from opd_core.conditioning import Conditioning, Prompts
 from opd_core.diffusion.noise import draw
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def rank_rows(
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B images that are computed at once; tensors are on the student's device.
+    """B images that are computed at once; tensors are on the student's device. `prompts`: for the student.
 
     `spans` are the rows of each task, by index; `loss_weights` [B] make sums over all batches of a rank means per task.
     """
@@ -53,8 +54,7 @@ class Batch:
     rows: list[Row]
     spans: list[tuple[int, slice]]
     conditioning: list[Conditioning]
-    embeds: Tensor
-    pooled: Tensor
+    prompts: Prompts
     task_of_row: Tensor
     loss_weights: Tensor
 
@@ -72,23 +72,21 @@ def build_batch(
     tasks: Sequence[Task],
     rows: list[Row],
     round_: int,
-    seed: int,
-    images_per_task: int,
+    training: Training,
     world_size: int,
     encode: Encode,
+    told: Callable[[Sequence[Conditioning]], Prompts],
     device: torch.device,
-    dtype: torch.dtype,
 ) -> Batch:
-    conditioning = encode(prompts_of(tasks, rows, round_, seed, images_per_task))
-    embeds, pooled = stack(conditioning, device, dtype)
-    share = images_per_task // world_size
+    """`told`: what the student is told of so many prompts."""
+    conditioning = encode(prompts_of(tasks, rows, round_, training.seed, training.images_per_task))
+    share = training.images_per_task // world_size
     return Batch(
         round=round_,
         rows=rows,
         spans=_spans(rows),
         conditioning=conditioning,
-        embeds=embeds,
-        pooled=pooled,
+        prompts=told(conditioning),
         task_of_row=torch.tensor([row.task for row in rows], device=device),
         loss_weights=torch.tensor([tasks[row.task].share / share for row in rows], device=device),
     )

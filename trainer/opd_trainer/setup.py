@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from opd_core.api.types import Placement, Precision, Spec, Training
-from opd_core.conditioning import Conditioning, stack
+from opd_core.conditioning import Conditioning
 from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
@@ -32,7 +32,7 @@ from opd_trainer.precision import GradientScale
 from opd_trainer.prompts import task_prompts
 from opd_trainer.rewards.registry import load_rewards
 from opd_trainer.run import Run
-from opd_trainer.trajectories import student_velocity
+from opd_trainer.trajectories import student_prompts
 from opd_trainer.validation import build_validation, validation_prompts
 
 STUDENT = "student"  # name of the trained adapter
@@ -106,8 +106,7 @@ def student_graph(model: Model, training: Training, prompt: Conditioning, images
     """The student's answer to `images` images at the first solver step, with its graph."""
     shape = model.latent_shape(training.resolution.width, training.resolution.height)
     x = torch.zeros((images, *shape), device=model.device)
-    embeds, pooled = stack([prompt] * images, model.device, model.dtype)
-    return student_velocity(model, training, x, 1.0, embeds, pooled, embeds, pooled)
+    return model.velocity(x, 1.0, student_prompts(model, training, [prompt] * images, prompt))
 
 
 def load_tasks(spec: Spec, claims: Path) -> list[Task]:
@@ -147,13 +146,13 @@ def add_student(spec: Spec, model: Model, claims: Path) -> None:
         model.transformer,
         rank=adapter.rank,
         alpha=adapter.alpha,
-        target_modules=adapter.target_modules,
+        target_modules=adapter.target_modules or model.family.targets,
         seed=spec.training.seed,
         name=STUDENT,
     )
     if spec.student.init_from:
         start = read_adapter_file(resolve(spec.student.init_from, claims))
-        refuse(list(start_problems(adapter, start)), spec.student.init_from)
+        refuse(list(start_problems(adapter, start, model.family.targets)), spec.student.init_from)
         start_adapter(model.transformer, start, STUDENT)
     for parameter in adapter_parameters(model.transformer, STUDENT):
         parameter.data = parameter.data.float()
@@ -199,14 +198,11 @@ def agree(run: Run, spec: Spec, claims: Path) -> None:
     shape = run.model.latent_shape(resolution.width, resolution.height)
     prompt = run.encode(["a"])[0]
     rounding = _ROUNDING[spec.teacher_serving.precision]
-    model = run.model
-    embeds, pooled = stack([prompt], model.device, model.dtype)
-    negative_embeds, negative_pooled = stack([run.negative], model.device, model.dtype)
+    prompts = student_prompts(run.model, spec.training, [prompt], run.negative)
 
     @torch.no_grad()
     def student(latents: Tensor, sigma: float) -> Tensor:
-        x = latents.to(model.device)
-        return student_velocity(model, spec.training, x, sigma, embeds, pooled, negative_embeds, negative_pooled).cpu()
+        return run.model.velocity(latents.to(run.model.device), sigma, prompts).cpu()
 
     for teacher in spec.teachers:
         self_test(run.teachers, teacher.name, shape, teacher.guidance_scale, prompt, run.negative, student, rounding)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from opd_core.api.types import Training
-from opd_core.diffusion.guidance import guided_velocity
+from opd_core.conditioning import Conditioning, Prompts
 from opd_core.errors import DivergedError
 from opd_core.models.pipeline import Model
-from opd_core.precision import arithmetic
 from torch import Tensor
 
 from opd_trainer.batches import Batch, Row, batch_noise, build_batch
@@ -19,27 +19,19 @@ from opd_trainer.run import Run
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """B trajectories of one round that are computed at once. States and velocities are [B, C, H, W] float32."""
+    """B trajectories of one round that are computed at once. States and velocities are [B, C, h, w] float32."""
 
     run: Run
     batch: Batch
-    negative_embeds: Tensor
-    negative_pooled: Tensor
 
     @classmethod
     def of(cls, run: Run, rows: list[Row], round_: int) -> Self:
-        training, device, dtype = run.training, run.model.device, run.model.dtype
+        told = partial(student_prompts, run.model, run.training, negative=run.negative)
         with run.spent("rollout"):
             batch = build_batch(
-                run.tasks, rows, round_, training.seed, training.images_per_task, run.world.size,
-                run.encode, device, dtype,
-            )  # fmt: skip
-            return cls(
-                run,
-                batch,
-                run.negative.embeds.to(device, dtype).expand(len(rows), -1, -1),
-                run.negative.pooled.to(device, dtype).expand(len(rows), -1),
+                run.tasks, rows, round_, run.training, run.world.size, run.encode, told, run.model.device
             )
+            return cls(run, batch)
 
     def start(self) -> Tensor:
         """Where the trajectories begin: standard normal."""
@@ -53,10 +45,7 @@ class Trajectories:
         """The student's guided velocity at `x`, with its graph where gradients are on."""
         run, batch = self.run, self.batch
         with run.spent("rollout"):
-            velocity = student_velocity(
-                run.model, run.training, x, run.path[step].sigma, batch.embeds, batch.pooled, self.negative_embeds,
-                self.negative_pooled,
-            )  # fmt: skip
+            velocity = run.model.velocity(x, run.path[step].sigma, batch.prompts)
         if run.scale is not None and velocity.requires_grad:
             run.scale.attach(velocity)
         return velocity
@@ -100,29 +89,11 @@ class Trajectories:
                 )
 
 
-def student_velocity(
-    model: Model,
-    training: Training,
-    x: Tensor,
-    sigma: float,
-    embeds: Tensor,
-    pooled: Tensor,
-    negative_embeds: Tensor,
-    negative_pooled: Tensor,
-) -> Tensor:
-    """The guided velocity [B, C, H, W] of the network with the student on it, float32, in the spec's arithmetic."""
-    count = len(x)
-    with arithmetic(model.device, model.dtype):
-        return guided_velocity(
-            model.forward,
-            x,
-            torch.full((count,), sigma, device=model.device),
-            embeds,
-            pooled,
-            negative_embeds,
-            negative_pooled,
-            torch.full((count,), training.guidance_scale),
-        )
+def student_prompts(
+    model: Model, training: Training, prompts: Sequence[Conditioning], negative: Conditioning
+) -> Prompts:
+    """What the student is told of so many prompts, with the spec's guidance."""
+    return model.prompts(prompts, [negative] * len(prompts), [training.guidance_scale] * len(prompts))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ class BaseModelRef(Model):
         default=128,
         ge=1,
         le=512,
-        description="T5 tokens per prompt, in tokens; must be what the teachers were trained with.",
+        description="Tokens of a prompt that the encoder with the longest window reads, T5 of Stable Diffusion 3; must "
+        "be what the teachers were trained with.",
     )
 
 
@@ -97,20 +98,14 @@ class LoRA(Model):
     type: Literal["LoRA"] = Field(default="LoRA", description="Kind of adapter.")
     rank: int = Field(default=32, ge=1, le=512, description="Rank of the update.")
     alpha: int = Field(default=64, ge=1, le=2048, description="Scale: the update is multiplied by alpha / rank.")
-    target_modules: list[Annotated[str, Field(min_length=1, max_length=128, pattern=sentences.MODULE_PATTERN)]] = Field(
-        default=[
-            "attn.add_k_proj",
-            "attn.add_q_proj",
-            "attn.add_v_proj",
-            "attn.to_add_out",
-            "attn.to_k",
-            "attn.to_out.0",
-            "attn.to_q",
-            "attn.to_v",
-        ],
+    target_modules: (
+        list[Annotated[str, Field(min_length=1, max_length=128, pattern=sentences.MODULE_PATTERN)]] | None
+    ) = Field(
+        default=None,
         min_length=1,
         max_length=64,
-        description="Linear layers that get an update, by the end of their name.",
+        description="Linear layers that get an update, by the end of their name, e.g. attn.to_q. Absent: those that "
+        "the model's family usually adapts.",
     )
 
 

@@ -13,8 +13,6 @@ from opd_core.imports import without_collection
 with without_collection():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-TIMESTEPS = 1000  # what rectified-flow transformers of diffusers take as "time 1"
-
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
@@ -30,7 +28,9 @@ class Schedule:
         return len(self.sigmas) - 1
 
 
-def schedule_from_config(config: Mapping[str, Any], steps: int, image_tokens: int) -> Schedule:
+def schedule_from_config(
+    config: Mapping[str, Any], steps: int, *, mu: float | None = None, uniform: bool = False
+) -> Schedule:
     """The schedule of `steps` steps that a model's own scheduler configuration describes.
 
     The scheduler of diffusers is asked once for its sigmas and thrown away: it keeps a step counter, so sharing one
@@ -39,15 +39,14 @@ def schedule_from_config(config: Mapping[str, Any], steps: int, image_tokens: in
     Args:
         config: `scheduler_config.json` of the model.
         steps: solver steps N >= 1.
-        image_tokens: length of the transformer's image sequence; used by dynamically shifted schedules only.
+        mu: shift of a configuration that has dynamic shifting; others have their own.
+        uniform: from linspace(1, 1 / N, N), as most pipelines call their scheduler, instead of from its own range.
     """
     if steps < 1:
         raise InvalidError(f"sampler.steps is {steps}; use at least 1")
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-    if scheduler.config.use_dynamic_shifting:
-        scheduler.set_timesteps(steps, mu=_resolution_shift(scheduler.config, image_tokens))
-    else:
-        scheduler.set_timesteps(steps)
+    levels = np.linspace(1.0, 1 / steps, steps).tolist() if uniform else None
+    scheduler.set_timesteps(None if uniform else steps, sigmas=levels, mu=mu)
     sigmas = scheduler.sigmas.double().cpu().numpy()
     if not (sigmas[0] <= 1.0 and sigmas[-1] == 0.0 and np.all(np.diff(sigmas) < 0)):
         raise InvalidError(
@@ -57,7 +56,8 @@ def schedule_from_config(config: Mapping[str, Any], steps: int, image_tokens: in
     return Schedule(sigmas)
 
 
-def _resolution_shift(config: Any, image_tokens: int) -> float:
-    """Linear in the sequence length between the configuration's two points, as in diffusers' pipelines."""
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    return float(config.base_shift + slope * (image_tokens - config.base_image_seq_len))
+def linear_mu(config: Mapping[str, Any], tokens: int) -> float:
+    """Linear in the tokens of an image between the configuration's two points, as in diffusers' pipelines."""
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return float(low + (high - low) / (many - few) * (tokens - few))

@@ -12,7 +12,7 @@ from opd_core.models.adapter_keys import PREFIXES, adapter_keys
 from opd_core.models.headers import read_bytes, read_header, read_json
 
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_METADATA = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
+METADATA = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTERMETADATA_KEY
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,14 @@ def _ranks(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 def _config(file: Path, metadata: Mapping[str, str]) -> AdapterConfig | None:
     """PEFT's configuration, from the file's own metadata or from the file beside it."""
-    if _METADATA in metadata:
+    if METADATA in metadata:
         source = f"the adapter metadata of {file}"
         try:
-            stored = json.loads(metadata[_METADATA])
+            stored = json.loads(metadata[METADATA])
         except (ValueError, RecursionError) as error:
             raise InvalidError(f"{source} is not valid JSON: {error}; save it again") from error
         if not isinstance(stored, dict):
-            raise InvalidError(f"{source} is no JSON object: {metadata[_METADATA][:80]}; save it again")
+            raise InvalidError(f"{source} is no JSON object: {metadata[METADATA][:80]}; save it again")
         begin = PREFIXES[0]
         fields = {key.removeprefix(begin): value for key, value in stored.items() if key.startswith(begin)}
         if stored and not fields:

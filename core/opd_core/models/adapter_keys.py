@@ -7,7 +7,8 @@ from pathlib import Path
 
 from opd_core.errors import InvalidError
 
-PREFIXES = ("transformer.", "base_model.model.", "diffusion_model.", "")  # diffusers', PEFT's, ComfyUI's, none
+PREFIX = "transformer."  # of a transformer's layers in diffusers' format, whatever the family
+PREFIXES = (PREFIX, "base_model.model.", "diffusion_model.", "")  # diffusers', PEFT's, ComfyUI's, none
 _TEXT = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "lora_te")
 _PAIR = re.compile(
     r"(?P<layer>[^\s]+?)\.lora(?P<side>_A|_B|_down|_up|\.down|\.up)(?:\.(?P<adapter>[^.\s]+))?\.weight"

@@ -1,5 +1,6 @@
 """LoRA adapters: read and checked before they touch a model, switched without touching what is trainable."""
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,16 +10,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
-from opd_core.models.adapter_file import AdapterFile, check_fit, unknown_targets
+from opd_core.models.adapter_file import METADATA, AdapterFile, check_fit, unknown_targets
+from opd_core.models.adapter_keys import PREFIX
 from opd_core.models.headers import sort_metadata
 
 with without_collection():
-    from diffusers import StableDiffusion3Pipeline
     from diffusers.loaders.peft import PeftAdapterMixin
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -141,16 +143,20 @@ def save_adapter(
 
 def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoraConfig) -> Path:
     """Write tensors keyed like `adapter_state` as `save_adapter` does."""
-    StableDiffusion3Pipeline.save_lora_weights(
-        str(directory),
-        transformer_lora_layers={key: value.detach().cpu().contiguous() for key, value in state.items()},
-        # PEFT keeps names in sets, whose order changes from process to process and with it the file's digest.
-        transformer_lora_adapter_metadata={
-            k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / WEIGHTS
+    # PEFT keeps names in sets, whose order changes from process to process and with it the file's digest.
+    fields = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    save_file(
+        {f"{PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()},
+        file,
+        metadata={
+            "format": "pt",
+            METADATA: json.dumps({f"{PREFIX}{k}": v for k, v in fields.items()}, indent=2, sort_keys=True),
         },
     )
-    sort_metadata(directory / WEIGHTS)
-    return directory / WEIGHTS
+    sort_metadata(file)
+    return file
 
 
 def read_adapter(adapter: AdapterFile) -> dict[str, Tensor]:

@@ -2,51 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from opd_core.errors import InvalidError
+from opd_core.families.family import Outline
+from opd_core.families.registry import family_of
 from opd_core.models.headers import read_header, read_json, weight_files
 
-FAMILIES = ("StableDiffusion3Pipeline",)  # classes of diffusers
-_WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+# What a component is, by how its name begins; schedulers and others have no weights.
+PARTS = {"text": ("text_encoder", "tokenizer"), "transformer": ("transformer",), "vae": ("vae",)}
+_CONFIGURED = ("transformer", "vae", "scheduler")
+_WEIGHTED = ("transformer", "vae", "text_encoder")
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # of a component's weights, by library
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Outline:
-    """How a model turns pixels into latents, and the configuration of its scheduler."""
-
-    scheduler_config: dict[str, Any]
-    patch_size: int
-    latent_channels: int
-    latent_scale: int  # image pixels per latent pixel, along one side
-    max_side: int = 1 << 16  # in pixels
-
-    @property
-    def size_multiple(self) -> int:
-        """Width and height of an image must be multiples of this many pixels."""
-        return self.latent_scale * self.patch_size
-
-    def takes(self, side: int) -> bool:
-        """Whether an image may have a side of so many pixels."""
-        return 0 < side <= self.max_side and side % self.size_multiple == 0
-
-    @property
-    def sides(self) -> str:
-        """Which sides it takes, in words."""
-        return f"a multiple of {self.size_multiple} up to {self.max_side}"
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of an image.
-
-        Raises:
-            InvalidError: a side that the model cannot produce.
-        """
-        for name, side in (("width", width), ("height", height)):
-            if not self.takes(side):
-                raise InvalidError(f"{name} is {side}; this model needs {self.sides}")
-        return self.latent_channels, height // self.latent_scale, width // self.latent_scale
 
 
 def read_outline(path: Path) -> Outline:
@@ -55,29 +22,16 @@ def read_outline(path: Path) -> Outline:
     Raises:
         InvalidError: not a model that this project can train or serve.
     """
-    family_of(path)
-    transformer = read_json(path / "transformer" / "config.json")
-    vae = read_json(path / "vae" / "config.json")
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    return Outline(
-        scheduler_config=read_json(path / "scheduler" / "scheduler_config.json"),
-        patch_size=transformer["patch_size"],
-        latent_channels=transformer["in_channels"],
-        latent_scale=scale,
-        max_side=transformer["pos_embed_max_size"] * transformer["patch_size"] * scale,
-    )
-
-
-def family_of(path: Path) -> str:
-    """Class name of the pipeline in `path`.
-
-    Raises:
-        InvalidError: no model, or none of `FAMILIES`.
-    """
-    family = str(read_json(path / "model_index.json").get("_class_name"))
-    if family not in FAMILIES:
-        raise InvalidError(f"{path} holds a {family}; supported are {', '.join(FAMILIES)}")
-    return family
+    family, index = family_of(path), read_json(path / "model_index.json")
+    files = {name: path / name / "config.json" for name in index}
+    files |= {"scheduler": path / "scheduler" / "scheduler_config.json"}
+    read = {name: read_json(file) for name, file in files.items() if name in _CONFIGURED or file.is_file()}
+    try:
+        return family.outline({"model_index": index, **read})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidError(
+            f"{path} is no complete {family.pipeline}: its configurations lack {error}; copy it again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -106,7 +60,9 @@ def components(path: Path) -> list[Component]:
             )
         _refuse_other_weights(path / name)
         found.append(
-            Component(name, path / name, weight_files(path / name, _STEMS[library]) if name in _WEIGHTED else [])
+            Component(
+                name, path / name, weight_files(path / name, _STEMS[library]) if name.startswith(_WEIGHTED) else []
+            )
         )
     return found
 

@@ -1,7 +1,7 @@
 """One text-to-image model, as all roles use it: prompts in, velocities, images out."""
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_core.conditioning import Conditioning
-from opd_core.diffusion.schedule import TIMESTEPS, Schedule, schedule_from_config
+from opd_core.conditioning import Conditioning, Prompts
+from opd_core.diffusion.guidance import guided_velocity
 from opd_core.errors import InvalidError
+from opd_core.families.family import Outline
 from opd_core.imports import without_collection
-from opd_core.models.outline import Outline, components, family_of, read_outline
+from opd_core.models.outline import PARTS, components, read_outline
+from opd_core.precision import arithmetic
 
 with without_collection():
     import diffusers
     import transformers
 
-ALL_PARTS = frozenset({"text", "transformer", "vae"})
-_COMPONENTS = {
-    "text": ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
-    "transformer": ("transformer",),
-    "vae": ("vae",),
-}
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model(Outline):
-    """A frozen Stable Diffusion 3 family model; `pipeline` holds only the parts that were asked for."""
+    """A frozen model of any family; `pipeline` holds only the parts that were asked for."""
 
     pipeline: Any
     device: torch.device
@@ -40,19 +35,23 @@ class Model(Outline):
     def transformer(self) -> Any:
         return self.pipeline.transformer
 
-    def schedule(self, steps: int, width: int, height: int) -> Schedule:
-        return schedule_from_config(self.scheduler_config, steps, (width * height) // self.size_multiple**2)
+    def forward(self, latents: Tensor, sigmas: Tensor, prompts: Mapping[str, Tensor], guidance: Tensor) -> Tensor:
+        """Velocity [B, C, h, w] in the model's dtype of one branch: latents [B, C, h, w], sigmas [B], what the rows are
+        told [B, ...] by name, and guidance [B] for a network that takes it."""
+        return self.family.velocity(self.transformer, latents.to(self.dtype), sigmas, prompts, guidance)
 
-    def forward(self, latents: Tensor, sigmas: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
-        """Velocity [B, C, h, w] in the model's dtype, without guidance."""
-        velocity: Tensor = self.transformer(
-            hidden_states=latents.to(self.dtype),
-            timestep=sigmas * TIMESTEPS,
-            encoder_hidden_states=embeds,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0]
-        return velocity
+    def prompts(
+        self, positive: Sequence[Conditioning], negative: Sequence[Conditioning], scale: Sequence[float]
+    ) -> Prompts:
+        """What the rows of a batch are told, ready for `velocity`."""
+        return Prompts.of(self.guidance, positive, negative, scale, self.device, self.dtype)
+
+    def velocity(self, latents: Tensor, sigma: Tensor | float, prompts: Prompts) -> Tensor:
+        """Guided velocity [B, C, h, w], float32, at latents [B, C, h, w] and sigmas [B], or one for all rows, in the
+        arithmetic of the model's dtype."""
+        sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(len(latents))
+        with arithmetic(self.device, self.dtype):
+            return guided_velocity(self.forward, latents, sigmas, prompts)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], max_sequence_length: int) -> list[Conditioning]:
@@ -61,25 +60,14 @@ class Model(Outline):
         One prompt at a time: the last bits of a batched encoding depend on who else is in the batch, and with them the
         conditioning's key and every result that a resumed run has to repeat.
         """
-        encoded = []
-        for prompt in prompts:
-            embeds, _, pooled, _ = self.pipeline.encode_prompt(
-                prompt=[prompt],
-                prompt_2=None,
-                prompt_3=None,
-                do_classifier_free_guidance=False,
-                max_sequence_length=max_sequence_length,
-                device=self.device,
-            )
-            encoded.append(Conditioning(embeds[0].cpu(), pooled[0].cpu()))
-        return encoded
+        encoded = (self.family.encode(self.pipeline, prompt, max_sequence_length, self.device) for prompt in prompts)
+        return [Conditioning(tensors).cast(self.dtype).to("cpu") for tensors in encoded]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W], float32 in 0..1, of latents [B, C, h, w]."""
         vae = self.pipeline.vae
-        unscaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        images: Tensor = vae.decode(unscaled, return_dict=False)[0]
+        images = self.family.decode(vae, latents.to(self.device, vae.dtype))
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
@@ -88,7 +76,7 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    parts: Collection[str] = ALL_PARTS,
+    parts: Collection[str] = tuple(PARTS),
 ) -> Model:
     """Load the `parts` ("text", "transformer", "vae") of a model in diffusers' folder format, frozen, in eval mode.
 
@@ -97,13 +85,15 @@ def load_model(
     Raises:
         InvalidError: the folder is not a model that this project can train or serve.
     """
-    family = family_of(path)
-    components(path)  # refuses what could be loaded in the place of the weights
+    outline = read_outline(path)
+    # Looks at the files, too: refuses what could be loaded in the place of the weights.
+    names = [component.name for component in components(path)]
+    absent = {name: None for part in set(PARTS) - set(parts) for name in names if name.startswith(PARTS[part])}
     device = torch.device(device)
-    absent = {name: None for part in ALL_PARTS - set(parts) for name in _COMPONENTS[part]}
+    name = outline.family.pipeline
     try:
         with _quiet():
-            pipeline = getattr(diffusers, family).from_pretrained(
+            pipeline = getattr(diffusers, name).from_pretrained(
                 str(path),
                 torch_dtype={"default": dtype, "vae": torch.float32},
                 local_files_only=True,
@@ -111,11 +101,11 @@ def load_model(
                 **absent,
             )
     except (OSError, ValueError) as error:
-        raise InvalidError(f"{path} cannot be loaded as {family}: {error}") from error
+        raise InvalidError(f"{path} cannot be loaded as {name}: {error}") from error
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.to(device).requires_grad_(False).eval()
-    return Model(pipeline=pipeline, device=device, dtype=dtype, **vars(read_outline(path)))
+    return Model(pipeline=pipeline, device=device, dtype=dtype, **vars(outline))
 
 
 @contextmanager

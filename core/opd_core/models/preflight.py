@@ -4,13 +4,14 @@ Whoever sees the files asks: `opd run` before it starts anything, and a teacher 
 A problem is a line: the field's path, its value, what is wrong and what to do.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from opd_core.api.types import LoRA, Spec
 from opd_core.errors import InvalidError
+from opd_core.families.family import Outline
 from opd_core.models.adapter_file import (
     AdapterFile,
     check_fit,
@@ -19,7 +20,7 @@ from opd_core.models.adapter_file import (
     read_teacher,
     unknown_targets,
 )
-from opd_core.models.outline import Outline, linear_layers, read_outline
+from opd_core.models.outline import linear_layers, read_outline
 
 _T = TypeVar("_T")
 # The local path of a URI, or None for one that shall not be fetched now. Raises InvalidError: nothing is there.
@@ -43,9 +44,9 @@ def teacher_problems(spec: Spec, find: Find, names: Collection[str]) -> list[str
 def student_problems(spec: Spec, find: Find) -> list[str]:
     """Of the adapter that the student starts from, or of the layers that a fresh one is put on."""
     found: list[str] = []
-    _, linear = _base(spec, find, [])  # a base that cannot be read is told with the teachers
+    outline, linear = _base(spec, find, [])  # a base that cannot be read is told with the teachers
     adapter = spec.student.adapter
-    unknown = unknown_targets(adapter.target_modules, linear) if linear is not None else []
+    unknown = unknown_targets(adapter.target_modules or [], linear) if linear is not None else []
     found += [
         f"spec.student.adapter.targetModules names {target}: no linear layer of the model ends so; "
         "leave it out, or write e.g. attn.to_q"
@@ -54,19 +55,19 @@ def student_problems(spec: Spec, find: Find) -> list[str]:
     if spec.student.init_from:
         path = "spec.student.initFrom"
         start = attempt(path, spec.student.init_from, find, lambda place: _fit(read_adapter_file(place), linear), found)
-        found += start_problems(adapter, start) if start else []
+        found += start_problems(adapter, start, outline.family.targets) if start and outline else []
     return found
 
 
-def start_problems(adapter: LoRA, start: AdapterFile) -> Iterator[str]:
-    """Why the student's adapter cannot start from `start`."""
+def start_problems(adapter: LoRA, start: AdapterFile, usual: Sequence[str]) -> Iterator[str]:
+    """Why the student's adapter cannot start from `start`. `usual`: its targets where the spec names none."""
     ranks, alphas = {start.rank(layer) for layer in start.layers}, set(start.alphas.values())
     for name, ours, theirs in (("rank", adapter.rank, ranks), ("alpha", adapter.alpha, alphas)):
         if theirs != {ours}:
             told = " and ".join(f"{value:g}" for value in sorted(theirs))
             remedy = "make them equal" if len(theirs) == 1 else "start from one that has a single one"
             yield f"spec.student.adapter.{name} is {ours}: the adapter of initFrom has {told}; {remedy}"
-    outside = [layer for layer in start.layers if not matches(layer, adapter.target_modules)]
+    outside = [layer for layer in start.layers if not matches(layer, adapter.target_modules or usual)]
     if outside:
         yield (
             f"spec.student.adapter.targetModules leaves out {outside[0]}, which the adapter of initFrom changes; "

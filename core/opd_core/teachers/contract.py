@@ -2,19 +2,23 @@
 
 The Triton model `MODEL` takes two kinds of requests, told apart by their inputs:
 
-    query     LATENTS [B, C, H, W], SIGMA [B, 1], GUIDANCE [B, 1], TEACHER [B, 1], KEY [B, 16], NEGATIVE_KEY [B, 16]
+    query     LATENTS [B, ...], SIGMA [B, 1], GUIDANCE [B, 1], TEACHER [B, 1], KEY [B, 16], NEGATIVE_KEY [B, 16]
               and, for means, A [B, 1], B [B, 1]
-              -> VELOCITY [B, C, H, W] FP16; MEAN [B, C, H, W] FP32 = a x + b v, on request
-    register  KEY [B, 16], EMBEDS [B, bytes of L x D], POOLED [B, bytes of P] -> REGISTERED [B, 1]
+              -> VELOCITY [B, ...] FP16; MEAN [B, ...] FP32 = a x + b v, on request
+    register  KEY [B, 16], CONDITIONING [B, bytes] -> REGISTERED [B, 1]
 
-A prompt embedding is twenty times the size of a latent, so it travels once, as bytes of the server's
-precision, and is named afterwards by its key: 16 bytes of a digest of what travelled, which the server computes again.
+Latents have the shape that the server's description gives, [C, h, w] of an image. The velocity is v = e - x0 and sigma
+is in [0, 1], whatever the network behind them takes.
+What a prompt is to its network is twenty times the size of a latent, so it travels once and is named afterwards by its
+key. A row of CONDITIONING is a safetensors file with the tensors that the description names, all in the server's
+precision but for one called `mask`, which is BOOL. Rows of one request have equal shapes, hence equal lengths. A key is
+16 bytes of a digest of what travelled, which the server computes again.
 Means are answered in precision FP32 alone: x in half precision would round away what they are asked for.
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,7 +28,8 @@ DESCRIPTION = "opd.dev/description"  # key in the model configuration's paramete
 
 LATENTS, SIGMA, GUIDANCE, TEACHER, KEY, NEGATIVE_KEY = "latents", "sigma", "guidance", "teacher", "key", "negative_key"
 MEAN_A, MEAN_B = "a", "b"
-EMBEDS, POOLED = "embeds", "pooled"
+CONDITIONING, MASK = "conditioning", "mask"
+FREE = -1  # a size that differs from prompt to prompt, or from image to image
 VELOCITY, MEAN, REGISTERED = "velocity", "mean", "registered"
 
 KEY_BYTES = 16
@@ -37,13 +42,14 @@ NOT_FINITE = "answered NaN or infinity"  # in the message about a teacher that n
 WIRE_TYPES = {"BF16": "INT16", "FP16": "FP16", "FP32": "FP32"}
 ITEM_BYTES = {"BF16": 2, "FP16": 2, "FP32": 4}
 DTYPES = {"BF16": "torch.bfloat16", "FP16": "torch.float16", "FP32": "torch.float32"}  # without PyTorch
+FILE_TYPES = {"BF16": "BF16", "FP16": "F16", "FP32": "F32"}  # of tensors in a safetensors file
 
 
-def content_key(*tensors: tuple[str, Sequence[int], bytes | memoryview]) -> bytes:
-    """The key of a prompt's tensors, each by PyTorch's name of its type, shape and bytes."""
+def content_key(tensors: Mapping[str, tuple[str, Sequence[int], bytes | memoryview]]) -> bytes:
+    """The key of a prompt's tensors by name, each as PyTorch's name of its type, its shape and its bytes."""
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    for dtype, shape, content in tensors:
-        digest.update(f"{dtype}{tuple(shape)}".encode())
+    for name, (dtype, shape, content) in sorted(tensors.items()):
+        digest.update(f"{name} {dtype}{tuple(shape)}".encode())
         digest.update(content)
     return digest.digest()
 
@@ -64,7 +70,9 @@ class ServiceInfo(BaseModel):
     ]
     precision: Annotated[str, Field(description="BF16, FP16 or FP32: arithmetic and wire format of latents.")]
     max_sequence_length: int
-    latent_channels: int
-    embeds_size: int
-    pooled_size: int
+    latents: Annotated[tuple[int, ...], Field(description="Shape of one row of latents; -1: as the image is large.")]
+    conditioning: Annotated[
+        dict[str, tuple[int, ...]],
+        Field(description="Shape of each tensor that a prompt is, by name; -1: as the prompt is long."),
+    ]
     versions: dict[str, str]

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opd_core.conditioning import Conditioning, stack
+from opd_core.conditioning import Conditioning, Shapes
 from opd_core.device import is_out_of_memory
-from opd_core.diffusion.guidance import guided_velocity
 from opd_core.errors import InvalidError, OutOfMemoryError
 from opd_core.models.adapters import use_adapter
 from opd_core.models.pipeline import Model
-from opd_core.precision import arithmetic
 from opd_core.teachers.contract import MAX_ROWS, NOT_FINITE, UNKNOWN_KEY
 
 _SMALLEST = 8  # rows of the smallest batch on a GPU
@@ -63,7 +61,8 @@ class ConditioningCache:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """B rows. `teachers`: [B] int64 numbers; `latents`: [B, C, H, W]; `sigmas`, `guidance`: [B] float32 on the CPU."""
+    """B rows. `teachers`: [B] int64 numbers; `latents`: [B, C, h, w]; `sigmas`, `guidance`: [B] float32 on the CPU.
+    What they are told may differ in shape from row to row."""
 
     teachers: Tensor
     latents: Tensor
@@ -87,9 +86,6 @@ class Query:
             raise InvalidError(f"sigma must be above 0 and at most 1; got {self.sigmas.tolist()}")
         if not torch.isfinite(self.guidance).all():
             raise InvalidError(f"guidance must be finite; got {self.guidance.tolist()}")
-        lengths = {tuple(c.embeds.shape) for c in (*self.conditioning, *self.negative)}
-        if len(lengths) > 1:
-            raise InvalidError(f"prompts of one request must have one length; got embeddings {sorted(lengths)}")
         if not torch.isfinite(self.latents).all():
             raise NonFiniteError("latents hold NaN or infinite numbers")
 
@@ -104,28 +100,34 @@ class Engine:
     def __init__(self, model: Model, teachers: Sequence[str]) -> None:
         self.model = model
         self.teachers = tuple(teachers)
-        self._fitting: dict[torch.Size, int] = {}  # rows of a forward pass that are known to fit, by [C, H, W]
+        self._fitting: dict[torch.Size, int] = {}  # rows of a forward pass that are known to fit, by [C, h, w]
 
     @torch.no_grad()
     def answer(self, query: Query) -> Tensor:
-        """Velocities [B, C, H, W], float32, of every row by its own teacher.
+        """Velocities [B, C, h, w], float32, of every row by its own teacher.
 
         Raises:
             NonFiniteError: a teacher's own answer is not finite. OutOfMemoryError: there is no room for a single row.
         """
         velocities = torch.empty(query.latents.shape, dtype=torch.float32, device=self.model.device)
-        for number, name in enumerate(self.teachers):
-            of_teacher = torch.nonzero(query.teachers == number).flatten()
-            # Guidance doubles the rows of a forward pass: either all rows of one have it, or none.
-            for rows in (of_teacher[query.guidance[of_teacher] > 1], of_teacher[query.guidance[of_teacher] <= 1]):
-                if len(rows) > 0:
-                    use_adapter(self.model.transformer, name)
-                    velocities[rows.to(self.model.device)] = self._in_parts(query, rows)
+        for number, rows in self._alike(query):
+            use_adapter(self.model.transformer, self.teachers[number])
+            velocities[rows.to(self.model.device)] = self._in_parts(query, rows)
         if not torch.isfinite(velocities).all():
             bad = query.teachers[~torch.isfinite(velocities).flatten(1).all(1).cpu()]
             names = ", ".join(self.teachers[int(number)] for number in torch.unique(bad))
             raise NonFiniteError(f"teacher {names} {NOT_FINITE}; check its adapter and the precision")
         return velocities
+
+    def _alike(self, query: Query) -> list[tuple[int, Tensor]]:
+        """Rows of one teacher that a forward pass takes together, with the teacher's number: guidance doubles the rows
+        of a pass, so all rows of one have it or none, and what they are told has equal shapes."""
+        rows: dict[tuple[int, bool, Shapes, Shapes], list[int]] = {}
+        for i, (teacher, scale) in enumerate(zip(query.teachers.tolist(), query.guidance.tolist(), strict=True)):
+            guided = self.model.guidance.guides(scale)
+            key = (teacher, guided, query.conditioning[i].shapes, query.negative[i].shapes)
+            rows.setdefault(key, []).append(i)
+        return [(key[0], torch.tensor(rows[key])) for key in sorted(rows)]
 
     def _in_parts(self, query: Query, rows: Tensor) -> Tensor:
         """As many rows at once as fit. What did not fit once is not tried again."""
@@ -164,19 +166,11 @@ class Engine:
         return min(max(_SMALLEST, 1 << (rows - 1).bit_length()), self._fitting.get(shape, MAX_ROWS))
 
     def _forward(self, query: Query, rows: Tensor, bucket: int) -> Tensor:
-        """Velocities of `rows`, all with guidance or all without, computed as `bucket` rows."""
+        """Velocities of `rows`, which a forward pass can take together, computed as `bucket` rows."""
         model, count = self.model, len(rows)
         rows = torch.cat([rows, rows[-1:].expand(bucket - count)])
-        embeds, pooled = stack([query.conditioning[i] for i in rows], model.device, model.dtype)
-        negative_embeds, negative_pooled = stack([query.negative[i] for i in rows], model.device, model.dtype)
-        with arithmetic(model.device, model.dtype):
-            return guided_velocity(
-                model.forward,
-                query.latents[rows.to(query.latents.device)].to(model.device),
-                query.sigmas[rows].to(model.device),
-                embeds,
-                pooled,
-                negative_embeds,
-                negative_pooled,
-                query.guidance[rows],
-            )[:count]
+        prompts = model.prompts(
+            [query.conditioning[i] for i in rows], [query.negative[i] for i in rows], query.guidance[rows].tolist()
+        )
+        latents = query.latents[rows.to(query.latents.device)].to(model.device)
+        return model.velocity(latents, query.sigmas[rows], prompts)[:count]

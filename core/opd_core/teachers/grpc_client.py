@@ -6,6 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -83,7 +84,7 @@ class GrpcTeachers:
         merged: dict[str, str] = {}
         for replica, info in zip(self._replicas, infos, strict=True):
             replica.info, replica.verified = info, True
-            for name in ("base", "precision", "max_sequence_length", "latent_channels", "embeds_size", "pooled_size"):
+            for name in ("base", "precision", "max_sequence_length", "latents", "conditioning"):
                 if getattr(info, name) != getattr(first, name):
                     raise RefusedError(
                         f"teacher servers disagree about {name}: {replica.address} says {getattr(info, name)}, "
@@ -159,11 +160,12 @@ class GrpcTeachers:
         new = {key: c for key, c in keyed if key not in replica.registered}
         if not new:
             return
-        batch = list(new.values())
-        for start in range(0, len(batch), contract.MAX_ROWS):
-            rows = batch[start : start + contract.MAX_ROWS]
-            await self._infer(replica, register_inputs(info, rows), contract.REGISTERED)
-            self.stats.registrations += len(rows)
+        for _, alike in groupby(sorted(new.values(), key=lambda c: c.shapes), key=lambda c: c.shapes):
+            batch = list(alike)
+            for start in range(0, len(batch), contract.MAX_ROWS):
+                rows = batch[start : start + contract.MAX_ROWS]
+                await self._infer(replica, register_inputs(info, rows), contract.REGISTERED)
+                self.stats.registrations += len(rows)
         replica.registered.update(new)
 
     async def _with_retries(

@@ -7,16 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from opd_core.artifacts import installed_versions
 from opd_core.conditioning import Conditioning
 from opd_core.errors import OutOfMemoryError, RefusedError
 from opd_core.models.adapter_file import AdapterFile
 from opd_core.models.adapters import load_adapter
-from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
 from opd_core.models.pipeline import load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.client import ClientStats
 from opd_core.teachers.contract import ServiceInfo
+from opd_core.teachers.describe import service_info
 from opd_core.teachers.engine import Engine, NonFiniteError, Query
 
 
@@ -37,17 +36,7 @@ class LocalTeachers:
         for name, adapter in adapters.items():
             load_adapter(self._model.transformer, adapter, name)
         self._engine = Engine(self._model, tuple(adapters))
-        config = self._model.transformer.config
-        self._info = ServiceInfo(
-            base=fingerprint(base),
-            teachers={name: adapter_fingerprint(adapter) for name, adapter in adapters.items()},
-            precision=precision,
-            max_sequence_length=max_sequence_length,
-            latent_channels=self._model.latent_channels,
-            embeds_size=config.joint_attention_dim,
-            pooled_size=config.pooled_projection_dim,
-            versions=installed_versions(),
-        )
+        self._info = service_info(base, adapters, precision, max_sequence_length)
 
     def describe(self) -> ServiceInfo:
         return self._info

@@ -14,11 +14,12 @@ from opd_core.errors import RefusedError
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
+from opd_core.teachers.payload import write_conditioning
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """B states of one teacher's task, on the CPU: `latents` [B, C, H, W]; `sigmas`, `guidance` [B] float32."""
+    """B states of one teacher's task, on the CPU: `latents` [B, C, h, w]; `sigmas`, `guidance` [B] float32."""
 
     teacher: str
     latents: Tensor
@@ -53,12 +54,11 @@ def query_inputs(info: ServiceInfo, rows: Rows) -> list[Any]:
 
 
 def register_inputs(info: ServiceInfo, conditioning: Sequence[Conditioning]) -> list[Any]:
-    """Registers prompts under their keys."""
-    cast = [c.cast(TORCH_DTYPES[info.precision]) for c in conditioning]
+    """Registers prompts of equal shapes under their keys."""
+    files = [write_conditioning(info, c) for c in conditioning]
     return [
-        _input(contract.KEY, "UINT8", _keys(c.key for c in cast)),
-        _bytes_input(contract.EMBEDS, [c.embeds for c in cast]),
-        _bytes_input(contract.POOLED, [c.pooled for c in cast]),
+        _input(contract.KEY, "UINT8", _keys(key_of(info, c) for c in conditioning)),
+        _input(contract.CONDITIONING, "UINT8", np.frombuffer(b"".join(files), np.uint8).reshape(len(files), -1)),
     ]
 
 
@@ -68,7 +68,7 @@ def key_of(info: ServiceInfo, conditioning: Conditioning) -> bytes:
 
 
 def checked_velocity(answer: np.ndarray[Any, Any], rows: Rows, address: str) -> Tensor:
-    """Velocities [B, C, H, W], float32.
+    """Velocities [B, C, h, w], float32.
 
     Raises:
         RefusedError: another shape, or a number that is not finite.
@@ -85,10 +85,6 @@ def checked_velocity(answer: np.ndarray[Any, Any], rows: Rows, address: str) -> 
 
 def _keys(keys: Iterable[bytes]) -> np.ndarray[Any, Any]:
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, contract.KEY_BYTES)
-
-
-def _bytes_input(name: str, tensors: Sequence[Tensor]) -> Any:
-    return _input(name, "UINT8", torch.stack(list(tensors)).flatten(1).view(torch.uint8).cpu().numpy())
 
 
 def _input(name: str, datatype: str, array: np.ndarray[Any, Any]) -> Any:

@@ -3,9 +3,9 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import torch
 from opd_core.conditioning import Conditioning
 from opd_core.models.pipeline import Model
+from opd_core.models.tokens import read_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,8 @@ class ConditioningCache:
             self._entries.move_to_end(prompt)
             return self._entries[prompt]
         (encoded,) = self._model.encode([prompt], self._max_sequence_length)
-        device = self._model.device
-        conditioning = Conditioning(encoded.embeds.to(device), encoded.pooled.to(device))
-        if not (torch.isfinite(conditioning.embeds).all() and torch.isfinite(conditioning.pooled).all()):
+        conditioning = encoded.to(self._model.device)
+        if not conditioning.finite:
             raise ArithmeticError("the text encoders gave non-finite numbers")
         entry = Encoded(conditioning, self._truncates(prompt))
         self._entries[prompt] = entry
@@ -43,8 +42,5 @@ class ConditioningCache:
 
     def _truncates(self, prompt: str) -> bool:
         """Whether the prompt has more tokens than any text encoder reads."""
-        pipeline = self._model.pipeline
-        windows = [(pipeline.tokenizer, pipeline.tokenizer_max_length)]
-        if pipeline.tokenizer_3 is not None:
-            windows.append((pipeline.tokenizer_3, self._max_sequence_length))
-        return all(len(tokenizer(prompt).input_ids) > longest for tokenizer, longest in windows)
+        windows = read_windows(self._model.family, self._model.pipeline.components, self._max_sequence_length)
+        return all(count > window.tokens for window in windows for count in window.lengths([prompt]))

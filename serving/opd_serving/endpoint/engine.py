@@ -16,6 +16,7 @@ import torch
 from opd_core.artifacts import SamplingDefaults
 from opd_core.diffusion.guidance import Forward
 from opd_core.errors import InvalidError, UnavailableError
+from opd_core.families.guidance import Guidance
 from opd_core.models.pipeline import Model
 
 from opd_serving.endpoint import memory, sampling, scheduler
@@ -99,13 +100,19 @@ class Engine:
     """Start it, `submit` requests from any thread, cancel by cancelling their future, `stop` it."""
 
     def __init__(
-        self, load: Callable[[], Model], defaults: SamplingDefaults, limits: Limits, metrics: Metrics | None = None
+        self,
+        load: Callable[[], Model],
+        guidance: Guidance,
+        defaults: SamplingDefaults,
+        limits: Limits,
+        metrics: Metrics | None = None,
     ) -> None:
         self.limits, self.metrics = limits, metrics or Metrics()
         self.hang_seconds = _LEAST_HANG_SECONDS  # for one piece of work; more on a device that is slow
         self._load, self._defaults = load, defaults
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        default = ImageRequest("", "", (0,), defaults.width, defaults.height, defaults.steps, defaults.guidance_scale)
+        self._guided = guidance.guides(defaults.guidance_scale)
+        default = self._default(defaults.steps)
         # Shared with submitters, under _wake:
         self._wake = threading.Condition()
         self._status = Status.LOADING
@@ -265,8 +272,7 @@ class Engine:
     def _warm_up(self) -> None:
         """Two steps and one decoding: compiles kernels, finds a model that does not work before a user does, and
         measures."""
-        d = self._defaults
-        request = ImageRequest("", "", (0,), d.width, d.height, 2, d.guidance_scale)
+        request = self._default(steps=2)
         sample = Sample(Job("", "", request, 0.0), 0)
         began = time.monotonic()
         row = self._start(sample)
@@ -276,6 +282,11 @@ class Engine:
         self._measure(request.step_work, time.monotonic() - second)
         self._decode(row)
         self.hang_seconds = max(self.hang_seconds, 4 * self.limits.max_batch_size * (time.monotonic() - began))
+
+    def _default(self, steps: int) -> ImageRequest:
+        """An image as it is when nobody asks for anything else."""
+        d = self._defaults
+        return ImageRequest("", "", (0,), d.width, d.height, steps, d.guidance_scale, self._guided)
 
     def _receive(self) -> bool:
         """Let new jobs in and cancelled ones out; waits for work. False: stop."""
@@ -334,14 +345,14 @@ class Engine:
     def _start(self, sample: Sample) -> sampling.Row:
         model, request = self._model, sample.job.request
         prompt = self._conditionings.get(request.prompt)
-        negative = prompt if request.guidance <= 1 else self._conditionings.get(request.negative_prompt)
+        negative = self._conditionings.get(request.negative_prompt) if request.guided else prompt
         sample.job.truncated = prompt.truncated or negative.truncated
         return sampling.Row(
             sampling.initial_noise(sample.seed, model.latent_shape(request.width, request.height), model.device),
             sampling.euler_path(model, request.steps, request.width, request.height),
             prompt.conditioning,
             negative.conditioning,
-            max(request.guidance, 1.0),
+            request.guidance,
         )
 
     def _step(self, batch: list[Sample]) -> bool:
@@ -367,7 +378,7 @@ class Engine:
 
     def _advance(self, rows: list[sampling.Row]) -> None:
         self._beat()
-        sampling.advance(self._forward, rows, self._model.device, self._model.dtype)
+        sampling.advance(self._model, self._forward, rows)
 
     def _finish(self, sample: Sample) -> None:
         job, row = sample.job, sample.row

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from opd_core.artifacts import SamplingDefaults
 from opd_core.errors import InvalidError
-from opd_core.models.outline import Outline
+from opd_core.families.family import Outline
+from opd_core.families.guidance import Guidance
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_serving.endpoint.errors import ApiError, invalid
@@ -38,7 +39,11 @@ class GenerationBody(BaseModel):
     )
     steps: int | None = Field(None, ge=1, le=100, description="Solver steps; also num_inference_steps.")
     guidance: float | None = Field(
-        None, ge=0, le=50, description="Classifier-free guidance, 1 and less turn it off; also guidance_scale."
+        None,
+        ge=0,
+        le=50,
+        description="Guidance as the model's family has it, mostly classifier-free, where 1 and less turn it off; also "
+        "guidance_scale.",
     )
     negative_prompt: str | None = Field(None, max_length=32_000, description="What the image does not show.")
     response_format: Literal["b64_json"] = Field("b64_json", description="Images come in the answer.")
@@ -129,10 +134,10 @@ def parse(
     if not fields.prompt.strip():
         raise invalid("prompt", "prompt is blank; say what the image shows")
     width, height = _size(fields.size, defaults, outline, max_pixels)
-    # As in diffusers' pipelines, where guidance_scale 0 is the usual way to say "off".
-    guidance = max(defaults.guidance_scale if fields.guidance is None else fields.guidance, 1.0)
-    if fields.negative_prompt and guidance == 1:
-        raise invalid("negative_prompt", "negative_prompt has no effect at guidance 1 and less; use guidance above 1")
+    guidance = defaults.guidance_scale if fields.guidance is None else fields.guidance
+    guided = outline.guidance.guides(guidance)
+    if fields.negative_prompt and not guided:
+        raise invalid("negative_prompt", f"negative_prompt has no effect {_without(outline.guidance)}")
     if fields.output_compression not in (None, 100) and fields.output_format == "png":
         raise invalid("output_compression", "png is lossless; use output_format jpeg or webp with output_compression")
     seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed
@@ -144,12 +149,14 @@ def parse(
         height=height,
         steps=fields.steps or defaults.steps,
         guidance=guidance,
+        guided=guided,
     )
+    ignored = _WITHOUT_EFFECT if outline.guidance.effective else (*_WITHOUT_EFFECT, "guidance")
     return Order(
         request,
         fields.output_format,
         100 if fields.output_compression is None else fields.output_compression,
-        tuple(name for name in _WITHOUT_EFFECT if name in fields.model_fields_set),
+        tuple(name for name in ignored if name in fields.model_fields_set),
     )
 
 
@@ -174,6 +181,13 @@ def _validate(body: Mapping[str, Any]) -> GenerationBody:
     if param == "response_format":
         raise invalid(param, f"response_format is {_show(first['input'])}; no image is stored here, use b64_json")
     raise invalid(param, f"{param} is {_show(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def _without(guidance: Guidance) -> str:
+    """Where a negative prompt has no effect, and what to do."""
+    if guidance.off is None:
+        return "on this model, which makes no pass without the prompt; leave it out"
+    return f"at guidance {guidance.off:g} and less; use guidance above {guidance.off:g}"
 
 
 def _size(size: str, defaults: SamplingDefaults, outline: Outline, max_pixels: int) -> tuple[int, int]:

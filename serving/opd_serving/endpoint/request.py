@@ -14,7 +14,8 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What to draw, checked and complete: one image for each of `seeds`. Guidance of 1 and less is none."""
+    """What to draw, checked and complete: one image for each of `seeds`. `guided`: each step makes a second forward
+    pass, with the negative prompt."""
 
     prompt: str
     negative_prompt: str
@@ -23,6 +24,7 @@ class ImageRequest:
     height: int
     steps: int
     guidance: float
+    guided: bool
 
     @property
     def pixels(self) -> int:
@@ -31,7 +33,7 @@ class ImageRequest:
     @property
     def step_work(self) -> int:
         """Pixels that one step of one image passes through the transformer."""
-        return self.pixels * (1 if self.guidance <= 1 else 2)
+        return self.pixels * (2 if self.guided else 1)
 
     @property
     def work(self) -> int:

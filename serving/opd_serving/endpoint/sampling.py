@@ -4,14 +4,15 @@ A scheduler object of diffusers counts steps, so two requests that share one cor
 (https://github.com/huggingface/diffusers/issues/3672); here a step is two coefficients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from opd_core.conditioning import Conditioning, stack
+from opd_core.conditioning import Conditioning
 from opd_core.diffusion.guidance import Forward, guided_velocity
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.models.pipeline import Model
+from opd_core.precision import arithmetic
 from torch import Tensor
 
 
@@ -50,36 +51,33 @@ def in_buckets(forward: Forward, fixed_rows: int = 0) -> Forward:
     """
     sizes = (fixed_rows,) if fixed_rows else BUCKETS
 
-    def run(latents: Tensor, sigmas: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
-        tensors, pieces = (latents, sigmas, embeds, pooled), []
-        for start in range(0, len(tensors[0]), sizes[-1]):
-            chunk = [tensor[start : start + sizes[-1]] for tensor in tensors]
-            present = len(chunk[0])
+    def run(latents: Tensor, sigmas: Tensor, prompts: Mapping[str, Tensor], guidance: Tensor) -> Tensor:
+        pieces = []
+        for start in range(0, len(latents), sizes[-1]):
+            present = len(latents[start : start + sizes[-1]])
             rows = next(size for size in sizes if size >= present)
-            if present < rows:
-                chunk = [torch.cat([t, t[:1].expand(rows - present, *t.shape[1:])]) for t in chunk]
-            pieces.append(forward(*chunk)[:present])
+
+            def piece(tensor: Tensor, start: int = start, present: int = present, rows: int = rows) -> Tensor:
+                part = tensor[start : start + present]
+                return part if present == rows else torch.cat([part, part[:1].expand(rows - present, *part.shape[1:])])
+
+            told = {name: piece(tensor) for name, tensor in prompts.items()}
+            pieces.append(forward(piece(latents), piece(sigmas), told, piece(guidance))[:present])
         return torch.cat(pieces)
 
     return run
 
 
-def advance(forward: Forward, rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> None:
-    """One solver step for every row, or, where it raises, for none. Rows share latent shape and text length, and
-    nothing else."""
-    steps = [row.path[row.step] for row in rows]
-    embeds, pooled = stack([row.conditioning for row in rows], device, dtype)
-    negative_embeds, negative_pooled = stack([row.negative for row in rows], device, dtype)
-    velocity = guided_velocity(
-        forward,
-        torch.stack([row.latents for row in rows]),
-        torch.tensor([step.sigma for step in steps], dtype=torch.float32, device=device),
-        embeds,
-        pooled,
-        negative_embeds,
-        negative_pooled,
-        torch.tensor([row.guidance for row in rows]),
+def advance(model: Model, forward: Forward, rows: Sequence[Row]) -> None:
+    """One solver step for every row, or, where it raises, for none. Rows share the shape of their latents and nothing
+    else. `forward`: the model's own, in buckets."""
+    device, steps = model.device, [row.path[row.step] for row in rows]
+    prompts = model.prompts(
+        [row.conditioning for row in rows], [row.negative for row in rows], [row.guidance for row in rows]
     )
+    sigmas = torch.tensor([step.sigma for step in steps], dtype=torch.float32, device=device)
+    with arithmetic(device, model.dtype):
+        velocity = guided_velocity(forward, torch.stack([row.latents for row in rows]), sigmas, prompts)
     # Row by row: a batched update would round differently where vector registers end.
     after = [step.a * row.latents + step.b * v for row, step, v in zip(rows, steps, velocity, strict=True)]
     if device.type == "cuda":

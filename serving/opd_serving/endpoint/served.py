@@ -1,22 +1,20 @@
 """What an endpoint serves: a student on its base, or a bare model."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from opd_core.artifacts import SamplingDefaults, read_student
-from opd_core.errors import InvalidError, RefusedError
+from opd_core.errors import RefusedError
 from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import load_adapter, use_adapter
 from opd_core.models.fingerprint import fingerprint
+from opd_core.models.outline import read_outline
 from opd_core.models.pipeline import Model, load_model
 from opd_core.uris import resolve
 
 _ADAPTER = "student"
-# Stable Diffusion 3's own, and the spec's text length, for a model that comes without a student's manifest.
-_STEPS, _GUIDANCE, _MAX_SEQUENCE_LENGTH = 28, 4.5, 128
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,13 @@ def open_student(directory: Path, claims: Path) -> Served:
 
 
 def open_model(uri: str, claims: Path) -> Served:
-    """A model without a student: its own native size."""
+    """A model without a student, sampled as its pipeline in diffusers does.
+
+    Raises:
+        InvalidError: no model that can be served.
+    """
     path = resolve(uri, claims) if "://" in uri else Path(uri)
-    try:
-        transformer = json.loads((path / "transformer" / "config.json").read_text())
-        vae = json.loads((path / "vae" / "config.json").read_text())
-        side = transformer["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidError(f"{uri} is not a model in diffusers' folder format: {error}") from error
+    native = read_outline(path).native
     return Served(
         name=path.resolve().name,
         digest=fingerprint(path),
@@ -67,11 +64,11 @@ def open_model(uri: str, claims: Path) -> Served:
         adapter=None,
         fingerprint="",
         defaults=SamplingDefaults(
-            width=side,
-            height=side,
-            steps=_STEPS,
-            guidance_scale=_GUIDANCE,
-            max_sequence_length=_MAX_SEQUENCE_LENGTH,
+            width=native.side,
+            height=native.side,
+            steps=native.steps,
+            guidance_scale=native.guidance_scale,
+            max_sequence_length=native.max_sequence_length,
         ),
     )
 

@@ -89,11 +89,11 @@ def make_service(settings: Settings) -> Service:
         precision = "BF16" if device.startswith("cuda") else "FP32"
     if precision not in TORCH_DTYPES:
         raise InvalidError(f"--precision {precision} is unknown; write auto, {', '.join(TORCH_DTYPES)}")
-    d = served.defaults
+    d, outline = served.defaults, read_outline(served.base)
     return Service(
         served=served,
-        outline=read_outline(served.base),
-        engine=Engine(partial(load, served, device, TORCH_DTYPES[precision]), d, settings.limits),
+        outline=outline,
+        engine=Engine(partial(load, served, device, TORCH_DTYPES[precision]), outline.guidance, d, settings.limits),
         max_pixels=settings.max_pixels or 4 * d.width * d.height,
         max_request_seconds=settings.max_request_seconds,
         keys=KeyFile(settings.api_keys) if settings.api_keys else None,

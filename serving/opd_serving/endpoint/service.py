@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opd_core.errors import InvalidError, OPDError
-from opd_core.models.outline import Outline
+from opd_core.families.family import Outline
 
 from opd_serving.endpoint import images, parameters
 from opd_serving.endpoint.bodies import Bodies

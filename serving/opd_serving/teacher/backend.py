@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
-from opd_core.conditioning import Conditioning
 from opd_core.device import is_out_of_memory
 from opd_core.errors import InvalidError, OPDError, OutOfMemoryError
 from opd_core.models.adapter_file import read_teacher
@@ -21,11 +20,12 @@ from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
 from opd_core.teachers.engine import ConditioningCache, Engine, Query, UnknownKeyError
+from opd_core.teachers.payload import read_conditioning
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 _QUERY = (contract.LATENTS, contract.SIGMA, contract.GUIDANCE, contract.TEACHER, contract.KEY, contract.NEGATIVE_KEY)
-_REGISTER = (contract.KEY, contract.EMBEDS, contract.POOLED)
+_REGISTER = (contract.KEY, contract.CONDITIONING)
 
 
 class TeacherBackend:
@@ -52,7 +52,7 @@ class TeacherBackend:
         for i, request in enumerate(requests):
             try:
                 inputs = _inputs(request)
-                if contract.EMBEDS in inputs:
+                if contract.CONDITIONING in inputs:
                     responses[i] = self._register(inputs)
                 else:
                     queries[i] = self._query(inputs)
@@ -61,7 +61,7 @@ class TeacherBackend:
         groups: dict[Any, dict[int, Query]] = {}
         for i, query in queries.items():
             alone = i if self._model.device.type == "cpu" else None
-            groups.setdefault((query.latents.shape[1:], query.conditioning[0].embeds.shape, alone), {})[i] = query
+            groups.setdefault((query.latents.shape[1:], alone), {})[i] = query
         for group in groups.values():
             for i, result in self._answer(group).items():
                 responses[i] = self._respond(requests[i], queries[i], result)
@@ -71,24 +71,11 @@ class TeacherBackend:
 
     def _register(self, inputs: dict[str, Tensor]) -> Any:
         _need(inputs, _REGISTER)
-        item = self._dtype.itemsize
-        pooled_bytes, embed_bytes = self._info.pooled_size * item, self._info.embeds_size * item
-        if inputs[contract.POOLED].shape[1] != pooled_bytes or inputs[contract.EMBEDS].shape[1] % embed_bytes:
-            info = self._info
-            raise InvalidError(
-                f"embeddings of {inputs[contract.EMBEDS].shape[1]} and {inputs[contract.POOLED].shape[1]} bytes are no "
-                f"{info.precision} tokens of {info.embeds_size} numbers and a pooled one of {info.pooled_size}"
-            )
-        for key, embeds, pooled in zip(
-            _keys(inputs[contract.KEY]), inputs[contract.EMBEDS], inputs[contract.POOLED], strict=True
-        ):
-            # Copies: the incoming tensors are the server's shared memory.
-            tokens = embeds.clone().view(self._dtype).view(-1, self._info.embeds_size)
-            conditioning = Conditioning(tokens, pooled.clone().view(self._dtype))
+        for key, file in zip(_keys(inputs[contract.KEY]), inputs[contract.CONDITIONING], strict=True):
+            conditioning = read_conditioning(self._info, file.numpy().tobytes())
             if conditioning.key != key:
-                raise InvalidError(f"key {key.hex()} is not the digest of its embeddings, {conditioning.key.hex()}")
-            device = self._model.device
-            self._cache.put(key, Conditioning(conditioning.embeds.to(device), conditioning.pooled.to(device)))
+                raise InvalidError(f"key {key.hex()} is not the digest of its tensors, {conditioning.key.hex()}")
+            self._cache.put(key, conditioning.to(self._model.device))
         done = torch.ones(len(inputs[contract.KEY]), 1, dtype=torch.uint8)
         return pb_utils.InferenceResponse([_to_triton(contract.REGISTERED, done)])
 
@@ -138,7 +125,8 @@ class TeacherBackend:
                 "rounding of x is as large as what a mean is asked for; ask for the velocity"
             )
         _need(inputs, (contract.MEAN_A, contract.MEAN_B))
-        a, b = (inputs[name].view(-1, 1, 1, 1).to(velocity) for name in (contract.MEAN_A, contract.MEAN_B))
+        ones = [1] * (velocity.ndim - 1)
+        a, b = (inputs[name].view(-1, *ones).to(velocity) for name in (contract.MEAN_A, contract.MEAN_B))
         return a * query.latents.to(velocity) + b * velocity
 
 

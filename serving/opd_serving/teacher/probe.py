@@ -11,6 +11,7 @@ import struct
 import sys
 import urllib.error
 import urllib.request
+from math import prod
 from typing import Any
 
 from opd_core.errors import OPDError, RefusedError, UnavailableError
@@ -30,22 +31,18 @@ def probe(address: str, seconds: float) -> None:
     """
     url = f"http://{address}/v2/models/{contract.MODEL}"
     info = _describe(url, seconds)
-    item = contract.ITEM_BYTES[info.precision]
-    embeds, pooled = bytes(_TOKENS * info.embeds_size * item), bytes(info.pooled_size * item)
-    dtype = contract.DTYPES[info.precision]
-    key = contract.content_key((dtype, (_TOKENS, info.embeds_size), embeds), (dtype, (info.pooled_size,), pooled))
+    key, file = _conditioning(info)
     _infer(
         url,
         [
             (contract.KEY, "UINT8", [1, len(key)], key),
-            (contract.EMBEDS, "UINT8", [1, len(embeds)], embeds),
-            (contract.POOLED, "UINT8", [1, len(pooled)], pooled),
+            (contract.CONDITIONING, "UINT8", [1, len(file)], file),
         ],
         contract.REGISTERED,
         seconds,
     )
-    shape = [1, info.latent_channels, _SIDE, _SIDE]
-    state = bytes(info.latent_channels * _SIDE * _SIDE * item)
+    shape = [1, *(_SIDE if size == contract.FREE else size for size in info.latents)]
+    state = bytes(prod(shape) * contract.ITEM_BYTES[info.precision])
     one = struct.pack("<f", 1.0)
     for number in range(len(info.teachers)):
         inputs = [
@@ -57,6 +54,22 @@ def probe(address: str, seconds: float) -> None:
             (contract.NEGATIVE_KEY, "UINT8", [1, len(key)], key),
         ]
         _infer(url, inputs, contract.VELOCITY, seconds)
+
+
+def _conditioning(info: ServiceInfo) -> tuple[bytes, bytes]:
+    """Key and safetensors file of a prompt of `_TOKENS` tokens, all zeros and masked in."""
+    header: dict[str, Any] = {}
+    tensors, content = {}, b""
+    for name, free in sorted(info.conditioning.items()):
+        shape = [_TOKENS if size == contract.FREE else size for size in free]
+        masks = name == contract.MASK
+        data = b"\1" * prod(shape) if masks else bytes(prod(shape) * contract.ITEM_BYTES[info.precision])
+        dtype = "BOOL" if masks else contract.FILE_TYPES[info.precision]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(content), len(content) + len(data)]}
+        tensors[name] = ("torch.bool" if masks else contract.DTYPES[info.precision], shape, data)
+        content += data
+    text = json.dumps(header).encode()
+    return contract.content_key(tensors), struct.pack("<Q", len(text)) + text + content
 
 
 def _describe(url: str, seconds: float) -> ServiceInfo:

@@ -5,12 +5,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from opd_core.artifacts import installed_versions
 from opd_core.models.adapter_file import AdapterFile
-from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
-from opd_core.models.headers import read_json
 from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
+from opd_core.teachers.describe import service_info
 
 CACHE_BYTES = 4 << 30  # 1,500 prompts of SD3.5 at 333 tokens; a round reuses each of its prompts at every step
 _QUEUE_MICROSECONDS = 1000
@@ -34,17 +32,7 @@ def write_repository(
     device: str,
 ) -> ServiceInfo:
     """Write a repository with the one model `contract.MODEL` into `folder`, replacing what is there."""
-    transformer = read_json(base / "transformer" / "config.json")
-    info = ServiceInfo(
-        base=fingerprint(base),
-        teachers={name: adapter_fingerprint(adapter) for name, adapter in teachers.items()},
-        precision=precision,
-        max_sequence_length=max_sequence_length,
-        latent_channels=transformer["in_channels"],
-        embeds_size=transformer["joint_attention_dim"],
-        pooled_size=transformer["pooled_projection_dim"],
-        versions=installed_versions(),
-    )
+    info = service_info(base, teachers, precision, max_sequence_length)
     setup = {
         "base": str(base.resolve()),
         "teachers": {
@@ -64,11 +52,10 @@ def write_repository(
 
 def config_pbtxt(info: ServiceInfo, device: str) -> str:
     """The model configuration. One instance: the prompt cache lives in its process."""
-    latents = contract.WIRE_TYPES[info.precision]
-    channels = info.latent_channels
+    latents, shape = contract.WIRE_TYPES[info.precision], f"[ {', '.join(map(str, info.latents))} ]"
     key = f"[ {contract.KEY_BYTES} ]"
     inputs = [
-        (contract.LATENTS, latents, f"[ {channels}, -1, -1 ]"),
+        (contract.LATENTS, latents, shape),
         (contract.SIGMA, "FP32", "[ 1 ]"),
         (contract.GUIDANCE, "FP32", "[ 1 ]"),
         (contract.TEACHER, "INT32", "[ 1 ]"),
@@ -76,12 +63,11 @@ def config_pbtxt(info: ServiceInfo, device: str) -> str:
         (contract.NEGATIVE_KEY, "UINT8", key),
         (contract.MEAN_A, "FP32", "[ 1 ]"),
         (contract.MEAN_B, "FP32", "[ 1 ]"),
-        (contract.EMBEDS, "UINT8", "[ -1 ]"),
-        (contract.POOLED, "UINT8", "[ -1 ]"),
+        (contract.CONDITIONING, "UINT8", "[ -1 ]"),
     ]
     outputs = [
-        (contract.VELOCITY, "FP16", f"[ {channels}, -1, -1 ]"),
-        (contract.MEAN, "FP32", f"[ {channels}, -1, -1 ]"),
+        (contract.VELOCITY, "FP16", shape),
+        (contract.MEAN, "FP32", shape),
         (contract.REGISTERED, "UINT8", "[ 1 ]"),
     ]
     lines = [f'name: "{contract.MODEL}"', 'backend: "python"', f"max_batch_size: {contract.MAX_ROWS}"]

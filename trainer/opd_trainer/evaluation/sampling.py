@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from opd_core.api.types import Spec
-from opd_core.conditioning import Conditioning, stack
-from opd_core.diffusion.guidance import guided_velocity
+from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
 from opd_core.diffusion.transitions import transitions
 from opd_core.models.adapters import use_adapter
 from opd_core.models.pipeline import Model
-from opd_core.precision import arithmetic
 from torch import Tensor
 
 
@@ -55,17 +53,11 @@ def sample_images(
     for start in range(0, len(numbers), evaluation.batch_size):
         rows = slice(start, start + evaluation.batch_size)
         part = list(numbers[rows])
-        embeds, pooled = stack(conditioning[rows], model.device, model.dtype)
-        negative_embeds, negative_pooled = stack([negative] * len(part), model.device, model.dtype)
-        guidance = torch.full((len(part),), candidate.guidance_scale)
+        prompts = model.prompts(conditioning[rows], [negative] * len(part), [candidate.guidance_scale] * len(part))
         latents = _noise(shape, evaluation.seed, task, part, "start").to(model.device)
         before: Tensor | None = None
         for j, step in enumerate(path):
-            sigmas = torch.full((len(part),), step.sigma, device=model.device)
-            with arithmetic(model.device, model.dtype):
-                velocity = guided_velocity(
-                    model.forward, latents, sigmas, embeds, pooled, negative_embeds, negative_pooled, guidance
-                )
+            velocity = model.velocity(latents, step.sigma, prompts)
             latents, before = step.mean(latents, velocity, before), step.clean(latents, velocity)
             if step.std > 0:
                 latents += step.std * _noise(shape, evaluation.seed, task, part, j).to(model.device)
