@@ -43,6 +43,7 @@ class Resource:
 
 DISTILLATION = Resource(KIND, f"{names.GROUP}/{names.VERSION}", names.PLURAL)
 POD = Resource("Pod", "v1", "pods")
+CLAIM = Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims")  # whose access modes are read
 OWNED = (
     Resource("ServiceAccount", "v1", "serviceaccounts"),
     Resource("ConfigMap", "v1", "configmaps"),
@@ -113,6 +114,9 @@ class Kube:
                 return False
             raise
         return any(each["name"] == resource.plural for each in group["resources"])
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any]:
+        return await self._request("GET", resource, resource.path(namespace, name), {})
 
     async def pages(self, resource: Resource, namespace: str = "", selector: str = "") -> AsyncIterator["Page"]:
         """All objects, of which only a page is in memory."""

@@ -10,6 +10,7 @@ from typing import Any
 from opd_core.exit_codes import ExitCode
 from opd_core.stages import Reason
 
+from opd_operator.claims import Modes
 from opd_operator.names import COMPLETION_INDEX, CONTAINERS, REVISION, ROLE, SHARED
 from opd_operator.words import Progress, Words, printable, words
 
@@ -97,6 +98,7 @@ class Observed:
     progress: Progress | None = None  # of the trainer's port
     requests: Requests | None = None  # to the canary; None if none of its pods tells
     rejected: Mapping[str, str] = field(default_factory=dict)  # by role: why an object of its was refused last time
+    claims: Modes = field(default_factory=dict)  # of those that were asked for
 
     def pods_of(self, role: str) -> list[PodView]:
         return [pod for pod in self.pods if pod.role == role]
@@ -118,6 +120,7 @@ def observe(
     progress: Progress | None = None,
     requests: Requests | None = None,
     rejected: Mapping[str, str] = MappingProxyType({}),
+    claims: Modes = MappingProxyType({}),
 ) -> Observed:
     """Views of `children`, whatever their kind. Every text in them may be shown."""
     jobs, deployments, pods, unrouted, followed = {}, {}, [], Observed.unrouted, Observed.followed
@@ -133,7 +136,7 @@ def observe(
         elif child["kind"] == "HTTPRoute":
             unrouted, followed = _unrouted(child), _followed(child)
     refusals = {role: printable(why) for role, why in rejected.items()}
-    return Observed(jobs, deployments, tuple(pods), printable(unrouted), followed, progress, requests, refusals)
+    return Observed(jobs, deployments, tuple(pods), printable(unrouted), followed, progress, requests, refusals, claims)
 
 
 def _told(reason: Reason, message: str) -> tuple[Reason, str]:

@@ -14,7 +14,7 @@ from opd_core.api.load import SpecError, check_spec
 from opd_core.api.types import OPDDistillation
 from opd_core.stages import Condition, Reason, Stage
 
-from opd_operator import names
+from opd_operator import claims, names
 from opd_operator.draft import TRAINER_READY, Draft, Wanted, draft, timestamp
 from opd_operator.evaluation import KEY_LENGTH, evaluate, evaluation_key
 from opd_operator.observe import Observed
@@ -52,8 +52,8 @@ def advance(obj: Mapping[str, Any], observed: Observed, images: Mapping[str, str
     except SpecError as error:
         return _refuse(obj, now, error)
     d = draft(obj, distillation, observed, images, now)
-    d.mark(Condition.ACCEPTED, True, Reason.ACCEPTED, "the spec is valid")
     _same_run(d)
+    _see_claims(d)
     _see_begun(d)
     if d.spec.suspend:
         _suspend(d)
@@ -88,6 +88,23 @@ def _same_run(d: Draft) -> None:
     known = next((student for student in d.status.get("students", []) if student["key"] == key), None)
     if known:
         d.status["student"] = {name: known[name] for name in ("digest", "key", "uri")}
+
+
+def _see_claims(d: Draft) -> None:
+    """Before anything is made: what cannot be written, or used by several pods, is told now, not after hours."""
+    said = "the spec is valid"
+    if known := d.observed.claims:
+        why = claims.problem(d.spec, known)
+        begun = "student" in d.status or Stage.TEACHERS_READY in d.times
+        if why and not (begun or d.run.get("failed") or "stopping" in d.status):
+            d.stop(Reason.USER_ERROR, why, Stage.TEACHERS_READY)
+        if narrow := claims.of_one_node(d.spec, known):
+            said += f"; pods run on one node only, since ReadWriteOnce is all that {', '.join(narrow)} has; "
+            said += "ReadWriteMany lets them spread"
+    else:  # they were looked at before
+        same = (c for c in d.status.get("conditions", []) if c["observedGeneration"] == d.generation)
+        said = next((c["message"] for c in same if c["type"] == Condition.ACCEPTED and c["status"] == "True"), said)
+    d.mark(Condition.ACCEPTED, True, Reason.ACCEPTED, said)
 
 
 def _see_begun(d: Draft) -> None:

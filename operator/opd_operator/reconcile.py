@@ -11,10 +11,11 @@ import aiohttp
 from opd_operator import names
 from opd_operator.build import build
 from opd_operator.cache import Cache, Key
+from opd_operator.claims import asked_for, modes
 from opd_operator.contest import Contest
 from opd_operator.diff import changes
 from opd_operator.events import Recorder
-from opd_operator.kube import ApiError, Kube
+from opd_operator.kube import CLAIM, ApiError, Kube
 from opd_operator.metrics import Metrics
 from opd_operator.observe import observe
 from opd_operator.peers import Answers, Peers
@@ -69,7 +70,8 @@ class Reconciler:
         if obj["spec"].get("managedBy", names.MANAGED_BY) != names.MANAGED_BY:
             return
         children, answers = self.cache.children(obj), self.peers.answers.get(key, Answers())
-        observed = observe(children, answers.progress, answers.requests, self._rejected.get(key, {}))
+        claims = {name: await self._modes(key[0], name) for name in sorted(asked_for(obj))}
+        observed = observe(children, answers.progress, answers.requests, self._rejected.get(key, {}), claims)
         now = self.kube.now()
         plan = advance(obj, observed, self.settings.images, now)
         obj = await self._write_status(obj, plan)
@@ -86,6 +88,16 @@ class Reconciler:
                 await self.kube.delete(child)
         if plan.wake is not None:
             self.queue.add_after(key, plan.wake - now)
+
+    async def _modes(self, namespace: str, claim: str) -> list[str]:
+        """Access modes of a claim; of one that is not there the scheduler speaks."""
+        try:
+            return modes(await self.kube.get(CLAIM, namespace, claim))
+        except ApiError as error:
+            if not error.refused and not error.not_found:
+                raise
+            log.warning("claim %s/%s is not looked at: %s", namespace, claim, error)
+            return []
 
     async def _apply(self, key: Key, manifests: list[dict[str, Any]]) -> None:
         """What is refused holds up what its role has after it, and nothing else; what all pods need holds up all."""

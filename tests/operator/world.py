@@ -53,6 +53,7 @@ class World:
         self.requests: Requests | None = Requests(failed=0, total=0)  # of the canary's pods, as they tell
         self.progress: dict[str, Any] | None = None
         self.rejected: dict[str, str] = {}
+        self.claims: dict[str, list[str]] = {}  # their access modes
         self.events: list[tuple[str, str]] = []
         self.plan: Plan | None = None
         self.writes = 0  # of the operator
@@ -71,7 +72,7 @@ class World:
         """One reconciliation."""
         children = list(self.children.values())
         progress = Progress.model_validate(self.progress) if self.progress else None
-        observed = observe(children, progress, self.requests, self.rejected)
+        observed = observe(children, progress, self.requests, self.rejected, self.claims)
         self.plan = plan = advance(self.obj, observed, SETTINGS.images, self.now)
         if plan.status != self.obj.get("status"):
             self.obj["status"] = copy.deepcopy(plan.status)

@@ -78,6 +78,9 @@ app.kubernetes.io/component: operator
   resources: [pods]
   verbs: [list, watch]
 - apiGroups: [""]
+  resources: [persistentvolumeclaims] # their access modes, before anything is made for them
+  verbs: [get]
+- apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
 {{- end }}
