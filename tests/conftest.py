@@ -1,8 +1,11 @@
 """Fixtures that every part shares."""
 
 import os
+import random
 import signal
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 # Before torch is imported anywhere: several processes compute at once in these tests.
@@ -14,7 +17,6 @@ import pytest
 import torch
 from devcluster.control_plane import ControlPlane
 from devcluster.control_plane import control_plane as run_control_plane
-from opd_core.ports import free_ports
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -60,9 +62,16 @@ def tiny_claims(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """A function that gives a TCP port of the loopback which nobody listens on."""
+    """A function that gives a TCP port which nobody listens on, and of those that no client is given meanwhile."""
 
-    return lambda: free_ports(1)[0]
+    def find() -> int:
+        while True:
+            port = random.SystemRandom().randrange(10_000, 32_000)  # Linux gives clients 32768 and more
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind(("", port))
+                return port
+
+    return find
 
 
 @pytest.fixture(scope="session")

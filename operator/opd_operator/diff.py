@@ -71,6 +71,8 @@ def _mounted(child: Object) -> list[str]:
 
 def differs(wanted: Any, found: Any) -> bool:
     """Whether something of `wanted` is not so in `found`; what the API server and others add does not count."""
+    if wanted == found:
+        return False
     if isinstance(wanted, Mapping):
         if not wanted:
             return found not in (None, {})
@@ -79,7 +81,7 @@ def differs(wanted: Any, found: Any) -> bool:
         if len(wanted) != len(found or []):
             return True
         return any(differs(a, b) for a, b in zip(wanted, found or [], strict=True))
-    if wanted == found or (not wanted and found is None):  # the API server drops false, 0 and ""
+    if not wanted and found is None:  # the API server drops false, 0 and ""
         return False
     return not _same_quantity(wanted, found)
 

@@ -30,10 +30,8 @@ class Done:
 @pytest.fixture
 def api(control_plane: ControlPlane) -> Iterator[Api]:
     """A namespace of the test's own."""
-    namespace = f"cli-{next(_numbers)}"
-    control_plane.kubectl("create", "namespace", namespace)
-    yield Api(control_plane, namespace)
-    control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
+    with Api(control_plane, f"cli-{next(_numbers)}").lasting() as made:
+        yield made
 
 
 @pytest.fixture

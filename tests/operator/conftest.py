@@ -12,21 +12,16 @@ from tests.operator.live import Api, Operator
 _numbers = itertools.count()
 
 
-def _api(control_plane: ControlPlane) -> Iterator[Api]:
-    namespace = f"live-{next(_numbers)}"
-    control_plane.kubectl("create", "namespace", namespace)
-    yield Api(control_plane, namespace)
-    control_plane.kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
-
-
 @pytest.fixture
 def api(control_plane: ControlPlane) -> Iterator[Api]:
-    yield from _api(control_plane)
+    with Api(control_plane, f"live-{next(_numbers)}").lasting() as made:
+        yield made
 
 
 @pytest.fixture
 def second_api(control_plane: ControlPlane) -> Iterator[Api]:
-    yield from _api(control_plane)
+    with Api(control_plane, f"live-{next(_numbers)}").lasting() as made:
+        yield made
 
 
 @pytest.fixture

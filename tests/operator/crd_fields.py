@@ -1,6 +1,7 @@
 """Every field of a spec with values at and around its bounds, of other types and of other forms."""
 
 import copy
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,14 +41,26 @@ for _part in ("training", "teacherServing", "endpoint"):
     }
 
 
+_URIS = [
+    "pvc://c", "pvc://c/x/", "pvc://c//x", "pvc://C/x", "pvc://c/../x", "hf://a/b@c", "hf://a/b@c/d", "hf://a/b",
+    "s3://buc/k", "s3://b", "file:///a", "file://a",
+]  # fmt: skip
+_seen: set[str] = set()
+
+
 def leaves(schema: dict[str, Any], path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], list[Any]]]:
-    """Every field, and values at and around its bounds, of other types, of other forms."""
+    """Every field, and values at and around its bounds, of other types, of other forms. A part that is there several
+    times, description included, is one model of ours, and comes once."""
     kind = schema.get("type", "quantity")
+    if kind in ("object", "array"):
+        if (whole := json.dumps(schema, sort_keys=True)) in _seen:
+            return
+        _seen.add(whole)
     if kind == "object" and "properties" in schema:
         yield path, ["text", [], 3]
         for name, part in schema["properties"].items():
             if name == "pod" and path[-1] != "training":
-                continue  # the same model thrice
+                continue  # the same model again, with another description
             yield from leaves(part, (*path, name))
     elif kind == "object":
         many = {f"k{i}": "1" for i in range(schema["maxProperties"] + 1)}
@@ -87,21 +100,23 @@ def leaves(schema: dict[str, Any], path: tuple[Any, ...]) -> Iterator[tuple[tupl
                 "1e100",
             ],
         )
+    elif "enum" in schema:
+        yield path, ["", "a", 1, True, [], {}, *schema["enum"], *(value.swapcase() for value in schema["enum"])]
     else:
         longest = schema.get("maxLength", 10)
         text = ["", "a", "A", "a b", "-a", "a-", "a.b", "é", "a\n", "a:b", "sha256:" + "0" * 64, 1, True, [], {}]
-        text += ["a" * longest, "a" * (longest + 1), "pvc://c", "pvc://c/x", "pvc://c/x/", "pvc://c//x", "pvc://C/x"]
-        text += [
-            "hf://a/b@c",
-            "hf://a/b@c/d",
-            "hf://a/b",
-            "s3://buc/k",
-            "s3://b",
-            "file:///a",
-            "file://a",
-            "pvc://c/../x",
-        ]
-        yield path, [*text, *schema.get("enum", [])]
+        text += ["a" * longest, "a" * (longest + 1), "pvc://c/x"]
+        yield path, [*text, *(_URIS if "pvc:" in json.dumps(schema) else [])]
+
+
+def surroundings(path: tuple[Any, ...]) -> dict[str, Any]:
+    """FULL without the pods that a path does not go through: they are more than half of what is checked each time."""
+    spec = {
+        name: {key: value for key, value in part.items() if key != "pod" or path[1:3] == (name, "pod")}
+        if isinstance(part, dict) else part
+        for name, part in FULL["spec"].items()
+    }  # fmt: skip
+    return {**FULL, "spec": spec}
 
 
 def value_at(path: tuple[Any, ...]) -> Any:

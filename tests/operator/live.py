@@ -7,7 +7,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ OPD = "/apis/opd.dev/v1alpha1"
 
 
 def wait_for(condition: Callable[[], Any], what: str = "", seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.02
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what or condition}"
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.2)  # a question costs the API server as much as an answer
     return found
 
 
@@ -63,6 +65,13 @@ class Api:
 
     def ours(self, plural: str, role: str) -> list[dict[str, Any]]:
         return self.find(plural, **{"opd.dev%2Frole": role})
+
+    @contextmanager
+    def lasting(self) -> Iterator["Api"]:
+        """The namespace, made and deleted; it may be deleted meanwhile."""
+        self.call("POST", "/api/v1/namespaces", {"metadata": {"name": self.namespace}})
+        yield self
+        self.http.delete(f"/api/v1/namespaces/{self.namespace}")
 
     def patch(self, plural: str, name: str, body: Any, sub: str = "") -> dict[str, Any]:
         return self.call("PATCH", self.path(plural, name, sub), body, "application/merge-patch+json")
@@ -167,7 +176,10 @@ class Api:
     def writes(self) -> list[tuple[str, str, str]]:
         """(verb, resource, name) of what the operator has written in this namespace, from the audit log."""
         found = []
+        here = f'"namespace":"{self.namespace}"'
         for line in self.cluster.audit_log.read_text().splitlines():
+            if here not in line:
+                continue
             entry = json.loads(line)
             ref = entry.get("objectRef", {})
             ours = entry.get("userAgent", "").startswith("opd-operator")

@@ -61,7 +61,7 @@ async def lives(api: Api, stop: threading.Event) -> None:
             try:
                 for key in cache:
                     await reconciler.reconcile(key)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)  # nothing to do
             except KilledError:
                 pass
 

@@ -17,7 +17,7 @@ from opd_core.api.load import SpecError, check_spec, dump_spec
 from opd_core.api.status import Status
 
 from tests.api.refusals import CASES, SDE, S, T, changed
-from tests.operator.crd_fields import FIELDS, FULL, VALID
+from tests.operator.crd_fields import FIELDS, FULL, VALID, surroundings
 from tests.operator.live import CRD, REPOSITORY, Api, wait_for
 from tests.operator.test_crashes import life
 from tests.operator.world import World
@@ -119,7 +119,7 @@ def test_every_field_has_the_same_bounds_in_both(api: Api) -> None:
     def difference(field: tuple[tuple[Any, ...], Any]) -> str:
         path, value = field
         try:
-            agree(api, changed(FULL, path, value))
+            agree(api, changed(surroundings(path), path, value))
         except AssertionError as error:
             return f"{path} = {str(value)[:60]!r}: {error}"
         return ""
@@ -134,7 +134,7 @@ def test_what_the_api_server_takes_with_a_point_we_take(api: Api) -> None:
     taken = 0
     for path, value in FIELDS:
         if isinstance(value, int) and not isinstance(value, bool):
-            content = changed(FULL, path, float(value))
+            content = changed(surroundings(path), path, float(value))
             if not refusal(api, content):
                 assert problems(content) == [], path
                 taken += 1

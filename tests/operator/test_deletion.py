@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
@@ -58,7 +59,7 @@ def alone(api: Api, policy: str) -> None:
 
 
 def with_its_namespace(api: Api) -> None:
-    api.cluster.kubectl("delete", "namespace", api.namespace, "--wait=false")
+    api.call("DELETE", f"/api/v1/namespaces/{api.namespace}")
 
     def over() -> bool:
         api.sweep()
@@ -84,10 +85,8 @@ CASES = [*itertools.product(STAGES, ENDS), (at_training, with_its_namespace)]
 def apis(control_plane: ControlPlane) -> Iterator[list[Api]]:
     """One for each of CASES."""
     namespaces = [f"deleted-{stage.__name__.replace('_', '-')}-{i}" for i, (stage, _) in enumerate(CASES)]
-    for namespace in namespaces:
-        control_plane.kubectl("create", "namespace", namespace)
-    yield [Api(control_plane, namespace) for namespace in namespaces]
-    control_plane.kubectl("delete", "namespace", *namespaces, "--wait=false", "--ignore-not-found")
+    with ExitStack() as made:
+        yield [made.enter_context(Api(control_plane, namespace).lasting()) for namespace in namespaces]
 
 
 def test_deleted_in_any_stage_alone_or_with_its_namespace_nothing_is_left(apis: list[Api], start: Start) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.operator.fates import Fate
 
 _CHUNK = 25
-_FATES = int(os.environ.get("OPD_FATES", "200"))
+_FATES = int(os.environ.get("OPD_FATES", "100"))
 
 
 @pytest.mark.parametrize("first", range(0, _FATES, _CHUNK))

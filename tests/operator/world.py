@@ -75,7 +75,7 @@ class World:
         observed = observe(children, progress, self.requests, self.rejected, self.claims)
         self.plan = plan = advance(self.obj, observed, SETTINGS.images, self.now)
         if plan.status != self.obj.get("status"):
-            self.obj["status"] = copy.deepcopy(plan.status)
+            self.obj["status"] = plan.status
             self.written()
             self.events += [(event.reason, event.message) for event in plan.events]
         if plan.wanted is not None and plan.distillation is not None:
@@ -133,7 +133,7 @@ class World:
 
     def assert_nothing_is_left_undone(self) -> None:
         """One look more decides the same: what is waited for is an event or a time."""
-        before, status = self.writes, copy.deepcopy(self.obj.get("status"))
+        before, status = self.writes, self.obj.get("status")
         self.look()
         assert self.writes == before, ("a decision waits for nobody", status, self.obj["status"])
 

@@ -54,26 +54,6 @@ def test_a_server_lost_in_the_middle_changes_nothing_but_time(
     assert numbers(trainer.log("disturbed")) == numbers(steady)
 
 
-def test_told_to_stop_while_the_server_is_away_it_does_not_wait_for_it(
-    trainer: Trainer, server: TeacherServer, tmp_path: Path
-) -> None:
-    last_words = tmp_path / "last-words"
-    often = {**REMOTE, "spec.training.checkpoint": {"everyRounds": 1, "keep": 1}}
-    process = trainer.start("left", often, "--teachers", server.address, env={"OPD_TERMINATION_LOG": str(last_words)})
-    wait_for_round(trainer, "left", 3, process)
-    server.kill()
-    try:
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        server.start()
-    assert process.returncode == ExitCode.TERMINATED, output
-    assert "told to stop while teachers were away" in json.loads(last_words.read_text())["message"]
-    code, output = trainer.run("left", often, "--teachers", server.address)
-    assert code == 0, output
-    assert "continuing after round" in output
-
-
 def test_remote_and_local_teachers_teach_the_same(make_run: Callable[..., Run], steady: list[dict[str, Any]]) -> None:
     """A velocity travels as float16, so the losses agree to about three digits."""
     run = make_run()
@@ -89,6 +69,22 @@ def test_a_server_with_other_teachers_is_refused(trainer: Trainer, server: Teach
     assert code == ExitCode.REFUSED, output
     assert "teacher geneval: the server has sha256:" in output
     assert not (trainer.folder / "swapped" / "checkpoints").exists()
+
+
+def test_told_to_stop_while_the_server_is_away_it_does_not_wait_for_it(
+    trainer: Trainer, server: TeacherServer, tmp_path: Path
+) -> None:
+    last_words = tmp_path / "last-words"
+    often = {**REMOTE, "spec.training.checkpoint": {"everyRounds": 1, "keep": 1}}
+    process = trainer.start("left", often, "--teachers", server.address, env={"OPD_TERMINATION_LOG": str(last_words)})
+    wait_for_round(trainer, "left", 3, process)
+    server.kill()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.TERMINATED, output
+    assert "told to stop while teachers were away" in json.loads(last_words.read_text())["message"]
+    done = trainer.log("left")[-1]["round"]
+    assert (trainer.folder / "left" / "checkpoints" / "latest").read_text() == f"round-{done:06d}\n"
 
 
 def wait_for_round(trainer: Trainer, work: str, round_: int, process: "subprocess.Popen[str]") -> None:
