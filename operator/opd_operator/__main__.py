@@ -18,7 +18,7 @@ from opd_operator import names
 from opd_operator.leader import LeaseLostError
 from opd_operator.runtime import run
 from opd_operator.settings import Settings
-from opd_operator.watch import DeadWatchError
+from opd_operator.watch import DeadWatchError, NewKindError
 
 log = logging.getLogger("opd_operator")
 
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         asyncio.run(_main(settings_of(arguments)))
-    except (LeaseLostError, DeadWatchError, UnavailableError) as error:
+    except (LeaseLostError, DeadWatchError, NewKindError, UnavailableError) as error:
         log.error("%s; starting anew", error)
         return ExitCode.UNAVAILABLE
     return ExitCode.OK

@@ -49,5 +49,8 @@ def _policy(context: Context, role: str) -> Manifest:
 
 def _finished(context: Context, manifest: Manifest) -> Manifest:
     manifest["metadata"]["ownerReferences"] = [names.owner(context.obj)]
-    manifest["metadata"]["annotations"] = {names.MANIFEST: digest(manifest)[:16]}
+    manifest["metadata"]["annotations"] = {
+        names.MANIFEST: digest(manifest)[:16],
+        names.INSTALLATION: context.settings.installation,
+    }
     return manifest

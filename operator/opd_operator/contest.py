@@ -3,7 +3,7 @@ of the cluster that change what is written: what they make of it is what can be 
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from opd_core.api.digests import digest
 
 from opd_operator import names
 from opd_operator.diff import differs, shown
+from opd_operator.words import printable
 
 _FREE, _WINDOW = 5, 60.0  # so many writes of one manifest within so many seconds are no fight
 _LONGEST = 300.0
@@ -66,6 +67,21 @@ class Contest:
             self._records = {
                 key: record for key, record in self._records.items() if now - max(record.since, record.until) < _WINDOW
             }
+
+
+def by_another(manifest: Mapping[str, Any], children: Iterable[Mapping[str, Any]]) -> str:
+    """Who writes against `manifest`, as far as what is there tells, and what helps."""
+    metadata = manifest["metadata"]
+    said = f"{manifest['kind']} {metadata['name']} is changed again and again by "
+    same = [each["metadata"] for each in children if each["kind"] == manifest["kind"]]
+    there: Mapping[str, Any] = next((each for each in same if each["name"] == metadata["name"]), {})
+    other = (there.get("annotations") or {}).get(names.INSTALLATION)
+    if other in (None, metadata["annotations"][names.INSTALLATION]):
+        return f"{said}somebody else"
+    return printable(
+        f"{said}the operator of {other}, which looks after this namespace, too: uninstall one of them, or give each "
+        "watchNamespaces of its own"
+    )
 
 
 def _key(manifest: Mapping[str, Any]) -> tuple[str, str, str]:

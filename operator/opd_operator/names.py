@@ -28,6 +28,7 @@ ENDPOINT_HTTP, ENDPOINT_METRICS = 8000, 9090
 QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 
 MANIFEST = "opd.dev/manifest"  # annotation: digest of what was applied, so that what is left out later is removed
+INSTALLATION = "opd.dev/installation"  # annotation: the operator that applied it, as namespace and name of its lease
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
 

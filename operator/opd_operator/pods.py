@@ -70,7 +70,7 @@ def pod_template(
         "name": recipe.name,
         "image": pod.image or image,
         "imagePullPolicy": pod.image_pull_policy,
-        "command": list(recipe.argv),
+        "command": [recipe.argv[0], "-m", "opd_core.init", *recipe.argv],
         "env": _env(recipe, pod, env),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -90,9 +90,6 @@ def pod_template(
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        # The kernel spares a container's first process signals that it has no handler for. A program that is told to
-        # stop while it still imports torch would hold its GPU until the grace period ends; so pause is the first one.
-        "shareProcessNamespace": True,
         "serviceAccountName": service_account,
         "securityContext": {
             "runAsNonRoot": True,

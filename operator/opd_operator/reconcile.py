@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,9 @@ import aiohttp
 
 from opd_operator import names
 from opd_operator.build import build
-from opd_operator.cache import Cache, Key
+from opd_operator.cache import Cache, Key, Object
 from opd_operator.claims import asked_for, modes
-from opd_operator.contest import Contest
+from opd_operator.contest import Contest, by_another
 from opd_operator.diff import changes
 from opd_operator.events import Recorder
 from opd_operator.kube import CLAIM, ApiError, Kube
@@ -83,7 +83,7 @@ class Reconciler:
             due = changes(desired, children, plan.wanted.keep, self.contest.settled)
             for child in due.free:
                 await self.kube.delete(child)
-            await self._apply(key, due.apply)
+            await self._apply(key, due.apply, children)
             for child in due.sweep:
                 await self.kube.delete(child)
         if plan.wake is not None:
@@ -99,16 +99,17 @@ class Reconciler:
             log.warning("claim %s/%s is not looked at: %s", namespace, claim, error)
             return []
 
-    async def _apply(self, key: Key, manifests: list[dict[str, Any]]) -> None:
+    async def _apply(self, key: Key, manifests: list[dict[str, Any]], children: Iterable[Object]) -> None:
         """What is refused holds up what its role has after it, and nothing else; what all pods need holds up all."""
         refused: dict[str, str] = {}
+        contested: dict[str, str] = {}
         first: ApiError | None = None
         for manifest in manifests:
             role = manifest["metadata"]["labels"][names.ROLE]
             if role in refused or names.SHARED in refused:
                 continue
             if pause := self.contest.pause(manifest):
-                said = f"{manifest['kind']} {manifest['metadata']['name']} is changed again and again by somebody else"
+                contested[role] = said = by_another(manifest, children)
                 log.warning("%s/%s: %s; again in %.0f s", *key, said, pause)
                 self.queue.add_after(key, pause)
                 continue
@@ -122,10 +123,12 @@ class Reconciler:
                 continue
             self.contest.applied(manifest, applied)
             self.cache.put({"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], **applied})
-        if refused != self._rejected.pop(key, {}):
+        told = {**contested, **refused}
+        if told != self._rejected.pop(key, {}):
             self.queue.add(key)  # for the status; the retry is for the object
+        if told:
+            self._rejected[key] = told
         if first:
-            self._rejected[key] = refused
             raise first
 
     async def _write_status(self, obj: Mapping[str, Any], plan: Plan) -> Mapping[str, Any]:

@@ -25,7 +25,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Until `stop`.
 
     Raises:
-        LeaseLostError: another one is at work. DeadWatchError: what is known may be old. Both: start anew.
+        LeaseLostError: another one is at work. DeadWatchError: what is known may be old. NewKindError: more is to be
+            watched. All: start anew.
     """
     cache, queue, listed = Cache(), WorkQueue[Key](), asyncio.Event()
     metrics = Metrics(cache, queue)

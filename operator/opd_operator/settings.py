@@ -24,3 +24,8 @@ class Settings:
     network_policies: bool = True  # of distillations
     extra_egress: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicyEgressRules that each of these policies has, too
     resync_seconds: float = 300.0  # between two full listings
+
+    @property
+    def installation(self) -> str:
+        """Names this operator: its replicas share the lease, another release has another one."""
+        return f"{self.lease_namespace}/{self.lease_name}"

@@ -29,6 +29,10 @@ class DeadWatchError(Exception):
     """A watch that is open and says nothing."""
 
 
+class NewKindError(Exception):
+    """The cluster has learnt a kind that is not watched."""
+
+
 @dataclass
 class Watches:
     """What is watched, and the newest resource version that each watch has brought. There is one of every kind in every
@@ -138,13 +142,18 @@ async def resync(
     Each listing has connections of its own: those that are open may be as dead as the watches.
 
     Raises:
-        DeadWatchError: a watch does not bring what a list has found; the process starts anew.
+        DeadWatchError: a watch does not bring what a list has found. NewKindError: the Gateway API was installed. The
+            process starts anew.
     """
     while True:
         await asyncio.sleep(seconds)
         try:
             async with connect() as kube:
+                if ROUTE not in watches.resources and await kube.has(ROUTE):
+                    raise NewKindError(f"{ROUTE.kind} is there now")
                 news, newest = await fill(kube, cache, watches)
+        except NewKindError:
+            raise
         except Exception as error:
             log.warning("the full listing failed and is repeated: %r", error)
             continue

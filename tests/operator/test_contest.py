@@ -1,9 +1,13 @@
 """Two managers that want different things do not fight as fast as they can."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from opd_operator import names
 from opd_operator.contest import Contest
+
+from tests.operator.live import Api, Operator, wait_for
 
 
 class Clock:
@@ -90,3 +94,27 @@ def test_what_becomes_as_it_shall_be_is_not_remembered() -> None:
     for number in range(20_000):
         contest.applied({**deployment(), **manifest(name=str(number))}, deployment("mirror/trainer:1"))
     assert len(contest._made) == 10_000
+
+
+# --------------------------------------------------------------------------------------------------- two releases
+
+
+def test_two_operators_over_one_namespace_are_told_and_do_not_fight(api: Api, start: Callable[..., Operator]) -> None:
+    """Their leases have different names, so that both lead; here their images differ, too."""
+    both = [
+        start(api, "--no-leader-election", f"--lease-name={name}", f"--teacher-image={name}:1")
+        for name in ("first", "second")
+    ]
+    for each in both:
+        each.ready()
+    api.submit()
+
+    def told() -> list[str]:
+        conditions = {c["type"]: c["message"] for c in api.status().get("conditions", [])}
+        return re.findall(r"the operator of (default/\w+), which looks after", conditions.get("TeachersReady", ""))
+
+    assert wait_for(told, "a word about the other one")[0] in ("default/first", "default/second")
+    logs = [each.log for each in both]
+    for log, other in zip(logs, ("second", "first"), strict=True):
+        said = f"the operator of default/{other}, which looks after this namespace, too"
+        wait_for(lambda log=log, said=said: said in log.read_text(), said)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from devcluster.control_plane import ControlPlane, control_plane
+from opd_core.exit_codes import ExitCode
 
 from tests.operator.live import CRD, STUDENT, Api, Operator, quiet, wait_for
 from tests.operator.proxy import Proxy
@@ -158,3 +159,30 @@ def test_a_watch_that_falls_silent_is_noticed_and_repaired(api: Api, start: Star
         wait_for(lambda: api.status("second"), "the second object")
     finally:
         proxy.close()
+
+
+ROUTES = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "httproutes.gateway.networking.k8s.io", "annotations": {"api-approved.kubernetes.io": "unapproved, a test"}},
+    "spec": {
+        "group": "gateway.networking.k8s.io",
+        "names": {"kind": "HTTPRoute", "plural": "httproutes", "singular": "httproute", "listKind": "HTTPRouteList"},
+        "scope": "Namespaced",
+        "versions": [
+            {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {"type": "object"}}}
+        ],
+    },
+}  # fmt: skip
+
+
+def test_a_gateway_api_that_is_installed_later_is_seen(own_api: Api, start: Start) -> None:
+    """The process starts anew, as after a dead watch."""
+    operator = start(own_api, "--no-leader-election", "--resync-seconds=1").ready()
+    own_api.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", ROUTES)
+    assert operator.process
+    assert operator.process.wait(30) == ExitCode.UNAVAILABLE
+    assert "HTTPRoute is there now; starting anew" in operator.log.read_text()
+    operator.start().ready()
+    time.sleep(3)
+    assert operator.process.poll() is None

@@ -137,15 +137,20 @@ def test_sigterm_finishes_the_round_saves_and_says_so(trainer: Trainer, free_por
     last_words, port = trainer.folder / "termination", free_port()
     last_words.touch()
     process = trainer.start(
-        "stopped", ENDLESS, "--metrics-port", str(port), env={"OPD_TERMINATION_LOG": str(last_words)}
+        "stopped",
+        ENDLESS,
+        "--metrics-port",
+        str(port),
+        "--metrics-host=::",
+        env={"OPD_TERMINATION_LOG": str(last_words)},
     )
     wait_for(lambda: len(trainer.log("stopped")) >= 2, process)
 
-    def page(name: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{name}", timeout=10) as answer:
+    def page(name: str, host: str = "127.0.0.1") -> str:
+        with urllib.request.urlopen(f"http://{host}:{port}/{name}", timeout=10) as answer:
             return answer.read().decode()
 
-    progress, metrics = json.loads(page("progress")), page("metrics")
+    progress, metrics = json.loads(page("progress")), page("metrics", "[::1]")
     assert progress["stage"] == "Training"
     assert progress["round"] >= 1
     assert progress["totalRounds"] == 100_000
@@ -176,9 +181,9 @@ def test_sigterm_finishes_the_round_saves_and_says_so(trainer: Trainer, free_por
 def test_a_rank_that_is_killed_ends_the_others_which_may_be_started_again(
     trainer: Trainer, free_port: Callable[[], int]
 ) -> None:
-    """Two pods of one rank each: the one that loses its peer in a collective must not look like a defect."""
+    """Two pods of one rank each, on IPv6: the one that loses its peer in a collective must not look like a defect."""
     last_words = trainer.folder / "lost-peer"
-    network = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
+    network = {"PET_MASTER_ADDR": "::1", "PET_MASTER_PORT": str(free_port())}
     first, second = (
         trainer.start(
             "lost",

@@ -15,9 +15,10 @@ from typing import Any
 import uvicorn
 from opd_core.artifacts import SamplingDefaults
 from opd_core.device import choose_device
-from opd_core.errors import InvalidError, UnavailableError
+from opd_core.errors import InvalidError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.outline import read_outline
+from opd_core.ports import in_url, listen
 from opd_core.precision import TORCH_DTYPES
 from opd_core.uris import resolve
 
@@ -120,18 +121,6 @@ def run(settings: Settings) -> ExitCode:
     return code
 
 
-def listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UnavailableError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
-    return listener
-
-
 class _Server(uvicorn.Server):
     """The first signal asks for a drain, during which health and metrics still answer; a second one ends at once."""
 
@@ -160,7 +149,7 @@ async def _serve(service: Service, listeners: list[socket.socket], settings: Set
     server = _Server(uvicorn_config(service, min(settings.drain_seconds, _TAKE_SECONDS)))
     watcher = asyncio.create_task(_watch(server, service, settings))
     host, port = listeners[-1].getsockname()[:2]
-    _log.info("%s loads; http://%s:%d/readyz says when it is there", service.served.name, host, port)
+    _log.info("%s loads; http://%s:%d/readyz says when it is there", service.served.name, in_url(host), port)
     await server.serve(sockets=listeners)
     await watcher
 
