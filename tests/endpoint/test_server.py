@@ -24,23 +24,18 @@ from opd_serving.endpoint.keys import KeyFile
 from opd_serving.endpoint.server import make_service
 
 from tests.endpoint.conftest import running, status, wait_until
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "opd_serving.endpoint", "--device=cpu", *map(str, arguments)]
+from tests.endpoint.program import Program
 
 
 @contextlib.contextmanager
-def started(port: int, *arguments: object) -> Iterator[tuple[subprocess.Popen, str]]:
+def started(folder: Path, port: int, *arguments: object) -> Iterator[tuple[Program, str]]:
     url = f"http://127.0.0.1:{port}"
-    program = subprocess.Popen(command(f"--port={port}", *arguments), stderr=subprocess.PIPE, text=True)
+    program = Program(["--device=cpu", f"--port={port}", *map(str, arguments)], folder / "endpoint.log")
     try:
         wait_until(lambda: status(url, "/livez") is not None, 300)
         yield program, url
     finally:
-        if program.poll() is None:
-            program.kill()
-        program.communicate()
+        program.close()
 
 
 @pytest.fixture
@@ -59,8 +54,10 @@ def test_it_loads_guards_serves_drains_and_exits_0(student, tiny_claims, free_po
     keys.write_text(
         f"# users\n{hashlib.sha256(b'sesame').hexdigest()}  -\nsha256:{hashlib.sha256(b'other').hexdigest()} ci\n"
     )
-    arguments = (f"--student={student}", f"--claims={tiny_claims}", f"--api-keys={keys}", "--served-name=mine")
-    with started(free_port(), *arguments) as (program, url):
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "opd_serving.endpoint", "--device=cpu", f"--port={port}", f"--student={student}"]
+    program = subprocess.Popen([*command, f"--claims={tiny_claims}", f"--api-keys={keys}", "--served-name=mine"])
+    try:
         wait_until(lambda: status(url, "/readyz") == 200, 300)
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="sesame", max_retries=0)
         assert client.models.list().data[0].id == "mine"
@@ -85,6 +82,9 @@ def test_it_loads_guards_serves_drains_and_exits_0(student, tiny_claims, free_po
             assert int(draining.value.response.headers["Retry-After"]) > 0
             assert len(accepted.result().data) == 4
         assert program.wait(20) == 0
+    finally:
+        program.kill()
+        program.wait()
 
 
 def test_keys_have_names_and_a_changed_file_counts_without_a_restart(settings, tmp_path, caplog):
@@ -122,10 +122,10 @@ def test_keys_have_names_and_a_changed_file_counts_without_a_restart(settings, t
     assert [owner(key) for key in ("one", "two")] == [None, "alice"]
 
 
-def test_health_and_metrics_on_a_port_of_their_own_leave_the_api_alone(student, tiny_claims, free_port):
+def test_health_and_metrics_on_a_port_of_their_own_leave_the_api_alone(student, tiny_claims, free_port, tmp_path):
     port, metrics_port = free_port(), free_port()
     arguments = (f"--student={student}", f"--claims={tiny_claims}", f"--metrics-port={metrics_port}", "--host=::")
-    with started(metrics_port, f"--port={port}", *arguments) as (_, metrics_url):
+    with started(tmp_path, metrics_port, f"--port={port}", *arguments) as (_, metrics_url):
         url = f"http://[::1]:{port}"  # as `::` says, it is reached on both families
         wait_until(lambda: status(metrics_url, "/readyz") == 200, 300)
         for path in ("/livez", "/readyz", "/health", "/v2", "/metrics"):
@@ -148,8 +148,8 @@ def test_a_served_name_can_stand_in_an_address(settings, name, code):
         assert endpoint.status(f"/v2/models/{name}/ready") == 200
 
 
-def test_a_second_signal_does_not_wait(student, tiny_claims, free_port):
-    with started(free_port(), f"--student={student}", f"--claims={tiny_claims}") as (program, url):
+def test_a_second_signal_does_not_wait(student, tiny_claims, free_port, tmp_path):
+    with started(tmp_path, free_port(), f"--student={student}", f"--claims={tiny_claims}") as (program, url):
         wait_until(lambda: status(url, "/readyz") == 200, 300)
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         body = json.dumps({"prompt": "a", "n": 10, "steps": 100})
@@ -207,9 +207,12 @@ def test_settings_that_cannot_work_are_named(refusal, student, tiny_claims, tmp_
     assert "clear-text" not in text
 
 
-def test_a_client_with_an_open_connection_loses_nothing_while_the_server_leaves(student, tiny_claims, free_port):
+def test_a_client_with_an_open_connection_loses_nothing_while_the_server_leaves(
+    student, tiny_claims, free_port, tmp_path
+):
     """As behind a Kubernetes Service: what is connected stays connected until one side closes."""
-    with started(free_port(), f"--student={student}", f"--claims={tiny_claims}", "--leave-seconds=3") as (program, url):
+    arguments = (f"--student={student}", f"--claims={tiny_claims}", "--leave-seconds=3")
+    with started(tmp_path, free_port(), *arguments) as (program, url):
         wait_until(lambda: status(url, "/readyz") == 200, 300)
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         body = json.dumps({"prompt": "a", "steps": 2})
