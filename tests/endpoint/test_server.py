@@ -24,18 +24,20 @@ from opd_serving.endpoint.keys import KeyFile
 from opd_serving.endpoint.server import make_service
 
 from tests.endpoint.conftest import running, status, wait_until
-from tests.endpoint.program import Program
+from tests.forks import Program
 
 
 @contextlib.contextmanager
 def started(folder: Path, port: int, *arguments: object) -> Iterator[tuple[Program, str]]:
     url = f"http://127.0.0.1:{port}"
-    program = Program(["--device=cpu", f"--port={port}", *map(str, arguments)], folder / "endpoint.log")
+    options = ["--device=cpu", f"--port={port}", *map(str, arguments)]
+    program = Program("opd_serving.endpoint.__main__", options, folder / "endpoint.log")
     try:
         wait_until(lambda: status(url, "/livez") is not None, 300)
         yield program, url
     finally:
-        program.close()
+        program.kill()
+        program.wait()
 
 
 @pytest.fixture

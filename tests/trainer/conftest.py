@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from opd_core.ports import free_ports
 from opd_trainer.engine import World, init_distributed, shutdown
 from opd_trainer.run import Run
 from opd_trainer.setup import build_run
+
+from tests.forks import Program
 
 SMALL = {
     "spec.student.adapter": {"rank": 8, "alpha": 16},
@@ -95,11 +96,11 @@ def make_run(make_spec: MakeSpec, world: World, tiny_claims: Path) -> Iterator[C
 
 
 class Trainer:
-    """Starts `python -m opd_trainer.launch` and ends what a test leaves behind."""
+    """Starts the launcher and ends what a test leaves behind."""
 
     def __init__(self, folder: Path, claims: Path, content: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self.folder, self.claims, self.content = folder, claims, content
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[subprocess.Popen[str] | Program] = []
 
     def spec(self, changes: dict[str, Any]) -> Path:
         file = self.folder / f"spec-{len(list(self.folder.glob('spec-*')))}.json"
@@ -114,15 +115,21 @@ class Trainer:
         program: list[str] | None = None,
         env: dict[str, str] | None = None,
         claims: Path | None = None,
-    ) -> "subprocess.Popen[str]":
-        command = [
-            *(program or [sys.executable, "-m", "opd_trainer.launch"]),
+    ) -> "subprocess.Popen[str] | Program":
+        """`python -m opd_trainer.launch`, forked, or `program`."""
+        arguments = [
             "--spec", str(self.spec(changes or {})), "--claims", str(claims or self.claims),
             "--work", str(self.folder / work), *options,
         ]  # fmt: skip
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(env or {})}
-        )
+        environment = {**os.environ, **(env or {})}
+        process: subprocess.Popen[str] | Program
+        if program:
+            process = subprocess.Popen(
+                [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            )
+        else:
+            log = self.folder / f"output-{len(self.processes)}.txt"
+            process = Program("opd_trainer.launch", arguments, log, environment)
         self.processes.append(process)
         return process
 
@@ -141,7 +148,7 @@ class Trainer:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            if process.stdout:
+            if isinstance(process, subprocess.Popen) and process.stdout:
                 process.stdout.close()
 
 

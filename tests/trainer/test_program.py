@@ -19,6 +19,8 @@ from opd_core.models.adapters import add_student_adapter, save_adapter
 from opd_core.models.pipeline import load_model
 from safetensors.torch import load_file
 
+from tests.forks import Program
+
 from .conftest import SDE, Trainer
 
 # Adam divides a gradient by its own size, and so makes a rounding error of a small one as large as the step itself.
@@ -51,7 +53,7 @@ def student(work: Path) -> dict[str, torch.Tensor]:
     return load_file(weights)
 
 
-def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 200) -> Any:
+def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str] | Program", seconds: float = 200) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if result := condition():
@@ -211,7 +213,8 @@ def test_a_rank_that_waits_for_its_peers_leaves_at_once(trainer: Trainer, free_p
     """Nobody listens at the master's port: the second pod of two whose first one is unschedulable. It waited on for
     minutes after SIGTERM, with its GPUs."""
     network = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port()), "PET_NODE_RANK": "1"}
-    process = trainer.start("lonely", {**ENDLESS, "spec.training.nodes": 2}, env=network)
+    launcher = [sys.executable, "-m", "opd_trainer.launch"]
+    process = trainer.start("lonely", {**ENDLESS, "spec.training.nodes": 2}, program=launcher, env=network)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("rank 1 of 2 meets the others at 127.0.0.1:")
     (rank,) = children(process.pid)

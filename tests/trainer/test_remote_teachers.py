@@ -14,6 +14,7 @@ from opd_core.exit_codes import ExitCode
 from opd_trainer.loop import distil
 from opd_trainer.run import Run
 
+from tests.forks import Program
 from tests.teacher_server import TeacherServer
 
 from .conftest import Trainer
@@ -87,7 +88,7 @@ def test_told_to_stop_while_the_server_is_away_it_does_not_wait_for_it(
     assert (trainer.folder / "left" / "checkpoints" / "latest").read_text() == f"round-{done:06d}\n"
 
 
-def wait_for_round(trainer: Trainer, work: str, round_: int, process: "subprocess.Popen[str]") -> None:
+def wait_for_round(trainer: Trainer, work: str, round_: int, process: "subprocess.Popen[str] | Program") -> None:
     deadline = time.monotonic() + 120
     while len(trainer.log(work)) < round_:
         assert process.poll() is None, process.communicate()[0]
