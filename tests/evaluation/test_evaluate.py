@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -24,6 +22,8 @@ from opd_trainer.evaluate import GRID_IMAGES, evaluate
 from opd_trainer.evaluation.sampling import Candidate, sample_images
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.record import RoundRecord, TaskRecord
+
+from tests.forks import Program
 
 
 @pytest.fixture(scope="module")
@@ -208,14 +208,13 @@ def test_two_ranks_find_what_one_finds(distillation, evaluated, student, tiny_cl
     spec.write_text(json.dumps(content))
     copied = tmp_path / "student"
     shutil.copytree(student, copied)
-    command = [sys.executable, "-m", "opd_trainer.launch", "evaluate", f"--spec={spec}", f"--claims={tiny_claims}"]
-    done = subprocess.run(
-        [*command, f"--student={copied}", f"--output={tmp_path / 'out'}", "--device=cpu"],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "OPD_TERMINATION_LOG": str(tmp_path / "w")},
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("evaluator: base") == 1, "rank 0 speaks for all"
+    options = ["evaluate", f"--spec={spec}", f"--claims={tiny_claims}", f"--student={copied}", "--device=cpu"]
+    options += [f"--output={tmp_path / 'out'}"]
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "OPD_TERMINATION_LOG": str(tmp_path / "w")}
+    launcher = Program("opd_trainer.launch", options, tmp_path / "log", env)
+    output, _ = launcher.communicate(timeout=500)
+    assert launcher.returncode == 0, output
+    assert output.count("evaluator: base") == 1, "rank 0 speaks for all"
     one, two = evaluated[0], tmp_path / "out"
     for file in sorted(one.glob("[bts]*.json")):
         if file.name != "summary.json":
