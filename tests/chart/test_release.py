@@ -19,11 +19,21 @@ NAMESPACE = "opd-system"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture
-def cluster() -> Iterator[ControlPlane]:
-    """One of its own: a release brings the type for the whole cluster."""
+@pytest.fixture(scope="module")
+def own() -> Iterator[ControlPlane]:
+    """One for these tests alone: a release brings the type for the whole cluster."""
     with control_plane() as running:
         yield running
+
+
+@pytest.fixture
+def cluster(own: ControlPlane) -> Iterator[ControlPlane]:
+    """Without release and type at the beginning of each test."""
+    yield own
+    place = ("--kubeconfig", own.kubeconfig, "--namespace", NAMESPACE)
+    for name in helm("list", "--short", *place).stdout.split():
+        helm("uninstall", name, *place)
+    own.kubectl("delete", "crd", "--all")
 
 
 @pytest.fixture
