@@ -1,6 +1,7 @@
 """What a LoRA's file says about it, and whether it fits a model: nothing is loaded."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from opd_core.models.adapter_config import AdapterConfig, adapter_config, ends_w
 from opd_core.models.adapter_keys import PREFIXES, adapter_keys
 from opd_core.models.headers import read_bytes, read_header, read_json
 
+_IN_BLOCK = re.compile(r"([^.]+)\.[0-9]+\.")
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTERMETADATA_KEY
 
@@ -138,6 +140,20 @@ def check_fit(adapter: AdapterFile, linear: Mapping[str, tuple[int, int]]) -> No
             f"{adapter.file} does not fit its own metadata: of the layers that target_modules names {len(missing)} are "
             f"missing, and {len(others)} others are there, e.g. {(missing + others)[0]}; copy it again"
         )
+
+
+def missed_blocks(targets: Sequence[str], linear: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """Kinds of the model's blocks (`single_transformer_blocks`) in which a new adapter's targets name no layer, each
+    with a layer that is there. Names written for another family silently miss some."""
+    of_kind: dict[str, list[str]] = {}
+    for layer in linear:
+        if match := _IN_BLOCK.match(layer):
+            of_kind.setdefault(match[1], []).append(layer)
+    return {
+        kind: next((layer for layer in layers if "attn" in layer or "attention" in layer), layers[0])
+        for kind, layers in of_kind.items()
+        if not any(matches(layer, targets) for layer in layers)
+    }
 
 
 def unknown_targets(targets: Sequence[str], linear: Mapping[str, tuple[int, int]]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
-from opd_core.models.adapter_file import METADATA, AdapterFile, check_fit, unknown_targets
+from opd_core.models.adapter_file import METADATA, AdapterFile, check_fit, matches, unknown_targets
 from opd_core.models.adapter_keys import PREFIX
 from opd_core.models.headers import sort_metadata
 
@@ -63,10 +63,14 @@ def add_student_adapter(
     transformer: nn.Module, *, rank: int, alpha: int, target_modules: Sequence[str], seed: int, name: str = "student"
 ) -> None:
     """Add a fresh trainable adapter: A Gaussian by `seed`, B zero, so that the student starts as the base."""
-    if unknown := unknown_targets(target_modules, _linear_layers(transformer)):
+    linear = _linear_layers(transformer)
+    if unknown := unknown_targets(target_modules, linear):
         raise InvalidError(
             f"student.adapter.targetModules names {unknown[0]!r}, and this model has no such linear layer"
         )
+    others = (name for name, _ in transformer.named_modules() if name not in linear)
+    if any(matches(name, target_modules) for name in others):  # a list, say, which PEFT could not adapt
+        target_modules = [name for name in linear if matches(name, target_modules)]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules), init_lora_weights="gaussian")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -16,6 +16,7 @@ from opd_core.models.adapter_file import (
     AdapterFile,
     check_fit,
     matches,
+    missed_blocks,
     read_adapter_file,
     read_teacher,
     unknown_targets,
@@ -51,6 +52,12 @@ def student_problems(spec: Spec, find: Find) -> list[str]:
         f"spec.student.adapter.targetModules names {target}: no linear layer of the model ends so; "
         "leave it out, or write e.g. attn.to_q"
         for target in unknown
+    ]
+    missed = missed_blocks(adapter.target_modules, linear) if linear and adapter.target_modules and not unknown else {}
+    found += [
+        f"spec.student.adapter.targetModules names no layer of {kind}, which would stay as they are; add one such as "
+        f"{layer}, or leave the field out"
+        for kind, layer in missed.items()
     ]
     if spec.student.init_from:
         path = "spec.student.initFrom"

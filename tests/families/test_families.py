@@ -1,0 +1,90 @@
+"""Every family against diffusers' own pipeline: prompts in, latents and images out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from opd_core.diffusion.transitions import transitions
+from opd_core.families.packing import pack, unpack
+from opd_core.models.pipeline import Model, load_model
+from torch import Tensor
+
+from .pipelines import PIPELINES
+
+NAMES = [pipeline.__name__ for pipeline in PIPELINES]
+FolderOf = Callable[[str], Path]
+# Qwen-Image puts a prompt behind a text of its own, of which each byte is a token here.
+WIDTH, HEIGHT, STEPS, LONGEST = 48, 32, 3, 256
+PROMPTS = ["a red 3", "two blue 7 above the number"]  # of different lengths
+
+
+def asked(name: str, guidance: float, noise: Tensor) -> dict[str, Any]:
+    """How the pipeline wants its guidance and its noise."""
+    if name.startswith("flux2"):  # whose negative prompt is always empty
+        return {"guidance_scale": guidance, "latents": noise}
+    if name.startswith("flux"):
+        return {"guidance_scale": guidance, "latents": pack(noise)}
+    if name == "qwen_image":
+        return {"true_cfg_scale": guidance, "negative_prompt": "", "latents": pack(noise)}
+    return {"guidance_scale": guidance, "negative_prompt": "", "latents": noise}
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """Root mean square of the difference, relative to what is compared; float32 and three guided steps leave 1e-5."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def latents_of(name: str, answered: Tensor, model: Model) -> Tensor:
+    """What the pipeline answers as latents, as the family has them."""
+    _, height, width = model.latent_shape(WIDTH, HEIGHT)
+    return unpack(answered, height, width) if answered.ndim == 3 else answered
+
+
+@torch.no_grad()
+def sample(model: Model, prompts: list[str], noise: Tensor, guidance: list[float]) -> Tensor:
+    """Euler over the family's velocity, all prompts in one batch."""
+    count = len(prompts)
+    *positive, negative = model.encode([*prompts, ""], LONGEST)
+    assert len({each.key for each in (*positive, negative)}) == count + 1
+    told = model.prompts(positive, [negative] * count, guidance)
+    x = noise
+    for step in transitions(model.schedule(STEPS, WIDTH, HEIGHT), "Flow", 0.0):
+        x = step.mean(x, model.velocity(x, step.sigma, told), None)
+    return x
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("guidance", [3.0, 1.0, 0.0])
+def test_euler_gives_the_latents_and_images_of_diffusers_pipeline(
+    folder_of: FolderOf, name: str, guidance: float
+) -> None:
+    """Also where prompts of different lengths share a batch."""
+    model = load_model(folder_of(name))
+    noise = torch.randn(2, *model.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(1))
+    ours = sample(model, PROMPTS, noise, [guidance, guidance])
+    model.pipeline.set_progress_bar_config(disable=True)
+    assert (ours[0] - ours[1]).abs().mean() > 1e-3
+    for i, prompt in enumerate(PROMPTS):
+        images = model.pipeline(
+            prompt=prompt, width=WIDTH, height=HEIGHT, num_inference_steps=STEPS, max_sequence_length=LONGEST,
+            output_type="pt", **asked(name, guidance, noise[i : i + 1].clone()),
+        ).images  # fmt: skip
+        if not name.startswith("flux2"):  # which answers latents that are denormalised already
+            latents = model.pipeline(
+                prompt=prompt, width=WIDTH, height=HEIGHT, num_inference_steps=STEPS, max_sequence_length=LONGEST,
+                output_type="latent", **asked(name, guidance, noise[i : i + 1].clone()),
+            ).images  # fmt: skip
+            assert apart(ours[i : i + 1], latents_of(name, latents, model)) < 1e-4
+        assert apart(model.decode(ours[i : i + 1]), images) < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_guidance_has_the_effect_that_the_family_says(folder_of: FolderOf, name: str) -> None:
+    model = load_model(folder_of(name))
+    noise = torch.randn(1, *model.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(1))
+    one, three, nothing = (sample(model, PROMPTS[:1], noise, [scale]) for scale in (1.0, 3.0, 0.0))
+    assert torch.equal(one, three) is not model.guidance.effective
+    assert torch.equal(one, nothing) is (model.guidance.off == 1.0 or not model.guidance.effective)

@@ -1,0 +1,82 @@
+"""The real configurations on the meta device: shapes through the family's own functions, and where a LoRA goes."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
+    ZImageTransformer2DModel,
+)
+from opd_core.families.family import Family
+from opd_core.families.flux import FLUX
+from opd_core.families.flux2_klein import FLUX2_KLEIN, empirical_mu
+from opd_core.families.qwen_image import QWEN_IMAGE
+from opd_core.families.z_image import Z_IMAGE
+from opd_core.models.adapter_file import missed_blocks
+from opd_core.models.adapters import _linear_layers, add_student_adapter
+from opd_core.models.pipeline import Model
+
+IMAGE_VAE = {"block_out_channels": [128, 256, 512, 512]}
+DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0}
+
+# Of black-forest-labs/FLUX.1-dev, FLUX.2-klein-4B, Qwen/Qwen-Image and Tongyi-MAI/Z-Image: parameters in thousands of
+# millions, tokens of a prompt, latents of 512 pixels, layers with a LoRA.
+REAL: dict[str, tuple[Family, type, dict[str, Any], dict[str, Any], dict[str, Any], float, int, tuple[int, ...], int]] = {
+    "flux": (
+        FLUX, FluxTransformer2DModel, {"guidance_embeds": True, "pooled_projection_dim": 768}, IMAGE_VAE, DYNAMIC,
+        11.9, 512, (16, 64, 64), 19 * 8 + 38 * 3,
+    ),
+    "klein": (
+        FLUX2_KLEIN, Flux2Transformer2DModel,
+        {
+            "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
+        IMAGE_VAE, DYNAMIC, 3.9, 512, (128, 32, 32), 5 * 8 + 20 * 2,
+    ),
+    "qwen": (
+        QWEN_IMAGE, QwenImageTransformer2DModel, {}, {"temperal_downsample": [False, True, True]},
+        {**DYNAMIC, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}, 20.4, 47, (16, 64, 64), 60 * 8,
+    ),
+    "z_image": (
+        Z_IMAGE, ZImageTransformer2DModel, {}, IMAGE_VAE, {"shift": 6.0}, 6.2, 47, (16, 64, 64), (30 + 2 + 2) * 7,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_models_shapes(name: str) -> None:
+    family, kind, config, vae, scheduler, billions, tokens, latents, adapted = REAL[name]
+    with torch.device("meta"):
+        transformer = kind(**config).bfloat16().requires_grad_(False)
+        assert sum(p.numel() for p in transformer.parameters()) / 1e9 == pytest.approx(billions, rel=0.02)
+        outline = family.outline(
+            {"model_index": {}, "transformer": dict(transformer.config), "vae": vae, "scheduler": scheduler}
+        )
+        assert outline.latent_shape(512, 512) == latents
+        assert missed_blocks(family.targets, _linear_layers(transformer)) == {}
+        add_student_adapter(transformer, rank=32, alpha=64, target_modules=family.targets, seed=0)
+        found = [key for key, _ in transformer.named_parameters() if "lora_A" in key]
+        assert len(found) == adapted
+        model = Model(
+            pipeline=SimpleNamespace(transformer=transformer), device=torch.device("meta"), dtype=torch.bfloat16,
+            **vars(outline),
+        )  # fmt: skip
+        told = {
+            key: torch.empty(1, *(tokens if size == -1 else size for size in shape), dtype=torch.bfloat16)
+            for key, shape in outline.conditioning.items()
+        }
+        velocity = model.forward(torch.empty(1, *latents), torch.empty(1), told, torch.empty(1))
+    assert tuple(velocity.shape) == (1, *latents)
+    sigmas = outline.schedule(28, 512, 512).sigmas
+    assert (sigmas[0], sigmas[-1], len(sigmas)) == (1.0, 0.0, 29)
+
+
+def test_the_shift_of_flux_2_depends_on_the_number_of_steps() -> None:
+    """At 512 and 1024 pixels."""
+    assert [round(empirical_mu(1024, steps), 3) for steps in (4, 10, 40, 50)] == [2.031, 1.988, 1.773, 1.702]
+    assert [round(empirical_mu(4096, steps), 3) for steps in (4, 10, 40, 50)] == [2.291, 2.256, 2.082, 2.023]
