@@ -22,7 +22,10 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of health and metrics; default: the same.")
     ] = None,
-    served_name: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
+    served_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of the model in the API; repeatable: those after the first are aliases."),
+    ] = None,
     api_keys: Annotated[Path | None, typer.Option(help="File with SHA-256 digests of API keys, one per line.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, BF16, FP16 or FP32.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -74,7 +77,11 @@ def serve(
 
 def arguments(options: Mapping[str, Any]) -> list[str]:
     """Of `python -m opd_serving.endpoint`, which has the defaults."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return [
+        f"--{name.replace('_', '-')}={each}"
+        for name, value in options.items()
+        for each in (value if isinstance(value, list) else [value])
+    ]
 
 
 def calls(host: str, port: int, *, keys: bool) -> list[str]:

@@ -139,7 +139,7 @@ def test_health_and_metrics_on_a_port_of_their_own_leave_the_api_alone(student, 
 @pytest.mark.parametrize(("name", "code"), [("acme/tiny-opd", 0), ("a b", ExitCode.INVALID), ("/a", ExitCode.INVALID)])
 def test_a_served_name_can_stand_in_an_address(settings, name, code):
     """A listed model can be retrieved, whatever it is called: FlashML-org/FreeToken#108, mlx-openai-server#291."""
-    named = dataclasses.replace(settings, served_name=name)
+    named = dataclasses.replace(settings, served_name=[name])
     if code:
         with pytest.raises(InvalidError, match="--served-name"):
             make_service(named)
@@ -148,6 +148,28 @@ def test_a_served_name_can_stand_in_an_address(settings, name, code):
         client = endpoint.client()
         assert client.models.retrieve(client.models.list().data[0].id).id == name
         assert endpoint.status(f"/v2/models/{name}/ready") == 200
+
+
+def test_a_model_has_aliases_for_clients_that_ask_for_a_name_of_their_own(settings):
+    """LibreChat's image tool asks for gpt-image-1, whatever is there (OpenAIImageTools.js); OpenWebUI's and LiteLLM's
+    bodies are those of their routers, with a name that was listed."""
+    named = dataclasses.replace(settings, served_name=["tiny-opd", "gpt-image-1"])
+    with running(make_service(named)) as endpoint:
+        client = endpoint.client()
+        assert [card.id for card in client.models.list().data] == ["tiny-opd", "gpt-image-1"]
+        assert client.models.retrieve("gpt-image-1").id == "gpt-image-1"
+        assert endpoint.status("/v2/models/gpt-image-1/ready") == 200
+        bodies = [
+            {"model": "gpt-image-1", "prompt": "a red 3", "n": 1, "quality": "auto", "background": "auto",
+             "output_format": "png", "user": "u"},
+            {"model": "tiny-opd", "prompt": "a red 3", "n": 1, "size": "32x32", "response_format": "b64_json"},
+        ]  # fmt: skip
+        for body in bodies:
+            answer = client.images.generate(**body)
+            assert answer.data[0].b64_json
+            assert answer.model_dump()["model"] == "tiny-opd"
+        with pytest.raises(openai.NotFoundError, match="'dall-e-3' is not served here; use 'tiny-opd'"):
+            client.images.generate(model="dall-e-3", prompt="a red 3")
 
 
 def test_a_second_signal_does_not_wait(student, tiny_claims, free_port, tmp_path):

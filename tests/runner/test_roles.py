@@ -102,7 +102,7 @@ def test_endpoint(distillation: OPDDistillation) -> None:
     assert (parsed.student, parsed.claims) == ("/mnt/work/student", POD.claims)
     assert (parsed.host, parsed.port, parsed.metrics_port, parsed.device) == ("::", 8080, 9090, "cuda")
     assert str(parsed.api_keys) == "/etc/keys/keys"
-    assert parsed.served_name == "tiny-three-tasks"
+    assert parsed.served_name == ["tiny-three-tasks"]
     assert recipe.readiness
     assert recipe.liveness
     assert recipe.readiness.port == recipe.liveness.port == "metrics"

@@ -22,7 +22,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--metrics-port", type=int, help="port of health and metrics, which are then not at --port any more"
     )
-    options.add_argument("--served-name", help="name of the model in the API; default: the student's own")
+    options.add_argument(
+        "--served-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name of the model in the API, default: the student's own; repeatable: those after the first are aliases",
+    )
     options.add_argument(
         "--api-keys", type=Path, metavar="FILE", help="SHA-256 digests of API keys, one per line, with names"
     )

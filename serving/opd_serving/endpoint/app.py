@@ -141,7 +141,7 @@ def _openai(service: Service) -> APIRouter:
 
     router = APIRouter(prefix="/v1", dependencies=[Depends(authorize)])
     served = service.served
-    card = ModelCard(id=served.name, created=served.created, version=served.digest)
+    cards = {name: ModelCard(id=name, created=served.created, version=served.digest) for name in service.names}
     schema = {"content": {"application/json": {"schema": body_schema()}}, "required": True}
 
     @router.post(
@@ -182,14 +182,14 @@ def _openai(service: Service) -> APIRouter:
 
     @router.get("/models", responses=_REFUSALS)
     async def list_models() -> ModelList:
-        return ModelList(data=[card])
+        return ModelList(data=list(cards.values()))
 
     @router.get("/models/{name:path}", responses=_REFUSALS | _NO_MODEL)
     async def show_model(name: str) -> ModelCard:
-        if name != served.name:
+        if name not in cards:
             message = f"model {name[:100]!r} is not served here; use {served.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
-        return card
+        return cards[name]
 
     for path in ("/images/edits", "/images/variations"):
 

@@ -45,7 +45,7 @@ def operations(service: Service) -> APIRouter:
         return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
     def only(name: str) -> None:
-        if name != served.name:
+        if name not in service.names:
             raise ApiError(404, f"model {name[:100]!r} is not served here; use {served.name!r}")
 
     # Coroutines, so that a probe does not wait for a free thread.

@@ -116,18 +116,18 @@ def parse_json(content: bytes) -> Mapping[str, Any]:
 
 
 def parse(
-    body: Mapping[str, Any], *, served_name: str, defaults: SamplingDefaults, outline: Outline, max_pixels: int
+    body: Mapping[str, Any], *, names: Sequence[str], defaults: SamplingDefaults, outline: Outline, max_pixels: int
 ) -> Order:
-    """Check a request against the `outline` of the model in service and fill in its defaults.
+    """Check a request against the `outline` of the model in service, which has `names`, and fill in its defaults.
 
     Raises:
         ApiError: 400 with the parameter's name as the client wrote it, or 404 for another model.
     """
     fields = _validate(body)
-    if fields.model and fields.model != served_name:
+    if fields.model and fields.model not in names:
         raise ApiError(
             404,
-            f"model {fields.model[:_SHOWN]!r} is not served here; use {served_name!r}",
+            f"model {fields.model[:_SHOWN]!r} is not served here; use {names[0]!r}",
             param="model",
             code="model_not_found",
         )

@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,12 +39,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """One of `student` (directory or URI) and `model` (URI or path); None leaves a sampling default to them."""
+    """One of `student` (directory or URI) and `model` (URI or path); None leaves a sampling default to them.
+
+    Args:
+        served_name: of the model; those after the first are aliases. None: the student's own.
+    """
 
     claims: Path
     student: str | None = None
     model: str | None = None
-    served_name: str | None = None
+    served_name: Sequence[str] = ()
     host: str = "127.0.0.1"
     port: int = 8000
     metrics_port: int | None = None
@@ -72,9 +77,12 @@ def open_served(settings: Settings) -> Served:
         served = open_model(settings.model, settings.claims)
     else:
         raise InvalidError("nothing to serve; name a student directory or a model")
-    name = settings.served_name or served.name
-    if not re.fullmatch(_NAME, name):
-        raise InvalidError(f"--served-name {name!r} cannot stand in an address; use letters, digits and . _ : @ / + -")
+    name = next(iter(settings.served_name), served.name)
+    for each in (name, *settings.served_name):
+        if not re.fullmatch(_NAME, each):
+            raise InvalidError(
+                f"--served-name {each!r} cannot stand in an address; use letters, digits and . _ : @ / + -"
+            )
     fields = SamplingDefaults.model_fields
     changes: dict[str, Any] = {name: getattr(settings, name) for name in fields if getattr(settings, name) is not None}
     defaults = SamplingDefaults(**{**served.defaults.model_dump(), **changes})
@@ -100,6 +108,7 @@ def make_service(settings: Settings) -> Service:
         keys=KeyFile(settings.api_keys) if settings.api_keys else None,
         loopback=is_loopback(settings.host),
         metrics_port=settings.metrics_port,
+        aliases=tuple(settings.served_name[1:]),
     )
 
 

@@ -25,6 +25,7 @@ class Service:
     Args:
         outline: of the model. keys: whose requests are taken; None: everybody's.
         loopback: only this machine can ask. metrics_port: where health and metrics are; None: beside the API.
+        aliases: names that the model has beside its own, for clients that ask for one of their own.
     """
 
     served: Served
@@ -35,7 +36,13 @@ class Service:
     keys: KeyFile | None = None
     loopback: bool = False
     metrics_port: int | None = None
+    aliases: Sequence[str] = ()
     bodies: Bodies = field(default_factory=Bodies)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's own name first."""
+        return self.served.name, *self.aliases
 
     @property
     def metrics(self) -> Metrics:
@@ -45,7 +52,7 @@ class Service:
         """Check a body against the model in service."""
         return parameters.parse(
             body,
-            served_name=self.served.name,
+            names=self.names,
             defaults=self.served.defaults,
             outline=self.outline,
             max_pixels=self.max_pixels,
