@@ -5,7 +5,8 @@ from pathlib import Path
 
 from opd_core.api.types import Spec
 from opd_core.errors import InvalidError
-from opd_core.models.preflight import Find, attempt
+from opd_core.models.outline import read_outline
+from opd_core.models.preflight import Find, attempt, model_notes
 from opd_core.models.tokens import longer_prompts
 
 from opd_trainer.prompt_files import load_prompts
@@ -19,8 +20,10 @@ def data_problems(spec: Spec, claims: Path, find: Find) -> list[str]:
 
 
 def data_notes(spec: Spec, claims: Path, find: Find) -> list[str]:
-    """What is no fault of the prompts but should be known: one line each. For a spec without problems."""
-    return [*_notes(spec, claims, find)]
+    """What is no fault but should be known of model and prompts: one line each. For a spec without problems."""
+    base = find(spec.model.uri)
+    of_model = [] if base is None else [*model_notes(spec, read_outline(base))]
+    return [*of_model, *_notes(spec, claims, find)]
 
 
 def _notes(spec: Spec, claims: Path, find: Find) -> Iterator[str]:

@@ -14,7 +14,7 @@ from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import AdapterFile, read_adapter_file, read_teacher
 from opd_core.models.adapters import adapter_parameters, add_student_adapter, start_adapter
 from opd_core.models.pipeline import Model, load_model
-from opd_core.models.preflight import refuse, start_problems
+from opd_core.models.preflight import model_notes, refuse, start_problems
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.agreement import check_identity, self_test
 from opd_core.teachers.client import TeacherClient
@@ -51,6 +51,9 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
     base = resolve(spec.model.uri, claims)
     parts = {"text", "transformer", *(["vae"] if validated else [])}
     model = load_model(base, device=device, dtype=TORCH_DTYPES[training.precision], parts=parts)
+    if world.rank == 0:
+        for note in model_notes(spec, model):
+            print(f"note: {note}", flush=True)
     path = sampler_path(spec, model)
     weights = step_weights(training.objective.type, path, training.objective.trained_steps)
     encode = cached_encoder(model, spec.model.max_sequence_length)

@@ -153,7 +153,8 @@ class Teacher(Model):
     name: Name = Field(description="Name of the teacher and of its task; unique.")
     adapter: AdapterRef = Field(description="The teacher's LoRA on the base.")
     guidance_scale: Guidance = Field(
-        default=4.5, description="Classifier-free guidance of this teacher; at most 1 turns it off."
+        default=4.5,
+        description="Guidance of this teacher, as the model's family has it; of Stable Diffusion 3, at most 1 is off.",
     )
     weight: float = Field(
         default=1.0, ge=0, le=1000, description="Share of this task in the loss, relative to the others."
@@ -254,7 +255,8 @@ class Training(Model):
     seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of prompts, noise and adapter.")
     resolution: Resolution = Field(default_factory=Resolution, description="Size of the training images.")
     guidance_scale: Guidance = Field(
-        default=4.5, description="Classifier-free guidance of the student; 1 turns it off."
+        default=4.5,
+        description="Guidance of the student, as the model's family has it; of Stable Diffusion 3, 1 is off.",
     )
     sampler: Sampler = Field(default_factory=Sampler, description="How the student rolls out its trajectory.")
     objective: Objective = Field(default_factory=Objective, description="What is minimised along the trajectory.")

@@ -56,6 +56,7 @@ class Outline:
         patch_size: latent pixels per token of the network, along one side.
         conditioning: shape of each of a prompt's tensors by name, `contract.FREE` where prompts differ. `mask`, where
             there is one, is bool; all others have the model's dtype.
+        distilled_steps: solver steps that the model was distilled to; None: it answers at every noise level.
     """
 
     family: "Family"
@@ -66,6 +67,7 @@ class Outline:
     patch_size: int
     conditioning: Mapping[str, tuple[int, ...]]
     native: Native
+    distilled_steps: int | None = None
     max_side: int = 1 << 16  # in pixels
 
     @property

@@ -39,6 +39,7 @@ def outline(configs: Configs) -> Outline:
             guidance_scale=3.5 if embedded else 1.0,
             max_sequence_length=512 if embedded else 256,
         ),
+        distilled_steps=None if embedded else 4,
     )
 
 

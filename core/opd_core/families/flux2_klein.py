@@ -37,6 +37,7 @@ def outline(configs: Configs) -> Outline:
             guidance_scale=1.0 if distilled else 4.0,
             max_sequence_length=512,
         ),
+        distilled_steps=4 if distilled else None,
     )
 
 

@@ -66,6 +66,24 @@ def student_problems(spec: Spec, find: Find) -> list[str]:
     return found
 
 
+def model_notes(spec: Spec, outline: Outline) -> Iterator[str]:
+    """What is no fault but should be known: where the model makes of the spec something else than one might expect."""
+    for path, sampler in (("training", spec.training.sampler), ("evaluation", spec.evaluation.sampler)):
+        steps = outline.distilled_steps
+        if steps is not None and sampler.steps != steps:
+            yield (
+                f"spec.{path}.sampler.steps is {sampler.steps}: this model was distilled to {steps} steps, and was not "
+                "made for the noise levels of others"
+            )
+    scales = {f"spec.teachers[{i}].guidanceScale": teacher.guidance_scale for i, teacher in enumerate(spec.teachers)}
+    for path, scale in {"spec.training.guidanceScale": spec.training.guidance_scale, **scales}.items():
+        if not outline.guidance.effective and scale != 1:
+            yield f"{path} is {scale:g} and has no effect: this model was distilled with its guidance"
+        elif outline.guidance.off != 1 and outline.guidance.effective and scale == 1:
+            off = "0 does" if outline.guidance.off == 0 else "no number does"
+            yield f"{path} is 1, which does not turn guidance off in this model's family; {off}"
+
+
 def start_problems(adapter: LoRA, start: AdapterFile, usual: Sequence[str]) -> Iterator[str]:
     """Why the student's adapter cannot start from `start`. `usual`: its targets where the spec names none."""
     ranks, alphas = {start.rank(layer) for layer in start.layers}, set(start.alphas.values())

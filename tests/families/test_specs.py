@@ -1,0 +1,78 @@
+"""What a family makes of a spec is told before anything starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from opd_core.api.load import check_spec
+from opd_core.api.types import Spec
+from opd_core.models.outline import read_outline
+from opd_core.models.preflight import model_notes, student_problems
+
+
+@pytest.fixture
+def spec(repository: Path) -> Callable[..., Spec]:
+    """The tiny example, with another guidance, number of steps and targets."""
+
+    def make(guidance: float, steps: int, targets: list[str] | None = None) -> Spec:
+        content: dict[str, Any] = yaml.safe_load((repository / "examples" / "tiny" / "distill.yaml").read_text())
+        content["spec"]["training"] |= {"guidanceScale": guidance, "sampler": {"type": "ODE", "steps": steps}}
+        content["spec"]["evaluation"]["sampler"] = {"type": "ODE", "steps": steps}
+        for teacher in content["spec"]["teachers"]:
+            teacher["guidanceScale"] = guidance
+        if targets:
+            content["spec"]["student"]["adapter"]["targetModules"] = targets
+        return check_spec(content).spec
+
+    return make
+
+
+FIELDS = ["spec.training.guidanceScale", *(f"spec.teachers[{i}].guidanceScale" for i in range(3))]
+NOT_OFF = [f"{field} is 1, which does not turn guidance off" for field in FIELDS]
+OTHER_STEPS = [f"spec.{part}.sampler.steps is 10: this model was distilled to 4" for part in ("training", "evaluation")]
+MISSED = "spec.student.adapter.targetModules names no layer of"
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance", "steps", "expected"),
+    [
+        ("stable_diffusion_3", 4.5, 10, []),
+        ("stable_diffusion_3", 1.0, 10, []),
+        ("flux2_klein_distilled", 1.0, 4, []),
+        ("flux2_klein_distilled", 4.0, 4, [f"{field} is 4 and has no effect" for field in FIELDS]),
+        ("flux_schnell", 1.0, 10, OTHER_STEPS),
+        ("flux", 1.0, 10, NOT_OFF),
+        ("z_image", 1.0, 10, NOT_OFF),
+        ("z_image", 0.0, 10, []),
+    ],
+)
+def test_what_one_might_not_expect_of_a_family_is_noted(
+    folder_of: Callable[[str], Path],
+    spec: Callable[..., Spec],
+    name: str,
+    guidance: float,
+    steps: int,
+    expected: list[str],
+) -> None:
+    notes = list(model_notes(spec(guidance, steps), read_outline(folder_of(name))))
+    assert [note[: len(start)] for note, start in zip(notes, expected, strict=True)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "expected"),
+    [
+        ("flux", ["attn.to_q", "attn.to_k"], []),
+        ("flux", ["attn.add_q_proj"], [f"{MISSED} single_transformer_blocks"]),
+        ("flux2_klein", ["attn.to_q"], [f"{MISSED} single_transformer_blocks"]),
+        ("flux2_klein", ["attn.to_q", "attn.to_qkv_mlp_proj"], []),
+        ("z_image", ["layers.0.attention.to_q"], [f"{MISSED} context_refiner", f"{MISSED} noise_refiner"]),
+        ("z_image", ["attn.to_q"], ["spec.student.adapter.targetModules names attn.to_q: no linear layer"]),
+    ],
+)
+def test_targets_that_miss_a_kind_of_block_are_refused(
+    folder_of: Callable[[str], Path], spec: Callable[..., Spec], name: str, targets: list[str], expected: list[str]
+) -> None:
+    found = sorted(student_problems(spec(1.0, 4, targets), lambda uri: folder_of(name)))
+    assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
