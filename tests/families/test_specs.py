@@ -1,5 +1,7 @@
 """What a family makes of a spec is told before anything starts."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,3 +78,14 @@ def test_targets_that_miss_a_kind_of_block_are_refused(
 ) -> None:
     found = sorted(student_problems(spec(1.0, 4, targets), lambda uri: folder_of(name)))
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
+
+
+def test_a_models_files_are_looked_at_without_pytorch(folder_of: Callable[[str], Path]) -> None:
+    """It takes seconds, and a teacher server or `opd run` need none of it to say what is wrong."""
+    program = (
+        "import sys; from pathlib import Path; from opd_core.models.outline import read_outline\n"
+        "for folder in sys.argv[1:]: read_outline(Path(folder)).latent_shape(32, 32)\n"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    )
+    names = ("stable_diffusion_3", "flux", "flux2_klein", "qwen_image", "z_image")
+    subprocess.run([sys.executable, "-c", program, *(str(folder_of(name)) for name in names)], check=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from opd_core.families.family import Configs, Family, Native, Outline, TextWindow
 from opd_core.families.guidance import EMBEDDED, NONE
+from opd_core.families.shared import JOINT_ATTENTION, decode_shifted, uniform_schedule
 from opd_core.teachers.contract import FREE
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from opd_core.diffusion.schedule import Schedule
 
 _PATCH = 2
 
@@ -69,28 +69,14 @@ def velocity(
     return unpack(answer, height, width)
 
 
-def decode(vae: Any, latents: "Tensor") -> "Tensor":
-    images: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-    return images
-
-
-def schedule(config: Mapping[str, Any], steps: int, tokens: int) -> "Schedule":
-    from opd_core.diffusion.schedule import linear_mu, schedule_from_config
-
-    return schedule_from_config(config, steps, mu=linear_mu(config, tokens), uniform=True)
-
-
 FLUX = Family(
     pipeline="FluxPipeline",
     outline=outline,
     encode=encode,
     velocity=velocity,
-    decode=decode,
-    schedule=schedule,
+    decode=decode_shifted,
+    schedule=uniform_schedule,
     # Blocks with one stream have to_q, to_k and to_v alone; their output is proj_out, with the feed-forward's.
-    targets=(
-        "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
-        "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
-    ),
+    targets=JOINT_ATTENTION,
     windows=(TextWindow("CLIP", ("tokenizer",), own_limit=True), TextWindow("T5", ("tokenizer_2",))),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opd_core.families.family import Configs, Family, Native, Outline, TextWindow
 from opd_core.families.guidance import CLASSIFIER_FREE, NONE
+from opd_core.families.shared import JOINT_ATTENTION
 from opd_core.teachers.contract import FREE
 
 if TYPE_CHECKING:
@@ -105,9 +106,6 @@ FLUX2_KLEIN = Family(
     decode=decode,
     schedule=schedule,
     # Blocks with one stream fuse their projections: names written for FLUX.1 would miss them.
-    targets=(
-        "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
-        "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v", "attn.to_qkv_mlp_proj", "attn.to_out",
-    ),
+    targets=(*JOINT_ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out"),
     windows=(TextWindow("Qwen3", ("tokenizer",), template=12),),
 )  # fmt: skip

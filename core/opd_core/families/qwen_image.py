@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from opd_core.families.family import Configs, Family, Native, Outline, TextWindow
 from opd_core.families.guidance import Guidance, classifier_free
+from opd_core.families.shared import JOINT_ATTENTION, uniform_schedule
 from opd_core.teachers.contract import FREE
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from opd_core.diffusion.schedule import Schedule
 
 _PATCH = 2
 
@@ -75,22 +75,13 @@ def decode(vae: Any, latents: "Tensor") -> "Tensor":
     return images
 
 
-def schedule(config: Mapping[str, Any], steps: int, tokens: int) -> "Schedule":
-    from opd_core.diffusion.schedule import linear_mu, schedule_from_config
-
-    return schedule_from_config(config, steps, mu=linear_mu(config, tokens), uniform=True)
-
-
 QWEN_IMAGE = Family(
     pipeline="QwenImagePipeline",
     outline=outline,
     encode=encode,
     velocity=velocity,
     decode=decode,
-    schedule=schedule,
-    targets=(
-        "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
-        "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
-    ),
+    schedule=uniform_schedule,
+    targets=JOINT_ATTENTION,
     windows=(TextWindow("Qwen2.5-VL", ("tokenizer",), template=5),),
 )  # fmt: skip

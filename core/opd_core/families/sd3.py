@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from opd_core.families.family import Configs, Family, Native, Outline, TextWindow
 from opd_core.families.guidance import CLASSIFIER_FREE
+from opd_core.families.shared import JOINT_ATTENTION, decode_shifted
 from opd_core.teachers.contract import FREE
 
 if TYPE_CHECKING:
@@ -61,11 +62,6 @@ def velocity(
     return answer
 
 
-def decode(vae: Any, latents: "Tensor") -> "Tensor":
-    images: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-    return images
-
-
 def schedule(config: Mapping[str, Any], steps: int, tokens: int) -> "Schedule":
     from opd_core.diffusion.schedule import linear_mu, schedule_from_config
 
@@ -77,12 +73,9 @@ SD3 = Family(
     outline=outline,
     encode=encode,
     velocity=velocity,
-    decode=decode,
+    decode=decode_shifted,
     schedule=schedule,
-    targets=(
-        "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
-        "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
-    ),
+    targets=JOINT_ATTENTION,
     windows=(
         TextWindow("CLIP", ("tokenizer", "tokenizer_2"), own_limit=True),
         TextWindow("T5", ("tokenizer_3",)),

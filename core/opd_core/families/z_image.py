@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from opd_core.families.family import Configs, Family, Native, Outline, TextWindow
 from opd_core.families.guidance import Guidance
+from opd_core.families.shared import decode_shifted, uniform_schedule
 from opd_core.teachers.contract import FREE
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from opd_core.diffusion.schedule import Schedule
 
 
 def added(conditional: "Tensor", unconditional: "Tensor", scale: "Tensor") -> "Tensor":
@@ -53,24 +52,13 @@ def velocity(
     return -torch.stack(answers).squeeze(2)
 
 
-def decode(vae: Any, latents: "Tensor") -> "Tensor":
-    images: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-    return images
-
-
-def schedule(config: Mapping[str, Any], steps: int, tokens: int) -> "Schedule":
-    from opd_core.diffusion.schedule import linear_mu, schedule_from_config
-
-    return schedule_from_config(config, steps, mu=linear_mu(config, tokens), uniform=True)
-
-
 Z_IMAGE = Family(
     pipeline="ZImagePipeline",
     outline=outline,
     encode=encode,
     velocity=velocity,
-    decode=decode,
-    schedule=schedule,
+    decode=decode_shifted,
+    schedule=uniform_schedule,
     targets=(
         "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0",
         "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
