@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -31,7 +32,7 @@ class Image:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows; - is standard input.")],
     out: Annotated[Path, typer.Option("--out", help="File: .png, .jpg or .webp.")] = Path("image.png"),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     student: Annotated[str | None, typer.Option(help="Student directory: compute here, without a server.")] = None,
@@ -59,6 +60,8 @@ def generate(
 
     Example: opd generate 'the number " 4 2 "' --out x.png --seed 7 --student runs/quickstart/student
     """
+    if prompt == "-":
+        prompt = sys.stdin.read().strip()
     if out.suffix.lower() not in _FORMATS:
         raise InvalidError(f"--out {out} ends in {out.suffix!r}; write one of {', '.join(_FORMATS)}")
     if not force and (there := [file for file in files_of(out, n) if file.exists()]):

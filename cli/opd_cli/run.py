@@ -19,7 +19,7 @@ from opd_core.uris import is_valid
 
 from opd_cli.options import Changes
 from opd_cli.runner.context import Run
-from opd_cli.runner.display import Display, gate_lines, kept_line, result_table
+from opd_cli.runner.display import Display, gate_lines, kept_line, result_table, teacher_lines
 from opd_cli.runner.run import run as run_stages
 from opd_cli.runner.stop import StopSignal
 from opd_cli.runner.workfolder import WorkFolder
@@ -110,7 +110,13 @@ def _conclude(folder: WorkFolder, display: Display, picture: str | None) -> None
     summary = json.loads((folder.path / "summary.json").read_text())
     report = write_report(folder.path)
     display.console.print(result_table(summary))
-    for line in (kept_line(summary), *gate_lines(summary), f"report:  {report}", f"student: {folder.student}"):
+    for line in (
+        *teacher_lines(summary),
+        kept_line(summary),
+        *gate_lines(summary),
+        f"report:  {report}",
+        f"student: {folder.student}",
+    ):
         display.console.print(line, markup=False)
     if picture:
         display.console.print(f"picture: {picture}", markup=False)

@@ -102,6 +102,8 @@ CASES = [
     ((*S, "runPolicy", "stageDeadlines", "teachersReady"), 0, "spec.runPolicy.stageDeadlines.teachersReady", "at least 1"),
     ((*S, "managedBy"), "me", "spec.managedBy", "'opd.dev/operator' or 'kueue.x-k8s.io/multikueue'"),
     ((*T, "pod", "resources"), {"limits": {"cpu": "lots"}}, "spec.training.pod.resources.limits.cpu", "e.g. 500m, 2 or 16Gi"),
+    ((*T, "pod", "resources"), {"limits": {"memory": "16GB"}}, "spec.training.pod.resources.limits.memory", "e.g. 500m, 2 or 16Gi"),
+    ((*T, "pod", "resources"), {"limits": {"memory": "16gi"}}, "spec.training.pod.resources.limits.memory", "e.g. 500m, 2 or 16Gi"),
     ((*T, "pod", "resources"), {"requests": {"memory": "-1Gi"}}, "spec.training.pod.resources.requests.memory", "not a quantity"),
     ((*T, "pod", "nodeSelector"), {"k" * 254: "v"}, "spec.training.pod.nodeSelector", "at most 253"),
     ((*T, "pod", "nodeSelector"), {"disk": "a b"}, "spec.training.pod.nodeSelector.disk", "not the value of a label"),

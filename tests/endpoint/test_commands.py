@@ -1,5 +1,6 @@
 """`opd generate` against an endpoint and on a student directory: the same files, errors that say what to do."""
 
+import io
 import json
 import os
 import shlex
@@ -52,6 +53,19 @@ def test_an_endpoint_and_a_student_directory_give_the_same_file(opd, endpoint, s
     )
     assert (tmp_path / "served.png").read_bytes() == (tmp_path / "here.png").read_bytes()
     assert Pillow.open(tmp_path / "here.png").size == (40, 24)
+
+
+def test_a_prompt_may_come_from_standard_input(opd, endpoint, monkeypatch, tmp_path):
+    files = [tmp_path / "given.png", tmp_path / "read.png"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a red 3\n"))
+    for prompt, file in zip(("a red 3", "-"), files, strict=True):
+        code, *_ = opd("generate", prompt, "--seed=7", "--size=16x16", f"--out={file}", f"--url={endpoint.url}")
+        assert code == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    code, _, error = opd("generate", "-", f"--out={tmp_path / 'none.png'}", f"--url={endpoint.url}")
+    assert code == ExitCode.INVALID
+    assert "prompt is ''" in error
 
 
 def test_several_images_are_numbered_and_formats_follow_the_name(opd, endpoint, tmp_path):

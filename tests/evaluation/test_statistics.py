@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import reproduce
+from opd_cli.runner.display import teacher_lines
 from opd_core.api.load import load_spec
 from opd_core.api.types import GateRule
 from opd_trainer.evaluation import statistics
@@ -162,6 +163,22 @@ def test_the_summary_has_every_model_share_and_check(repository):
     assert all(0.7 < kept["share"] < 0.95 for kept in summary["kept"].values())
     assert [check["passed"] for check in summary["gate"]] == [True] * len(spec.evaluation.gate)
     assert set(summarise(spec, {"base": models["base"]}, prompts)) == {"scores"}
+
+
+def test_a_teacher_below_the_base_at_its_own_task_is_named_before_anybody_trains(repository):
+    """Made without guidance and asked with it, say (X-GenGroup/Flow-Factory#85, NVlabs/DiffusionNFT#49)."""
+    spec = load_spec(repository / "examples" / "tiny" / "distill.yaml").spec
+    rng = np.random.default_rng(0)
+    level = {"base": 0.5, "teacher:geneval": 0.8, "teacher:ocr": 0.2, "teacher:aesthetic": 0.495}
+
+    def rewards(mean):
+        return {each.name: {each.rewards[0]: mean + 0.1 * rng.standard_normal(64)} for each in spec.teachers}
+
+    prompts = {teacher.name: names(64) for teacher in spec.teachers}
+    summary = summarise(spec, {model: rewards(mean) for model, mean in level.items()}, prompts)
+    assert summary["belowBase"] == ["ocr"]  # the third is within chance
+    (line,) = teacher_lines(summary)
+    assert line.startswith("teacher ocr is worse than the base at its own task")
 
 
 # ---------------------------------------------------------------- the page of `make reproduce`

@@ -183,13 +183,20 @@ def test_sigterm_finishes_the_round_saves_and_says_so(trainer: Trainer, free_por
 def test_a_rank_that_is_killed_ends_the_others_which_may_be_started_again(
     trainer: Trainer, free_port: Callable[[], int]
 ) -> None:
-    """Two pods of one rank each, on IPv6: the one that loses its peer in a collective must not look like a defect."""
+    """Two pods of one rank each, on IPv6: the one that loses its peer in a collective must not look like a defect.
+
+    The second one's host has no name in DNS (pytorch/pytorch#8672, vllm-project/vllm#7074), and its user none in
+    /etc/passwd (h2oai/h2o-llmstudio#974, llm-d/llm-d-benchmark#1573).
+    """
+    nameless = 'hostname nobody.invalid; exec unshare --user --map-user=65999 "$0" "$@"'
+    unnamed = ["unshare", "--user", "--map-root-user", "--uts", "sh", "-c", nameless]
     last_words = trainer.folder / "lost-peer"
     network = {"PET_MASTER_ADDR": "::1", "PET_MASTER_PORT": str(free_port())}
     first, second = (
         trainer.start(
             "lost",
             {**ENDLESS, "spec.training.nodes": 2},
+            program=[*unnamed, sys.executable, "-m", "opd_trainer.launch"] if node == "1" else None,
             env={**network, "PET_NODE_RANK": node, "OPD_TERMINATION_LOG": str(last_words)},
         )
         for node in ("0", "1")
@@ -210,14 +217,16 @@ def test_a_rank_that_is_killed_ends_the_others_which_may_be_started_again(
 
 
 def test_a_rank_that_waits_for_its_peers_leaves_at_once(trainer: Trainer, free_port: Callable[[], int]) -> None:
-    """Nobody listens at the master's port: the second pod of two whose first one is unschedulable. It waited on for
-    minutes after SIGTERM, with its GPUs."""
-    network = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port()), "PET_NODE_RANK": "1"}
+    """The second pod of two whose first one is unschedulable, so that its name is not in DNS yet: it asks again
+    (pytorch/pytorch#73682, meta-pytorch/torchx#541). It waited on for minutes after SIGTERM, with its GPUs."""
+    network = {"PET_MASTER_ADDR": "trainer-0.invalid", "PET_MASTER_PORT": str(free_port()), "PET_NODE_RANK": "1"}
     launcher = [sys.executable, "-m", "opd_trainer.launch"]
     process = trainer.start("lonely", {**ENDLESS, "spec.training.nodes": 2}, program=launcher, env=network)
     assert process.stdout is not None
-    assert process.stdout.readline().startswith("rank 1 of 2 meets the others at 127.0.0.1:")
+    assert process.stdout.readline().startswith("rank 1 of 2 meets the others at trainer-0.invalid:")
     (rank,) = children(process.pid)
+    time.sleep(3)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == ExitCode.TERMINATED

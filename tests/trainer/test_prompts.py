@@ -76,6 +76,7 @@ def test_columns_and_quotes_of_a_table(tmp_path: Path) -> None:
         ("a.xlsx", "x", r"ends in \.xlsx; use \.txt, \.jsonl, \.json, \.csv, \.tsv"),
         ("a.jsonl", "\n \n", "holds no prompts"),
         ("a.txt", "", "holds no prompts"),
+        ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "fetch it: git lfs pull"),
         ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "line 2.*non-empty text"),
         ("a.jsonl", '{"prompt": "  "}\n', "line 1.*non-empty text"),
         ("a.jsonl", '{"prompt": 3}\n', "line 1"),

@@ -10,6 +10,8 @@ from typing import Any
 
 from opd_core.errors import InvalidError
 
+_LFS = "version https://git-lfs.github.com/spec/"
+
 
 @dataclass(frozen=True)
 class PromptRecord:
@@ -31,7 +33,7 @@ def load_prompts(path: Path) -> list[PromptRecord]:
     Lines end at LF or CR LF, and nowhere else. A byte-order mark is no part of a prompt.
 
     Raises:
-        InvalidError: unreadable, another suffix, a bad line (named by its number), or no prompt at all.
+        InvalidError: unreadable, another suffix, a pointer of Git LFS, a bad line (named by its number), or no prompt.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -44,6 +46,10 @@ def load_prompts(path: Path) -> list[PromptRecord]:
         raise InvalidError(f"prompt file {path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise InvalidError(f"prompt file {path} cannot be read: {error}; save it as UTF-8") from error
+    if text.startswith(_LFS):
+        raise InvalidError(
+            f"prompt file {path} is the pointer that Git LFS leaves in its place; fetch it: git lfs pull"
+        )
     records = list(reader(text, path))
     if not records:
         raise InvalidError(f"prompt file {path} holds no prompts; write at least one line")

@@ -167,6 +167,15 @@ def kept_line(summary: Mapping[str, Any]) -> str:
     return "of the teachers' gains the student keeps: " + ", ".join(parts)
 
 
+def teacher_lines(summary: Mapping[str, Any]) -> list[str]:
+    """A line per teacher that its student had better not learn from."""
+    return [
+        f"teacher {task} is worse than the base at its own task: is it a LoRA of this base, and is its guidanceScale "
+        "the one that it was made with?"
+        for task in summary.get("belowBase", [])
+    ]
+
+
 _BY_CHANCE = "passed, below it by no more than chance"
 
 

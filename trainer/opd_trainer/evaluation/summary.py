@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opd_core.api.types import Spec
+import numpy as np
+from opd_core.api.types import Spec, Teacher
 from opd_core.artifacts import Score
 
 from opd_trainer.evaluation.gate import Rewards, check_gate, compared_with
@@ -28,8 +29,9 @@ def scores_of(spec: Spec, rewards: Rewards, prompts: Prompts) -> dict[str, Score
 
 
 def summarise(spec: Spec, models: Mapping[str, Rewards], prompts: Prompts) -> dict[str, Any]:
-    """`scores`, and where the student is among `models` also `kept` and `gate`, or `gateNeeds` where models that a rule
-    compares with are not among them.
+    """`scores`; `belowBase`, the tasks whose own teacher is worse than the base beyond chance, if there are any; and
+    where the student is among `models` also `kept` and `gate`, or `gateNeeds` where models that a rule compares with
+    are not among them.
 
     Args:
         models: "base", "teacher:<name>"..., "student" -> their per-image rewards.
@@ -40,6 +42,8 @@ def summarise(spec: Spec, models: Mapping[str, Rewards], prompts: Prompts) -> di
             for model, rewards in models.items()
         }
     }
+    if below := [teacher.name for teacher in spec.teachers if _is_below_base(spec, teacher, models, prompts)]:
+        summary["belowBase"] = below
     if "student" not in models:
         return summary
     summary["kept"] = {}
@@ -54,6 +58,14 @@ def summarise(spec: Spec, models: Mapping[str, Rewards], prompts: Prompts) -> di
         return summary
     summary["gate"] = check_gate(spec.evaluation.gate, models, prompts, spec.evaluation.seed)
     return summary
+
+
+def _is_below_base(spec: Spec, teacher: Teacher, models: Mapping[str, Rewards], prompts: Prompts) -> bool:
+    scored = [models[model] for model in ("base", f"teacher:{teacher.name}") if model in models]
+    if len(scored) < 2:
+        return False
+    base, own = (np.asarray(each[teacher.name][teacher.rewards[0]], np.float64) for each in scored)
+    return mean_score(base - own, prompts[teacher.name], spec.evaluation.seed).low > 0
 
 
 def task_means(spec: Spec, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
