@@ -400,6 +400,20 @@ def test_an_upgrade_keeps_what_was_chosen_and_takes_what_is_new(
     flags = found["spec"]["template"]["spec"]["containers"][0]["args"]
     assert {"--workers=3", "--resync-seconds=300"} <= set(flags)
 
+    # What somebody set by hand meanwhile is a conflict (https://github.com/helm/helm/issues/31516).
+    control_plane.kubectl("-n", "upgraded", "scale", "deployment/diffusion-opd", "--replicas=2")
+    command = [str(repository / word) if word.startswith("charts/") else word for word in command]
+    done = helm(*command, *place)
+    assert done.returncode
+    assert 'conflict with "kubectl"' in done.stderr
+    assert ".spec.replicas" in done.stderr
+    done = helm(*command, *place, "--force-conflicts")
+    assert done.returncode == 0, done.stderr
+    found = control_plane.kubectl(
+        "get", "-n", "upgraded", "deployment/diffusion-opd", "-o", "jsonpath={.spec.replicas}"
+    )
+    assert found == "1"
+
 
 def test_the_api_server_keeps_the_type_as_the_chart_has_it(control_plane: ControlPlane) -> None:
     """Nothing is added, or tools that compare the two would say for ever that they differ."""
