@@ -1,5 +1,6 @@
 """What a family makes of a spec is told before anything starts."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from opd_core.api.load import check_spec
 from opd_core.api.types import Spec
+from opd_core.models.fingerprint import fingerprint
 from opd_core.models.outline import read_outline
 from opd_core.models.preflight import model_notes, student_problems
 
@@ -89,3 +91,14 @@ def test_a_models_files_are_looked_at_without_pytorch(folder_of: Callable[[str],
     )
     names = ("stable_diffusion_3", "flux", "flux2_klein", "qwen_image", "z_image")
     subprocess.run([sys.executable, "-c", program, *(str(folder_of(name)) for name in names)], check=True)
+
+
+def test_the_template_around_a_prompt_is_part_of_the_fingerprint(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(folder_of("z_image"), tmp_path / "base"))
+    before = fingerprint(copied)
+    assert before == fingerprint(folder_of("z_image"))
+    template = copied / "tokenizer" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "painter"))
+    assert fingerprint(copied) != before

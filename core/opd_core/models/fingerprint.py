@@ -14,7 +14,7 @@ from opd_core.models.outline import Component, components
 _INDEX = "model_index.json"
 # Say who wrote a file and when, not what the model computes.
 _VOLATILE = frozenset({"_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype"})
-_BYTES = frozenset({".txt", ".model"})  # vocabularies and merges of tokenisers
+_BYTES = frozenset({".txt", ".model", ".jinja"})  # vocabularies, merges and chat templates of tokenisers
 _KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}
 _TYPES = {"BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
 
