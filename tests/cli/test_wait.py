@@ -115,6 +115,16 @@ def test_submit_and_wait_in_one(opd: Opd, api: Api, example: Any) -> None:
     assert done.code == 0
     assert "created" in done.out
 
+    # The same again, as a pipeline does that is run twice, is answered at once.
+    done = opd("submit", example, "--wait=Deployed", "--timeout=5s")
+    assert (done.code, done.out.split(" in ")[0]) == (0, "opd/tiny-three-tasks unchanged")
+    say(api, "tiny-three-tasks", **failed("GateMissed", "Evaluated"))
+    for again in (("submit", example), ("submit", example, "--wait=Deployed", "--timeout=5s")):
+        done = opd(*again)
+        assert done.code == (ExitCode.GATE if "--wait=Deployed" in again else 0)
+        assert "--wait=Deployed" in again or "it has failed (GateMissed: what went wrong)" in done.out
+    assert "tiny-three-tasks failed: GateMissed" in done.err
+
 
 def test_an_api_server_that_restarts_interrupts_nothing(cluster: Distillations, api: Api) -> None:
     api.submit()

@@ -131,7 +131,7 @@ class WorkFolder:
                 if time.monotonic() > deadline or Path("/proc", holder or "0").exists():
                     raise InvalidError(
                         f"another `opd run` (process {holder}) uses {self.path}; "
-                        "wait for it or choose another folder with --work"
+                        f"watch it with `tail -f {self.path}/events.jsonl`, or choose another folder with --work"
                     ) from error
             time.sleep(0.1)
 

@@ -70,6 +70,9 @@ def submit(
         return
     done = f"{submission.change} in namespace {cluster.namespace}"
     echo(f"opd/{distillation.name} {done}" + (" (server dry run: nothing is kept)" if dry_run else ""))
+    over = distillation.condition(Condition.FAILED)
+    if submission.change == "unchanged" and over and over.status == "True":
+        echo(f"  it has failed ({over.reason}: {over.message}) and stays so until something changes")
     if wait is None and not dry_run:
         for line in _next(distillation.name, suspended=bool(distillation.spec.get("suspend")), more=flags(cluster)):
             echo(line)
