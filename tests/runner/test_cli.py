@@ -1,25 +1,42 @@
 """What every command of `opd` has in common."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from opd_cli.main import main
 from opd_core.exit_codes import ExitCode
 from opd_core.models.adapter_file import read_adapter_file
 
 COMMANDS = ["run", "validate", "serve", "generate", "eval", "models", "models fingerprint", "models merge"]
 
 
-def opd(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    plain = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", **(env or {})}
-    return subprocess.run(
-        [sys.executable, "-m", "opd_cli.main", *arguments], capture_output=True, text=True, env=plain, check=False
-    )
+PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def opd(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """In this process: thirty starts of Python take half a minute."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in PLAIN.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["opd", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+    return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def program(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "opd_cli.main", *arguments]
+    environment = {**os.environ, **PLAIN, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def without(package: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -65,17 +82,17 @@ def test_commands_are_there_without_torch() -> None:
 
 
 def test_version() -> None:
-    assert re.fullmatch(r"opd \d+\.\d+\.\d+\n", opd("--version").stdout)
+    assert re.fullmatch(r"opd \d+\.\d+\.\d+\n", program("--version").stdout)
 
 
 def test_completion_for_the_shell() -> None:
-    done = opd("--show-completion", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "SHELL": "/bin/bash"})
-    shown = opd("--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
+    done = program("--show-completion", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "SHELL": "/bin/bash"})
+    shown = program("--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
     assert "complete" in done.stdout + shown.stdout
 
 
 def test_error_is_one_message_with_its_code(tmp_path: Path) -> None:
-    done = opd("run", str(tmp_path / "missing.yaml"))
+    done = program("run", str(tmp_path / "missing.yaml"))
     assert done.returncode == ExitCode.INVALID
     assert done.stderr.startswith("error: cannot read")
     assert "Traceback" not in done.stderr
