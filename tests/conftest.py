@@ -28,7 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Folders of the longest files, so that no worker has one left when the other has nothing. Those that need a control
 # plane are late: each worker has its own, which takes time from the others even while it idles.
-LONGEST = ("runner", "teacher", "trainer", "endpoint", "evaluation", "operator")
+LONGEST = ("runner", "teacher", "trainer", "families", "endpoint", "evaluation", "operator")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

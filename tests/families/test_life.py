@@ -2,10 +2,7 @@
 
 import base64
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from opd_core.models.pipeline import load_model
 from opd_serving.endpoint.server import Settings, make_service
 
 from tests.endpoint.conftest import running
+from tests.forks import Program
 from tests.teacher_server import TeacherServer
 
 from .test_families import HEIGHT, LONGEST, PROMPTS, STEPS, WIDTH, FolderOf, sample
@@ -97,13 +95,11 @@ def spec() -> dict[str, Any]:
 
 
 def train(world: Path, work: Path, address: str) -> str:
-    command = [
-        sys.executable, "-m", "opd_trainer.launch", "--spec", str(world / "spec.yaml"), "--claims", str(world),
-        "--work", str(work), "--device", "cpu", "--teachers", address,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    options = [f"--spec={world / 'spec.yaml'}", f"--claims={world}", f"--work={work}", f"--teachers={address}"]
+    launcher = Program("opd_trainer.launch", [*options, "--device=cpu"], world / "trainer.log")
+    output, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
