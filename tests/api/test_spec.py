@@ -15,7 +15,7 @@ from opd_core.api.types import OPDDistillation, Spec
 from pydantic import BaseModel
 
 
-@pytest.mark.parametrize("example", ["tiny", "sd35", "flux1", "flux2-klein", "qwen-image", "z-image"])
+@pytest.mark.parametrize("example", ["tiny", "sd35", "flux1", "flux2-klein", "qwen-image", "sana", "z-image"])
 def test_examples_are_valid_and_survive_a_round_trip(repository, example):
     distillation = load_spec(repository / "examples" / example / "distill.yaml")
     again = parse_spec(yaml.safe_dump(dump_spec(distillation)))

@@ -4,6 +4,7 @@ import torch
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
@@ -15,6 +16,8 @@ from diffusers import (
     FluxTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -24,6 +27,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
     CLIPTextModel,
+    Gemma2Config,
+    Gemma2Model,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -112,6 +117,30 @@ def z_image() -> DiffusionPipeline:
     )  # fmt: skip
 
 
+def sana() -> DiffusionPipeline:
+    transformer = SanaTransformer2DModel(
+        in_channels=16, out_channels=16, num_layers=1, num_attention_heads=2, attention_head_dim=8,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+        sample_size=8,
+    )  # fmt: skip
+    vae = AutoencoderDC(
+        latent_channels=16, attention_head_dim=4, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
+        encoder_block_out_channels=(16, 16, 16), decoder_block_out_channels=(16, 16, 16), encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1), encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.41407,
+    )  # fmt: skip
+    encoder = Gemma2Model(
+        Gemma2Config(
+            vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=8,
+        )
+    )  # fmt: skip
+    return SanaPipeline(
+        transformer=transformer, vae=vae, text_encoder=encoder, tokenizer=qwen_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+
+
 def aura_flow() -> DiffusionPipeline:
     """Whose family is in `elsewhere`, a package of its own."""
     transformer = AuraFlowTransformer2DModel(
@@ -126,7 +155,17 @@ def aura_flow() -> DiffusionPipeline:
     )  # fmt: skip
 
 
-PIPELINES = (stable_diffusion_3, flux, flux_schnell, flux2_klein, flux2_klein_distilled, qwen_image, z_image, aura_flow)
+PIPELINES = (
+    stable_diffusion_3,
+    flux,
+    flux_schnell,
+    flux2_klein,
+    flux2_klein_distilled,
+    qwen_image,
+    z_image,
+    sana,
+    aura_flow,
+)
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:

@@ -15,8 +15,8 @@ from .pipelines import PIPELINES
 
 NAMES = [pipeline.__name__ for pipeline in PIPELINES]
 FolderOf = Callable[[str], Path]
-# Qwen-Image puts a prompt behind a text of its own, of which each byte is a token here.
-WIDTH, HEIGHT, STEPS, LONGEST = 48, 32, 3, 256
+# SANA takes multiples of 32; Qwen-Image puts a prompt behind a text of its own, of which each byte is a token here.
+WIDTH, HEIGHT, STEPS, LONGEST = 64, 32, 3, 256
 PROMPTS = ["a red 3", "two blue 7 above the number"]  # of different lengths
 
 
@@ -28,7 +28,8 @@ def asked(name: str, guidance: float, noise: Tensor) -> dict[str, Any]:
         return {"guidance_scale": guidance, "latents": pack(noise)}
     if name == "qwen_image":
         return {"true_cfg_scale": guidance, "negative_prompt": "", "latents": pack(noise)}
-    return {"guidance_scale": guidance, "negative_prompt": "", "latents": noise}
+    binned = {"use_resolution_binning": False} if name == "sana" else {}
+    return {"guidance_scale": guidance, "negative_prompt": "", "latents": noise, **binned}
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
@@ -47,7 +48,7 @@ def latents_of(name: str, answered: Tensor, model: Model) -> Tensor:
 def sample(model: Model, prompts: list[str], noise: Tensor, guidance: list[float]) -> Tensor:
     """Euler over the family's velocity, all prompts in one batch."""
     count = len(prompts)
-    *positive, negative = model.encode([*prompts, ""], LONGEST)
+    positive, (negative,) = model.encode(prompts, LONGEST), model.encode([""], LONGEST, negative=True)
     assert len({each.key for each in (*positive, negative)}) == count + 1
     told = model.prompts(positive, [negative] * count, guidance)
     x = noise

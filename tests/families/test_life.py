@@ -24,8 +24,8 @@ from tests.teacher_server import TeacherServer
 from .test_families import HEIGHT, LONGEST, PROMPTS, STEPS, WIDTH, FolderOf, sample
 
 # One each of what can differ: an embedded guidance, an autoencoder's own normalisation, a guidance that is not linear,
-# lists of images and texts. Stable Diffusion 3 lives in all other tests.
-NAMES = ["flux", "flux2_klein", "qwen_image", "z_image"]
+# a mask and another encoding of negative prompts, lists of images and texts. Stable Diffusion 3 lives in all others.
+NAMES = ["flux", "flux2_klein", "qwen_image", "sana", "z_image"]
 TASKS = ("first", "second")
 
 

@@ -9,21 +9,24 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
+    SanaTransformer2DModel,
     ZImageTransformer2DModel,
 )
 from opd_core.families.family import Family
 from opd_core.families.flux import FLUX
 from opd_core.families.flux2_klein import FLUX2_KLEIN, empirical_mu
 from opd_core.families.qwen_image import QWEN_IMAGE
+from opd_core.families.sana import SANA
 from opd_core.families.z_image import Z_IMAGE
 from opd_core.models.adapter_file import missed_blocks
 from opd_core.models.adapters import _linear_layers, add_student_adapter
 from opd_core.models.pipeline import Model
+from opd_core.teachers.contract import MASK
 
 IMAGE_VAE = {"block_out_channels": [128, 256, 512, 512]}
 DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0}
 
-# Of black-forest-labs/FLUX.1-dev, FLUX.2-klein-4B, Qwen/Qwen-Image and Tongyi-MAI/Z-Image: parameters in thousands of
+# Of FLUX.1-dev, FLUX.2-klein-4B, Qwen-Image, Sana_1600M and Z-Image: parameters in thousands of
 # millions, tokens of a prompt, latents of 512 pixels, layers with a LoRA.
 REAL: dict[str, tuple[Family, type, dict[str, Any], dict[str, Any], dict[str, Any], float, int, tuple[int, ...], int]] = {
     "flux": (
@@ -41,6 +44,10 @@ REAL: dict[str, tuple[Family, type, dict[str, Any], dict[str, Any], dict[str, An
     "qwen": (
         QWEN_IMAGE, QwenImageTransformer2DModel, {}, {"temperal_downsample": [False, True, True]},
         {**DYNAMIC, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}, 20.4, 47, (16, 64, 64), 60 * 8,
+    ),
+    "sana": (
+        SANA, SanaTransformer2DModel, {}, {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]},
+        {"_class_name": "DPMSolverMultistepScheduler", "flow_shift": 3.0}, 1.6, 300, (32, 16, 16), 20 * 8,
     ),
     "z_image": (
         Z_IMAGE, ZImageTransformer2DModel, {}, IMAGE_VAE, {"shift": 6.0}, 6.2, 47, (16, 64, 64), (30 + 2 + 2) * 7,
@@ -67,7 +74,11 @@ def test_the_real_models_shapes(name: str) -> None:
             **vars(outline),
         )  # fmt: skip
         told = {
-            key: torch.empty(1, *(tokens if size == -1 else size for size in shape), dtype=torch.bfloat16)
+            key: torch.empty(
+                1,
+                *(tokens if size == -1 else size for size in shape),
+                dtype=torch.bool if key == MASK else torch.bfloat16,
+            )
             for key, shape in outline.conditioning.items()
         }
         velocity = model.forward(torch.empty(1, *latents), torch.empty(1), told, torch.empty(1))

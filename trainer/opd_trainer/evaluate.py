@@ -116,7 +116,7 @@ def evaluate(
     prompts = {task: [record.prompt for record in of_task] for task, of_task in records.items()}
     length = spec.model.max_sequence_length
     with encoders_on_device(model):
-        negative = model.encode([""], length)[0]
+        (negative,) = model.encode([""], length, negative=True)
         conditioning = {task: model.encode(of_task, length) for task, of_task in prompts.items()}
     base_fingerprint = fingerprint(base)  # reads every weight: once
     mine = shares({task: len(of_task) for task, of_task in prompts.items()}, spec.evaluation.batch_size, world)

@@ -57,7 +57,8 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
     path = sampler_path(spec, model)
     weights = step_weights(training.objective.type, path, training.objective.trained_steps)
     encode = cached_encoder(model, spec.model.max_sequence_length)
-    negative = encode([""])[0]
+    with encoders_on_device(model):
+        (negative,) = model.encode([""], spec.model.max_sequence_length, negative=True)
     validation = build_validation(spec, prompts, rewards, model) if validated else None
     add_student(spec, model, claims)
     parameters = adapter_parameters(model.transformer, STUDENT)

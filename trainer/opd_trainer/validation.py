@@ -54,7 +54,7 @@ def build_validation(
     length = spec.model.max_sequence_length
     with encoders_on_device(model):
         conditioning = {task: model.encode([r.prompt for r in records], length) for task, records in prompts.items()}
-        negative = model.encode([""], length)[0]
+        (negative,) = model.encode([""], length, negative=True)
     return Validation(spec, prompts, conditioning, negative, rewards)
 
 

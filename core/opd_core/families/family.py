@@ -120,6 +120,7 @@ class Family:
         schedule: (scheduler's configuration, steps, tokens of an image) -> noise levels as the pipeline takes them.
         targets: linear layers that a LoRA changes where nobody says otherwise, by the ends of their names.
         windows: how much of a prompt the text encoders see.
+        encode_negative: of a negative prompt, where the pipeline encodes it in another way.
     """
 
     pipeline: str
@@ -130,3 +131,4 @@ class Family:
     schedule: "Callable[[Mapping[str, Any], int, int], Schedule]"
     targets: Sequence[str]
     windows: Sequence[TextWindow] = ()
+    encode_negative: "Callable[[Any, str, int, torch.device], Mapping[str, Tensor]] | None" = None

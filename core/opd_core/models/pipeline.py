@@ -54,13 +54,15 @@ class Model(Outline):
             return guided_velocity(self.forward, latents, sigmas, prompts)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], max_sequence_length: int) -> list[Conditioning]:
-        """Conditionings of `prompts`, on the CPU in the model's dtype. "" is the unconditional branch of guidance.
+    def encode(self, prompts: Sequence[str], max_sequence_length: int, *, negative: bool = False) -> list[Conditioning]:
+        """Conditionings of `prompts`, on the CPU in the model's dtype. `negative`: for the unconditional branch of
+        guidance, of which "" is the usual one.
 
         One prompt at a time: the last bits of a batched encoding depend on who else is in the batch, and with them the
         conditioning's key and every result that a resumed run has to repeat.
         """
-        encoded = (self.family.encode(self.pipeline, prompt, max_sequence_length, self.device) for prompt in prompts)
+        encode = (negative and self.family.encode_negative) or self.family.encode
+        encoded = (encode(self.pipeline, prompt, max_sequence_length, self.device) for prompt in prompts)
         return [Conditioning(tensors).cast(self.dtype).to("cpu") for tensors in encoded]
 
     @torch.no_grad()

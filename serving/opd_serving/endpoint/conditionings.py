@@ -21,19 +21,20 @@ class ConditioningCache:
 
     def __init__(self, model: Model, max_sequence_length: int, budget: int = 256 * 2**20) -> None:
         self._model, self._max_sequence_length, self._budget = model, max_sequence_length, budget
-        self._entries: OrderedDict[str, Encoded] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, bool], Encoded] = OrderedDict()
         self._bytes = 0
 
-    def get(self, prompt: str) -> Encoded:
-        if prompt in self._entries:
-            self._entries.move_to_end(prompt)
-            return self._entries[prompt]
-        (encoded,) = self._model.encode([prompt], self._max_sequence_length)
+    def get(self, prompt: str, *, negative: bool = False) -> Encoded:
+        key = prompt, negative
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        (encoded,) = self._model.encode([prompt], self._max_sequence_length, negative=negative)
         conditioning = encoded.to(self._model.device)
         if not conditioning.finite:
             raise ArithmeticError("the text encoders gave non-finite numbers")
         entry = Encoded(conditioning, self._truncates(prompt))
-        self._entries[prompt] = entry
+        self._entries[key] = entry
         self._bytes += conditioning.nbytes
         while self._bytes > self._budget and len(self._entries) > 1:
             _, oldest = self._entries.popitem(last=False)

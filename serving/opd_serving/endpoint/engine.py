@@ -345,7 +345,7 @@ class Engine:
     def _start(self, sample: Sample) -> sampling.Row:
         model, request = self._model, sample.job.request
         prompt = self._conditionings.get(request.prompt)
-        negative = self._conditionings.get(request.negative_prompt) if request.guided else prompt
+        negative = self._conditionings.get(request.negative_prompt, negative=True) if request.guided else prompt
         sample.job.truncated = prompt.truncated or negative.truncated
         return sampling.Row(
             sampling.initial_noise(sample.seed, model.latent_shape(request.width, request.height), model.device),
