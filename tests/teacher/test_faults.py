@@ -243,7 +243,7 @@ def test_a_taken_port_is_named(make_server):
             squatter.listen()
             program = server.launch()
             assert server.wait() == ExitCode.UNAVAILABLE, name
-        assert f"port {port} on 127.0.0.1 is taken" in program.last_words()
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in program.last_words()
 
 
 def test_a_server_for_an_unknown_teacher_does_not_start(make_server):

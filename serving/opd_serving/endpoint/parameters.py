@@ -136,6 +136,8 @@ def parse(
     width, height = _size(fields.size, defaults, outline, max_pixels)
     guidance = defaults.guidance_scale if fields.guidance is None else fields.guidance
     guided = outline.guidance.guides(guidance)
+    if outline.guidance.off is not None and not guided:
+        guidance = outline.guidance.off  # as it is computed, and told in the answer
     if fields.negative_prompt and not guided:
         raise invalid("negative_prompt", f"negative_prompt has no effect {_without(outline.guidance)}")
     if fields.output_compression not in (None, 100) and fields.output_format == "png":
