@@ -51,7 +51,7 @@ export VIRTUAL_ENV=$PWD/.venv
 # Compiled here: uv leaves that to the first import, which keeps nothing where PYTHONDONTWRITEBYTECODE is set, as in many
 # container images; every program would then compile PyTorch and diffusers anew, 6 seconds of a core.
 .venv/bin/uv pip sync -q --require-hashes --compile-bytecode requirements/dev.txt
-.venv/bin/uv pip install -q --no-deps --no-build-isolation -e . -e examples/tiny
+.venv/bin/uv pip install -q --no-deps --no-build-isolation --reinstall-package diffusion-opd -e . -e examples/tiny
 say "tritonserver"
 .venv/bin/python -m opd_serving.teacher.server_binary >&2
 echo "$stamp" >.venv/setup.stamp
