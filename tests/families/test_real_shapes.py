@@ -1,5 +1,6 @@
 """The real configurations on the meta device: shapes through the family's own functions, and where a LoRA goes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +20,10 @@ from opd_core.families.qwen_image import QWEN_IMAGE
 from opd_core.families.sana import SANA
 from opd_core.families.z_image import Z_IMAGE
 from opd_core.models.adapter_file import missed_blocks
-from opd_core.models.adapters import _linear_layers, add_student_adapter
+from opd_core.models.adapters import _linear_layers, add_student_adapter, use_adapter
 from opd_core.models.pipeline import Model
 from opd_core.teachers.contract import MASK
+from torch.utils.flop_counter import FlopCounterMode
 
 IMAGE_VAE = {"block_out_channels": [128, 256, 512, 512]}
 DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0}
@@ -56,7 +58,7 @@ REAL: dict[str, tuple[Family, type, dict[str, Any], dict[str, Any], dict[str, An
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_real_models_shapes(name: str) -> None:
+def test_the_real_models_shapes(name: str, repository: Path) -> None:
     family, kind, config, vae, scheduler, billions, tokens, latents, adapted = REAL[name]
     with torch.device("meta"):
         transformer = kind(**config).bfloat16().requires_grad_(False)
@@ -66,6 +68,7 @@ def test_the_real_models_shapes(name: str) -> None:
         )
         assert outline.latent_shape(512, 512) == latents
         assert missed_blocks(family.targets, _linear_layers(transformer)) == {}
+        parameters = sum(p.numel() for p in transformer.parameters())
         add_student_adapter(transformer, rank=32, alpha=64, target_modules=family.targets, seed=0)
         found = [key for key, _ in transformer.named_parameters() if "lora_A" in key]
         assert len(found) == adapted
@@ -81,8 +84,12 @@ def test_the_real_models_shapes(name: str) -> None:
             )
             for key, shape in outline.conditioning.items()
         }
-        velocity = model.forward(torch.empty(1, *latents), torch.empty(1), told, torch.empty(1))
+        use_adapter(transformer, None)
+        with FlopCounterMode(display=False) as counted:
+            velocity = model.forward(torch.empty(1, *latents), torch.empty(1), told, torch.empty(1))
     assert tuple(velocity.shape) == (1, *latents)
+    costs = f"| {parameters / 1e9:.1f} | {2 * parameters / 2**30:.1f} | {counted.get_total_flops() / 1e12:.1f} |"
+    assert costs in (repository / "docs" / "families.md").read_text()
     sigmas = outline.schedule(28, 512, 512).sigmas
     assert (sigmas[0], sigmas[-1], len(sigmas)) == (1.0, 0.0, 29)
 
