@@ -12,6 +12,8 @@ from opd_core.families.guidance import Guidance
 from opd_core.teachers.contract import MASK, content_key
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+# Whether a row is guided, the shapes of what it is told and, where it is guided, of its negative prompt.
+Likeness = tuple[bool, Shapes, Shapes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,12 @@ class Conditioning:
         return {}
 
 
+def likeness(guidance: Guidance, positive: Conditioning, negative: Conditioning, scale: float) -> Likeness:
+    """What rows must share that a forward pass takes together."""
+    guided = guidance.guides(scale)
+    return guided, positive.shapes, negative.shapes if guided else ()
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Rows of a batch that are computed together: what they are told has equal shapes, and all of them are guided or
@@ -96,10 +104,9 @@ class Prompts:
 
         Rows of equal shapes are computed together, so that padding, and with it an answer, never depends on company.
         """
-        places: dict[tuple[bool, Shapes, Shapes], list[int]] = {}
-        for i, (prompt, none, value) in enumerate(zip(positive, negative, scale, strict=True)):
-            guided = guidance.guides(value)
-            places.setdefault((guided, prompt.shapes, none.shapes if guided else ()), []).append(i)
+        places: dict[Likeness, list[int]] = {}
+        for i, row in enumerate(zip(positive, negative, scale, strict=True)):
+            places.setdefault(likeness(guidance, *row), []).append(i)
         groups = []
         for (guided, *_), rows in places.items():
             branches = [stack([positive[i] for i in rows], device, dtype)]

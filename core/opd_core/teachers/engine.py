@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opd_core.conditioning import Conditioning, Shapes
+from opd_core.conditioning import Conditioning, Likeness, likeness
 from opd_core.device import is_out_of_memory
 from opd_core.errors import InvalidError, OutOfMemoryError
 from opd_core.models.adapters import use_adapter
@@ -120,14 +120,12 @@ class Engine:
         return velocities
 
     def _alike(self, query: Query) -> list[tuple[int, Tensor]]:
-        """Rows of one teacher that a forward pass takes together, with the teacher's number: guidance doubles the rows
-        of a pass, so all rows of one have it or none, and what they are told has equal shapes."""
-        rows: dict[tuple[int, bool, Shapes, Shapes], list[int]] = {}
-        for i, (teacher, scale) in enumerate(zip(query.teachers.tolist(), query.guidance.tolist(), strict=True)):
-            guided = self.model.guidance.guides(scale)
-            key = (teacher, guided, query.conditioning[i].shapes, query.negative[i].shapes)
-            rows.setdefault(key, []).append(i)
-        return [(key[0], torch.tensor(rows[key])) for key in sorted(rows)]
+        """Rows of one teacher that a forward pass takes together, with the teacher's number."""
+        rows: dict[tuple[int, Likeness], list[int]] = {}
+        told = zip(query.conditioning, query.negative, query.guidance.tolist(), strict=True)
+        for i, (teacher, row) in enumerate(zip(query.teachers.tolist(), told, strict=True)):
+            rows.setdefault((teacher, likeness(self.model.guidance, *row)), []).append(i)
+        return [(teacher, torch.tensor(rows[teacher, alike])) for teacher, alike in sorted(rows)]
 
     def _in_parts(self, query: Query, rows: Tensor) -> Tensor:
         """As many rows at once as fit. What did not fit once is not tried again."""

@@ -85,7 +85,7 @@ class Sample:
 
     @property
     def group(self) -> tuple[int, int]:
-        return self.job.request.width, self.job.request.height  # text length is one for all
+        return self.job.request.width, self.job.request.height  # rows of unlike texts are told apart in a step
 
     @property
     def work(self) -> int:
