@@ -214,6 +214,9 @@ def test_a_dead_watch_is_not_hidden_by_that_of_another_namespace(
     watches.saw("Job", "other", "90")
 
     class Lists:
+        async def has(self, _: object) -> bool:
+            return False
+
         async def pages(self, _: object, namespace: str, __: object) -> AsyncIterator[Page]:
             yield Page([child(version=50)] if namespace in ("team", "") else [], 95)
 
