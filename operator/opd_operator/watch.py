@@ -20,6 +20,7 @@ log = logging.getLogger("opd_operator")
 
 _OURS = f"app.kubernetes.io/managed-by={names.MANAGER}"
 _LATE = 10.0  # seconds after which an event that a list has seen should have come by its watch, too
+_BACKOFFS = (1, 1, 2, 3, *[5] * 20)  # seconds; an API server that is back after minutes is seen at once
 
 
 Watch = tuple[str, str]  # kind and namespace; no namespace: all of them
@@ -88,6 +89,7 @@ def registry(cache: Cache, queue: WorkQueue[Key], watches: Watches) -> kopf.Oper
         settings.persistence.diffbase_storage = NoEssences()
         settings.networking.request_timeout = 30
         settings.networking.connect_timeout = 10
+        settings.networking.error_backoffs = _BACKOFFS
         settings.watching.connect_timeout = 10
         settings.watching.server_timeout = 290
         settings.watching.client_timeout = 300
