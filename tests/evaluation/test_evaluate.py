@@ -159,10 +159,22 @@ def test_a_gate_that_cannot_be_judged_is_told_and_lets_nobody_pass(
     assert not (tmp_path / "words").exists()
 
 
+@pytest.fixture
+def process_group():
+    """A process group that somebody else opened."""
+    ours = not torch.distributed.is_initialized()
+    if ours:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    if ours:
+        torch.distributed.destroy_process_group()
+
+
 def test_the_last_words_of_a_judged_student_carry_its_scores(
-    distillation, evaluated, student, tiny_claims, tmp_path, monkeypatch
+    distillation, evaluated, student, tiny_claims, tmp_path, monkeypatch, process_group
 ):
-    """Of `main`, with a gate that is passed, one that is missed, and one that needs no other model."""
+    """Of `main`, with a gate that is passed, one that is missed, and one that needs no other model; a process group in
+    whose process it runs stays."""
     published = []
     monkeypatch.setattr(program, "publish_student", lambda *arguments: published.append(arguments))
     for i, (rule, models, passed) in enumerate(
@@ -186,6 +198,7 @@ def test_the_last_words_of_a_judged_student_carry_its_scores(
         assert [row["task"] for row in said["scores"]] == ["geneval", "ocr", "aesthetic"]
         assert all(("base" in row) is ("base" in models) for row in said["scores"])
         assert said["digest"] == read_student(student)[0].digest
+    assert torch.distributed.group.WORLD is process_group
 
 
 def test_batches_are_dealt_out_whole_and_none_twice():

@@ -32,7 +32,7 @@ from opd_trainer import loop
 from opd_trainer.batches import Row, rank_rows
 from opd_trainer.ema import Ema
 from opd_trainer.encoders import PromptCache
-from opd_trainer.engine import is_peer_loss, learning_rate
+from opd_trainer.engine import Engine, World, init_distributed, is_peer_loss, learning_rate, shutdown
 from opd_trainer.launch import rank_environments, supervise
 from opd_trainer.log import RoundLog
 from opd_trainer.loop import EXPLODED, check_finite, distil, train
@@ -360,6 +360,21 @@ def test_the_bucket_of_zero_is_as_large_as_the_gradient(make_run: Callable[..., 
     """DeepSpeed allocates the whole of it."""
     run = make_run({"spec.training.deepspeed.zeroStage": 1})
     assert run.engine._engine.optimizer.reduce_bucket_size == sum(p.numel() for p in run.engine.parameters)
+
+
+def test_a_second_process_group_of_a_process_trains_as_the_first(world: World) -> None:
+    """Under every stage of ZeRO; evaluation and training may follow each other in one process."""
+    norms = []
+    for _ in range(2):
+        for stage in (0, 1, 2):
+            weight = nn.Parameter(torch.ones(4))
+            engine = Engine([weight], Optimizer(), stage)
+            engine.backward(weight.square().sum(), last=True)
+            norms.append(engine.step(0.1))
+            engine.close()
+        shutdown()
+        assert init_distributed("cpu") == world
+    assert norms == [4.0] * 6
 
 
 def test_no_prompts_are_refused_before_anything_is_loaded(make_spec, tiny_world: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ bf16, which is too coarse for the small differences that are trained here.
 import logging
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -233,5 +234,11 @@ def is_peer_loss(error: BaseException) -> bool:
 
 
 def shutdown() -> None:
-    if torch.distributed.is_initialized():
+    """End the process group of this process, if there is one; another may be joined after it."""
+    if not torch.distributed.is_initialized():
+        return
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None and deepspeed.comm.is_initialized():  # it keeps groups that would outlive torch's
+        deepspeed.comm.destroy_process_group()
+    else:
         torch.distributed.destroy_process_group()
