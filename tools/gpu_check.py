@@ -24,7 +24,6 @@ from diffusers import SD3Transformer2DModel
 from opd_core.api.types import LoRA, Optimizer, Passes, Precision, Resolution, Training
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
-from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.transitions import transitions
 from opd_core.families.sd3 import SD3
 from opd_core.models.adapters import adapter_parameters, add_student_adapter
@@ -35,8 +34,10 @@ from opd_core.teachers.engine import Engine as TeacherEngine
 from opd_core.teachers.engine import Query
 from opd_trainer.engine import Engine, init_distributed, shutdown
 from opd_trainer.memory import free_bytes, measure, plan
+from opd_trainer.methods.opd import one_pass, two_passes
+from opd_trainer.methods.rollouts import Rollouts
+from opd_trainer.objectives.squared import MEAN_MATCHING
 from opd_trainer.precision import GradientScale
-from opd_trainer.rollout import Trajectories, one_pass, two_passes
 from opd_trainer.setup import STUDENT, student_graph
 from opd_trainer.trajectories import student_prompts
 from torch import Tensor
@@ -177,10 +178,9 @@ class Images:
 def play(b: Bench, order: Any, images: int, scale: GradientScale | None = None) -> list[Tensor]:
     """The gradient of one round."""
     path = transitions(b.model.schedule(b.size["steps"], b.size["side"], b.size["side"]), "Flow", 0.0)
-    weights = step_weights("MeanMatching", path)
-    batch: Trajectories = Images(b, images, path, scale)
-    for step, ours, theirs in order(path, weights, batch):
-        (weights[step] * (ours - theirs).square().flatten(1).mean(1).mean()).backward()
+    batch: Rollouts = Images(b, images, path, scale)
+    for match in order(path, [1.0] * len(path), batch):
+        MEAN_MATCHING.loss(match).mean().backward()
     gradients = [parameter.grad.clone() for parameter in b.parameters if parameter.grad is not None]
     for parameter in b.parameters:
         parameter.grad = None

@@ -19,8 +19,9 @@ Manifest = dict[str, Any]
 # What a role does not read; changing it leaves the role's pods alone.
 _NOT_READ: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     names.TEACHERS: {
-        "training": ("rounds", "imagesPerTask", "microBatchSize", "seed", "sampler", "objective", "passes", "optimizer",
-                     "ema", "gradientCheckpointing", "nodes", "processesPerNode", "deepspeed", "checkpoint", "pod"),
+        "training": ("rounds", "imagesPerTask", "microBatchSize", "seed", "method", "sampler", "objective", "passes",
+                     "optimizer", "ema", "gradientCheckpointing", "nodes", "processesPerNode", "deepspeed",
+                     "checkpoint", "pod"),
         "evaluation": ("everyRounds", "promptsPerTask", "seed", "batchSize", "guidanceScale", "sampler", "gate",
                        "pod"),
         "teacherServing": ("replicas", "pod"),

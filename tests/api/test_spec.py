@@ -57,7 +57,7 @@ def test_defaults_are_the_papers():
     training = check_spec(MINIMAL).spec.training
     assert (training.images_per_task, training.sampler.steps, training.sampler.noise_level) == (24, 10, 0.0)
     assert (training.optimizer.learning_rate, training.optimizer.max_grad_norm) == (3e-4, 1.0)
-    assert training.objective.type.value == "MeanMatching"
+    assert training.objective.type == "MeanMatching"
     assert training.objective.trained_steps is None
 
 
@@ -149,11 +149,18 @@ def contents(draw):
             "type": rng.choice(["ODE", "SDE"]), "solver": rng.choice(["Flow", "Dance", "DDIM", "CPS", "DPM2"]),
             "steps": steps, "noiseLevel": rng.choice([0, 0, 0.4, 0.7, 1.5]),
         },
-        "objective": {"type": rng.choice(["KL", "MeanMatching", "Velocity"])},
+        "objective": {"type": rng.choice(["KL", "MeanMatching", "Velocity", "X0", "PPO", "PolicyGradient"])},
         "optimizer": {"schedule": rng.choice(["Constant", "Cosine"]), "warmupRounds": rng.choice([0, 5, 60])},
     }  # fmt: skip
     if rng.random() < 0.5:
         content["spec"]["training"]["objective"]["trainedSteps"] = sorted({rng.randint(0, 12) for _ in range(3)})
+    if rng.random() < 0.3:
+        count = rng.choice([steps, steps, steps + 1])
+        content["spec"]["training"]["objective"]["stepWeights"] = [rng.choice([0, 1, 2.5]) for _ in range(count)]
+    if rng.random() < 0.3:
+        content["spec"]["training"]["objective"]["stepsPerRound"] = rng.randint(1, 3)
+    content["spec"]["training"]["objective"]["selfNormalized"] = rng.random() < 0.3
+    content["spec"]["training"]["method"] = rng.choice(["OPD", "SFT"])
     if rng.random() < 0.5:
         content["spec"]["training"]["microBatchSize"] = rng.choice([1, 2, 5])
     return content
@@ -163,9 +170,9 @@ def contents(draw):
 @given(contents())
 def test_what_is_accepted_can_be_trained(content):
     """No spec that validation takes is refused by the step weights that the trainer builds from it."""
-    from opd_core.diffusion.objectives import step_weights
     from opd_core.diffusion.schedule import schedule_from_config
     from opd_core.diffusion.transitions import transitions
+    from opd_trainer.objectives.registry import load_loss, round_weights, step_weights
 
     try:
         distillation = check_spec(content)
@@ -179,9 +186,9 @@ def test_what_is_accepted_can_be_trained(content):
         training.sampler.solver.value,
         training.sampler.noise_level,
     )
-    assert any(
-        weight > 0 for weight in step_weights(training.objective.type.value, path, training.objective.trained_steps)
-    )
+    assert load_loss(training.objective, path)
+    weights, drawn = step_weights(training.objective, len(path)), training.objective.steps_per_round
+    assert any(weight > 0 for weight in round_weights(weights, drawn, training.seed, 0))
     assert check_spec(dump_spec(distillation)) == distillation
     assert rules.problems(distillation.spec) == []
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from opd_core.conditioning import Conditioning, Prompts, stack
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.diffusion.noise import draw, keyed_seed
-from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.schedule import Schedule, linear_mu, schedule_from_config
 from opd_core.diffusion.transitions import transitions
 from opd_core.errors import InvalidError
@@ -190,62 +189,6 @@ def test_bad_samplers_are_refused():
             transitions(schedule(), solver, 1.5)
     with pytest.raises(InvalidError, match="noiseLevel is -1"):
         transitions(schedule(), "Flow", -1)
-
-
-# ---------------------------------------------------------------- objectives
-
-
-@pytest.mark.parametrize(("solver", "eta"), [("Flow", 0.7), ("Dance", 0.5), ("DDIM", 0.6), ("CPS", 0.6)])
-def test_closed_form_kl_is_the_monte_carlo_kl_of_what_is_sampled(solver, eta):
-    """E_student[log p_S(x') - log p_T(x')] over the transitions that the sampler really draws."""
-    rng = np.random.default_rng(1)
-    path = transitions(schedule(), solver, eta)
-    weights = step_weights("KL", path, trained_steps=[2, 5, 8])
-    for j in (2, 5, 8):
-        step, x, vs, vt = path[j], 0.4, 0.9, 0.9 + 0.3 * path[j].std / abs(path[j].b)
-        mean_s, mean_t = step.a * x + step.b * vs, step.a * x + step.b * vt
-        drawn = mean_s + step.std * rng.standard_normal(400_000)
-        log_ratio = ((drawn - mean_t) ** 2 - (drawn - mean_s) ** 2) / (2 * step.std**2)
-        assert weights[j] * (vs - vt) ** 2 == pytest.approx(log_ratio.mean(), rel=0.03)
-
-
-def test_kl_divides_by_the_variance_with_its_dt():
-    """The published loop divides by std_dev_t^2 without -dt (its weights are -dt times ours)."""
-    path = transitions(schedule(), "Flow", 0.7)
-    for step, weight in zip(path[1:], step_weights("KL", path)[1:], strict=True):
-        s, dt, a = step.sigma, step.sigma_next - step.sigma, 0.7
-        assert weight == pytest.approx((1 + a**2 / 2) ** 2 * (1 - s) * -dt / (2 * a**2 * s), rel=1e-9)
-
-
-def test_step_shares_are_those_of_the_paper_on_ten_sd35_steps():
-    ode = np.array(step_weights("MeanMatching", transitions(schedule(), "Flow", 0.0)))
-    sde = np.array(step_weights("KL", transitions(schedule(), "Flow", 0.7)))
-    np.testing.assert_allclose(100 * ode / ode.sum(), [1.0, 1.4, 2.0, 2.9, 4.4, 7.1, 12.1, 22.4, 46.5, 0.05], atol=0.06)
-    np.testing.assert_allclose(
-        100 * sde / sde.sum(), [0.05, 0.1, 0.25, 0.5, 1.1, 2.1, 4.4, 10.3, 33.6, 47.6], atol=0.06
-    )
-
-
-def test_every_step_is_trained_unless_told_otherwise():
-    """The published loop drops the last step: 48 % of the KL's weight."""
-    path = transitions(schedule(), "Flow", 0.7)
-    assert all(weight > 0 for weight in step_weights("KL", path))
-    some = step_weights("Velocity", path, trained_steps=[0, 3])
-    assert some == (1.0, 0.0, 0.0, 1.0) + (0.0,) * 6
-
-
-@pytest.mark.parametrize(
-    ("solver", "eta", "step"), [("Flow", 0.0, 0), ("DPM2", 0.0, 0), ("DDIM", 0.7, 9), ("CPS", 0.7, 9)]
-)
-def test_kl_on_a_step_without_noise_is_refused_not_clamped(solver, eta, step):
-    with pytest.raises(InvalidError, match=f"no finite value at step {step} "):
-        step_weights("KL", transitions(schedule(), solver, eta))
-
-
-@pytest.mark.parametrize("trained", [[], [10], [-1]])
-def test_trained_steps_outside_the_path_are_refused(trained):
-    with pytest.raises(InvalidError, match="name steps from 0 to 9"):
-        step_weights("MeanMatching", transitions(schedule(), "Flow", 0.0), trained)
 
 
 # ---------------------------------------------------------------- guidance

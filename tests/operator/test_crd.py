@@ -169,11 +169,21 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
             "type": pick("ODE", "SDE"), "solver": pick("Flow", "Dance", "DDIM", "CPS", "DPM2"),
             "steps": pick(1, 2, 6), "noiseLevel": pick(0, 0.7, 1, 1.5),
         },
-        "objective": {"type": pick("KL", "MeanMatching", "Velocity")},
+        "method": pick("OPD", "SFT"),
+        "objective": {
+            "type": pick("KL", "MeanMatching", "Velocity", "PPO", "other:LOSS"),
+            "selfNormalized": pick(False, True),
+        },
         "optimizer": {"schedule": pick("Constant", "Cosine"), "warmupRounds": pick(0, 10)},
     }  # fmt: skip
     if draw(st.booleans()):
         spec["training"]["objective"]["trainedSteps"] = draw(st.lists(st.integers(0, 6), min_size=1, max_size=4))
+    if draw(st.booleans()):
+        spec["training"]["objective"]["stepWeights"] = draw(
+            st.lists(st.sampled_from([0, 0.5, 2]), min_size=1, max_size=6)
+        )
+    if draw(st.booleans()):
+        spec["training"]["objective"]["stepsPerRound"] = pick(1, 2, 3)
     if draw(st.booleans()):
         spec["training"]["microBatchSize"] = pick(1, 2, 3)
     for teacher in spec["teachers"]:

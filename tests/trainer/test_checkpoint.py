@@ -35,11 +35,22 @@ def step(run: Run, round_: int) -> None:
     run.ema.update(round_)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+SFT = {"spec.training.method": "SFT"}
+DRAWN = {
+    "spec.training.sampler": {"type": "SDE", "steps": 3, "noiseLevel": 0.7},
+    "spec.training.objective": {"type": "PPO", "stepsPerRound": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [(0, {}), (1, {}), (2, {}), (0, SFT), (0, DRAWN)],
+    ids=["0", "1", "2", "SFT", "PPO, drawn steps"],
+)
 def test_weights_optimiser_and_average_come_back_exactly(
-    make_run: Callable[..., Run], tmp_path: Path, stage: int
+    make_run: Callable[..., Run], tmp_path: Path, stage: int, method: dict[str, Any]
 ) -> None:
-    changes = {"spec.training.deepspeed.zeroStage": stage}
+    changes = {"spec.training.deepspeed.zeroStage": stage, **method}
     run = make_run(changes)
     step(run, 0)
     folder = save(run, tmp_path, 1)

@@ -10,7 +10,7 @@ from opd_core.diffusion.noise import draw
 from opd_core.models.adapters import load_adapter, use_adapter
 from opd_core.models.pipeline import load_model
 from opd_core.uris import resolve
-from opd_trainer.loop import distil
+from opd_trainer.loop import Sums, distil
 from opd_trainer.prompts import training_prompt
 from opd_trainer.run import Run
 from opd_trainer.setup import STUDENT, teacher_adapters
@@ -30,13 +30,13 @@ def started(make_run: MakeRun, changes: dict[str, Any]) -> Run:
     return run
 
 
-def gradient(run: Run, round_: int = 0) -> tuple[Tensor, list[Tensor]]:
-    """Errors per task and step, and the gradient of one round."""
-    errors = distil(run, round_)
+def gradient(run: Run, round_: int = 0) -> tuple[Sums, list[Tensor]]:
+    """Losses and errors per task and step, and the gradient of one round."""
+    sums = distil(run, round_)
     gradients = [parameter.grad.clone() for parameter in run.engine.parameters]
     for parameter in run.engine.parameters:
         parameter.grad = None
-    return errors, gradients
+    return sums, gradients
 
 
 def largest(gradients: list[Tensor]) -> float:
@@ -52,24 +52,34 @@ def test_one_pass_and_two_passes_have_equal_gradients(make_run: MakeRun, sampler
     one = gradient(started(make_run, {**sampler, "spec.training.passes": "One"}))
     two = gradient(started(make_run, {**sampler, "spec.training.passes": "Two"}))
     assert largest(one[1]) > 0
-    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[0].losses, two[0].losses)
     assert all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True))
 
 
-def test_micro_batches_and_gradient_checkpointing_do_not_change_the_gradient(make_run: MakeRun) -> None:
-    whole = gradient(started(make_run, {}))
-    cut = gradient(started(make_run, {"spec.training.microBatchSize": 1}))
-    recomputed = gradient(started(make_run, {"spec.training.gradientCheckpointing": True}))
+@pytest.mark.parametrize("method", ["OPD", "SFT"])
+def test_micro_batches_and_gradient_checkpointing_do_not_change_the_gradient(make_run: MakeRun, method: str) -> None:
+    trained = {"spec.training.method": method}
+    whole = gradient(started(make_run, trained))
+    cut = gradient(started(make_run, {**trained, "spec.training.microBatchSize": 1}))
+    recomputed = gradient(started(make_run, {**trained, "spec.training.gradientCheckpointing": True}))
     assert difference(cut[1], whole[1]) < 1e-4
     assert difference(recomputed[1], whole[1]) < 1e-5
 
 
-def test_two_ranks_average_to_what_one_rank_computes(make_run: MakeRun) -> None:
+DRAWN = {"spec.training.objective": {"type": "PolicyGradient", "stepsPerRound": 2}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"spec.training.method": "SFT"}, {**SDE, **DRAWN}],
+    ids=["OPD", "SFT", "policy gradient, 2 of 3 steps"],
+)
+def test_two_ranks_average_to_what_one_rank_computes(make_run: MakeRun, changes: dict[str, Any]) -> None:
     """The slices of two ranks, computed one after the other here; DeepSpeed's average is tested with real ranks."""
     from opd_trainer.batches import rank_rows
     from opd_trainer.engine import World
 
-    run = started(make_run, {"spec.training.processesPerNode": 2})
+    run = started(make_run, {**changes, "spec.training.processesPerNode": 2})
     run.batches = rank_rows(3, 2, 0, 1, None)
     whole = gradient(run)
     slices = []
@@ -78,7 +88,7 @@ def test_two_ranks_average_to_what_one_rank_computes(make_run: MakeRun) -> None:
         slices.append(gradient(run))
     mean = [(a + b) / 2 for a, b in zip(slices[0][1], slices[1][1], strict=True)]
     assert difference(mean, whole[1]) < 1e-4
-    assert torch.allclose(slices[0][0] + slices[1][0], whole[0], rtol=1e-4)
+    assert torch.allclose(slices[0][0].losses + slices[1][0].losses, whole[0].losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -146,10 +156,10 @@ def test_gradient_is_that_of_the_papers_objective(
                     noise = draw((16, 8, 8), training.seed, "step", j, teacher.name, 0, sample)
                     x = x + spread * (-d) ** 0.5 * noise
     expected = torch.autograd.grad(total, run.engine.parameters)
-    errors, found = gradient(run)
+    sums, found = gradient(run)
     assert difference(found, list(expected)) < 2e-4
     shares = torch.tensor([task.share for task in run.tasks])
-    means = errors / training.images_per_task * torch.tensor(run.weights)
+    means = sums.losses / training.images_per_task
     assert float(means.sum(1) @ shares.double()) == pytest.approx(float(total.detach()), rel=1e-4)
 
 

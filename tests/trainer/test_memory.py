@@ -17,7 +17,7 @@ from opd_core.models.pipeline import Model
 from opd_core.precision import arithmetic
 from opd_trainer.loop import distil
 from opd_trainer.memory import IN_FLIGHT, Footprint, Plan, measure, plan, saved_bytes
-from opd_trainer.rollout import one_pass
+from opd_trainer.methods.opd import one_pass
 from opd_trainer.run import Run
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -21,7 +21,6 @@ import torch
 from opd_core.api.types import LearningRateSchedule, Optimizer, Training
 from opd_core.conditioning import Conditioning
 from opd_core.device import is_out_of_memory
-from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.schedule import Schedule
 from opd_core.diffusion.transitions import transitions
 from opd_core.errors import DivergedError, InvalidError, UnavailableError
@@ -199,25 +198,18 @@ def test_the_kl_is_there_whatever_the_objective_where_there_is_noise() -> None:
     schedule = Schedule(np.array([1.0, 0.8, 0.4, 0.0]))
     noisy, mse = transitions(schedule, "DDIM", 0.7), [4.0, 2.0, 1.0]
     assert [step.std > 0 for step in noisy] == [True, True, False]
-    record = task_record(mse, [1.0, 1.0, 1.0], noisy)
+    record = task_record(mse, mse, [1.0, 1.0, 1.0], noisy)
     expected = [step.b**2 / (2 * step.std**2) * error for step, error in zip(noisy[:2], mse, strict=False)]
     assert record.kl_per_step == [*expected, None]
     assert record.kl == pytest.approx(sum(expected))
     assert (record.loss, record.loss_per_step) == (7.0, mse)
 
-    part = task_record(mse, [0.0, 3.0, 0.0], noisy)
+    part = task_record([0.0, 6.0, 0.0], mse, [0.0, 3.0, 0.0], noisy)
     assert part.kl_per_step == [None, expected[1], None]
     assert (part.loss, part.velocity_mse, part.kl) == (6.0, 2.0, expected[1])
 
-    deterministic = task_record(mse, [1.0, 1.0, 1.0], transitions(schedule, "Flow", 0.0))
+    deterministic = task_record(mse, mse, [1.0, 1.0, 1.0], transitions(schedule, "Flow", 0.0))
     assert (deterministic.kl, deterministic.kl_per_step) == (None, [])
-
-
-def test_under_the_objective_kl_the_loss_is_the_kl() -> None:
-    path = transitions(Schedule(np.array([1.0, 0.8, 0.4, 0.0])), "Flow", 0.7)
-    record = task_record([4.0, 2.0, 1.0], step_weights("KL", path), path)
-    assert record.kl_per_step == record.loss_per_step
-    assert record.kl == record.loss
 
 
 TWO_TASKS = replace(

@@ -249,15 +249,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(trainer: Trainer,
     assert not (trainer.folder / "diverged" / "checkpoints").exists()
 
 
-def test_a_reward_nobody_knows_and_prompts_that_are_not_there_are_all_named_before_the_first_round(
+def test_what_nobody_knows_and_prompts_that_are_not_there_are_all_named_before_the_first_round(
     trainer: Trainer,
 ) -> None:
     wrong = {
         "spec.teachers.0.rewards": ["tiny-geneval", "geneval-tyni"],
+        "spec.training.objective.type": "velocity",
         "spec.teachers.2.prompts": {"uri": "pvc://tiny-world/prompts/none.jsonl"},
     }
     code, output = trainer.run("wrong", wrong)
     assert code == ExitCode.INVALID, output
     assert "spec.teachers[0].rewards[1] is geneval-tyni" in output
     assert "spec.teachers[2].prompts.uri" in output
+    assert "spec.training.objective.type is velocity: there is no objective velocity; registered are KL," in output
     assert not trainer.log("wrong")

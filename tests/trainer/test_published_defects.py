@@ -13,7 +13,7 @@ import pytest
 import torch
 from opd_core.api.base import Model
 from opd_core.api.load import SpecError
-from opd_core.diffusion.objectives import step_weights
+from opd_core.api.types import Objective
 from opd_core.diffusion.schedule import Schedule
 from opd_core.diffusion.transitions import transitions
 from opd_core.errors import InvalidError, RefusedError
@@ -23,8 +23,10 @@ from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import World
 from opd_trainer.launch import rank_environments
 from opd_trainer.loop import distil
+from opd_trainer.methods.opd import one_pass, two_passes
+from opd_trainer.methods.rollouts import advance
 from opd_trainer.metrics import Metrics
-from opd_trainer.rollout import advance, one_pass, two_passes
+from opd_trainer.objectives.registry import load_loss
 from opd_trainer.run import Run
 from opd_trainer.setup import build_run
 from pydantic import BaseModel
@@ -97,8 +99,10 @@ def test_a_the_kl_divides_by_the_variance_that_is_sampled(make_run: MakeRun) -> 
     """The published SDE loss leaves out the factor sqrt(-dt) of the standard deviation."""
     run = make_run(SDE)
     zero, batch = torch.zeros(64, 16, 8, 8), scripted(len(run.path), 64, 16, 8, 8)
-    for step, (transition, weight) in enumerate(zip(run.path, run.weights, strict=True)):
-        sampled = float(advance(transition, zero, zero, None, batch, step)[0].std())
+    for match in one_pass(run.path, run.weights, batch, in_flight=0):
+        transition = match.transition
+        sampled = float(advance(transition, zero, zero, None, match.noise)[0].std())
+        weight = float((run.loss(match) / match.error).mean())
         assert weight == pytest.approx(transition.b**2 / (2 * sampled**2), rel=0.02)
 
 
@@ -109,7 +113,7 @@ def test_b_a_step_without_noise_under_the_kl_is_refused_not_clamped(make_spec) -
             make_spec({"spec.training.sampler": sampler, "spec.training.objective": {"type": "KL"}})
     path = transitions(Schedule(torch.tensor([1.0, 0.5, 0.0]).double().numpy()), "Flow", 0.0)
     with pytest.raises(InvalidError, match="no finite value at step 0"):
-        step_weights("KL", path)
+        load_loss(Objective(type="KL"), path)
 
 
 @pytest.mark.parametrize("sampler", [SDE, DPM2], ids=["SDE", "DPM2"])
@@ -131,8 +135,6 @@ def test_c_the_transition_that_is_trained_is_the_one_that_was_sampled(
             if j > 0:
                 mean += t.c * (batch.states[j - 1] - run.path[j - 1].sigma * matches[j - 1].student)
             assert torch.allclose(batch.states[j + 1], mean + t.std * batch.noises[j], atol=1e-6)
-    weights = step_weights(run.training.objective.type, run.path)
-    assert list(run.weights) == list(weights)
     if sampler is DPM2:  # of a step of second order, b is larger than Euler's dt
         assert any(t.c != 0 for t in run.path)
         assert all(t.b < t.sigma_next - t.sigma for t in run.path if t.c != 0)

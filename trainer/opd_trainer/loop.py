@@ -1,26 +1,27 @@
-"""The training loop: Algorithm 1 of DiffusionOPD (arXiv 2605.15055).
+"""The rounds of any method.
 
-A round rolls the student out on prompts of every task, asks each task's teacher about the states it visited, and makes
-one optimiser step on
+A round brings matches of prompts of every task, and makes one optimiser step on
 
-    sum over tasks of share * mean over images of sum over steps of w_step * mean over elements of (v_S - v_T)^2
+    sum over tasks of share * mean over images of sum over steps of weight * loss(match)
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import NamedTuple
 
 import torch
-from opd_core.api.types import Passes
+from opd_core.api.types import Method
 from opd_core.errors import DivergedError
 from torch import Tensor
 
 from opd_trainer.batches import prompts_of
 from opd_trainer.engine import all_reduce, learning_rate
+from opd_trainer.methods import opd, sft
+from opd_trainer.objectives.match import Match
+from opd_trainer.objectives.registry import round_weights
 from opd_trainer.record import PHASES, RoundRecord, largest_term, task_record
-from opd_trainer.rollout import one_pass, two_passes
 from opd_trainer.run import Run
 from opd_trainer.trajectories import Trajectories
 
@@ -47,7 +48,7 @@ def train(
         run.seconds = dict.fromkeys(PHASES, 0.0)
         rate = learning_rate(optimizer, run.training.rounds, round_)
 
-        errors = distil(run, round_)
+        sums = distil(run, round_)
         with run.spent("update"):
             grad_norm = run.engine.step(rate)
             if run.scale is not None and not math.isfinite(grad_norm):
@@ -57,7 +58,7 @@ def train(
                 run.ema.update(round_)
                 skipped = 0
 
-        record, stop = summarise(run, round_, errors, grad_norm, rate, began, stop_requested())
+        record, stop = summarise(run, round_, sums, grad_norm, rate, began, stop_requested())
         record = replace(record, skipped=skipped > 0)
         check_finite(record, {task.name: task.share for task in run.tasks}, optimizer.max_grad_norm)
         if skipped > MOST_SKIPPED:
@@ -70,24 +71,39 @@ def train(
             return
 
 
-def distil(run: Run, round_: int) -> Tensor:
-    """Accumulate the gradient of one round. Returns, per task and step [T, N], the sum of its images' errors."""
-    one = run.training.passes == Passes.ONE
-    rollout = partial(one_pass, in_flight=run.plan.in_flight) if one else two_passes
+class Sums(NamedTuple):
+    """Of one round. `weights` [N]: of every step. By task and step, [T, N] each: what the images' `losses` and their
+    (v_S - v_T)^2, the `errors`, add up to."""
+
+    weights: Sequence[float]
+    losses: Tensor
+    errors: Tensor
+
+
+def distil(run: Run, round_: int) -> Sums:
+    """Accumulate the gradient of one round."""
     look_ahead(run, round_)
-    errors = torch.zeros(len(run.tasks), len(run.path), dtype=torch.float64, device=run.model.device)
-    left = len(run.batches) * sum(weight > 0 for weight in run.weights)
+    weights = round_weights(run.weights, run.training.objective.steps_per_round, run.training.seed, round_)
+    losses, errors = torch.zeros((2, len(run.tasks), len(run.path)), dtype=torch.float64, device=run.model.device)
+    left = len(run.batches) * sum(weight > 0 for weight in weights)
     for rows in run.batches:
         trajectories = Trajectories.of(run, rows, round_)
         batch = trajectories.batch
-        for step, v_student, v_teacher in rollout(run.path, run.weights, trajectories):
+        for match in matches(run, trajectories, weights):
             left -= 1
             with run.spent("update"):
-                error = (v_student - v_teacher).square().flatten(1).mean(1)
-                loss = run.weights[step] * (batch.loss_weights * error).sum()
-                run.engine.backward(loss, last=left == 0)
-                errors[:, step].index_add_(0, batch.task_of_row, error.detach().double())
-    return errors
+                loss = weights[match.step] * run.loss(match)
+                run.engine.backward((batch.loss_weights * loss).sum(), last=left == 0)
+                for sums, values in ((losses, loss), (errors, match.error)):
+                    sums[:, match.step].index_add_(0, batch.task_of_row, values.detach().double())
+    return Sums(weights, losses, errors)
+
+
+def matches(run: Run, trajectories: Trajectories, weights: Sequence[float]) -> Iterator[Match]:
+    """What the spec's method trains on."""
+    if run.training.method == Method.SFT:
+        return sft.matches(run.path, weights, trajectories)
+    return opd.matches(run.path, weights, trajectories, run.training.passes, run.plan.in_flight)
 
 
 def look_ahead(run: Run, round_: int) -> None:
@@ -108,16 +124,20 @@ def look_ahead(run: Run, round_: int) -> None:
 
 
 def summarise(
-    run: Run, round_: int, errors: Tensor, grad_norm: float, rate: float, began: float, stop: bool
+    run: Run, round_: int, sums: Sums, grad_norm: float, rate: float, began: float, stop: bool
 ) -> tuple[RoundRecord, bool]:
     """The round over all ranks, and whether any of them was told to stop."""
     stats = run.teachers.stats
     phases = [run.seconds[phase] for phase in PHASES]
     local = torch.tensor([*phases, time.monotonic() - began, stats.requests, stats.retries, float(stop)])
-    total = all_reduce(torch.cat([errors.flatten(), local.to(errors)]), run.world).cpu()
-    mse = total[: errors.numel()].view(errors.shape) / run.training.images_per_task
-    *seconds, whole, requests, retries, stops = total[errors.numel() :].tolist()
-    tasks = {task.name: task_record(mse[i].tolist(), run.weights, run.path) for i, task in enumerate(run.tasks)}
+    of_images = torch.stack([sums.losses, sums.errors])  # [2, T, N]
+    total = all_reduce(torch.cat([of_images.flatten(), local.to(of_images)]), run.world).cpu()
+    losses, errors = total[: of_images.numel()].view(of_images.shape) / run.training.images_per_task
+    *seconds, whole, requests, retries, stops = total[of_images.numel() :].tolist()
+    tasks = {
+        task.name: task_record(losses[i].tolist(), errors[i].tolist(), sums.weights, run.path)
+        for i, task in enumerate(run.tasks)
+    }
     record = RoundRecord(
         round=round_ + 1,
         seconds=whole / run.world.size,

@@ -1,4 +1,4 @@
-"""What is wrong with a spec's prompts and rewards, found before the first round and not after the last."""
+"""What is wrong with a spec's prompts, rewards and objective, found before the first round and not after the last."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,7 @@ from opd_core.models.outline import read_outline
 from opd_core.models.preflight import Find, attempt, model_notes
 from opd_core.models.tokens import longer_prompts
 
+from opd_trainer.objectives.registry import find_objective
 from opd_trainer.prompt_files import load_prompts
 from opd_trainer.prompts import held_out_prompts, task_prompts
 from opd_trainer.rewards.registry import find_reward
@@ -16,7 +17,7 @@ from opd_trainer.rewards.registry import find_reward
 
 def data_problems(spec: Spec, claims: Path, find: Find) -> list[str]:
     """Each names a field, its value, what is wrong and what to do."""
-    return [*_prompts(spec, claims, find), *_rewards(spec)]
+    return [*_prompts(spec, claims, find), *_rewards(spec), *_objective(spec)]
 
 
 def data_notes(spec: Spec, claims: Path, find: Find) -> list[str]:
@@ -69,3 +70,11 @@ def _rewards(spec: Spec) -> Iterator[str]:
                 find_reward(name)
             except InvalidError as error:
                 yield f"spec.teachers[{i}].rewards[{j}] is {name}: {error}"
+
+
+def _objective(spec: Spec) -> Iterator[str]:
+    name = spec.training.objective.type
+    try:
+        find_objective(name)
+    except InvalidError as error:
+        yield f"spec.training.objective.type is {name}: {error}"

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from opd_core.diffusion.objectives import OBJECTIVES
 from opd_core.diffusion.transitions import Transition
+
+from opd_trainer.objectives.squared import kl_weight
 
 PHASES = ("rollout", "teacher_wait", "update")
 Rewards = Mapping[str, Mapping[str, float]]  # task -> reward -> mean over its validation prompts
@@ -18,7 +19,7 @@ class TaskRecord:
 
     Args:
         loss: the spec's objective. loss_per_step: what each solver step adds to it, 0 for a step that is not trained.
-        velocity_mse: (v_S - v_T)^2, mean over trained steps.
+        velocity_mse: (v_S - v_T)^2, mean over the steps that this round trained.
         kl_per_step: closed-form KL of the student's and the teacher's transition, whatever the objective; None for a
             step without noise or without training, and no entry at all under a deterministic sampler.
     """
@@ -35,16 +36,16 @@ class TaskRecord:
         return sum(known) if known else None
 
 
-def task_record(mse: Sequence[float], weights: Sequence[float], path: Sequence[Transition]) -> TaskRecord:
-    """From the mean squared velocity difference of every step; a step with weight 0 was not looked at."""
-    kl = OBJECTIVES["KL"]
+def task_record(
+    losses: Sequence[float], mse: Sequence[float], weights: Sequence[float], path: Sequence[Transition]
+) -> TaskRecord:
+    """From the mean loss and squared velocity difference of every step; a step with weight 0 was not looked at."""
     trained = [weight > 0 for weight in weights]
-    kl_per_step = [kl(j, step) * mse[j] if trained[j] and step.std > 0 else None for j, step in enumerate(path)]
-    terms = [weight * error for weight, error in zip(weights, mse, strict=True)]
+    kl_per_step = [kl_weight(step) * mse[j] if trained[j] and step.std > 0 else None for j, step in enumerate(path)]
     return TaskRecord(
-        loss=sum(terms),
+        loss=sum(losses),
         velocity_mse=sum(error for error, seen in zip(mse, trained, strict=True) if seen) / sum(trained),
-        loss_per_step=terms,
+        loss_per_step=list(losses),
         kl_per_step=kl_per_step if any(step.std > 0 for step in path) else [],
     )
 

@@ -16,6 +16,7 @@ from opd_trainer.ema import Ema
 from opd_trainer.encoders import PromptCache
 from opd_trainer.engine import Engine, World
 from opd_trainer.memory import Plan
+from opd_trainer.objectives.match import Loss
 from opd_trainer.precision import GradientScale
 from opd_trainer.record import PHASES
 from opd_trainer.validation import Validation
@@ -29,6 +30,7 @@ class Run:
     tasks: Sequence[Task]
     model: Model
     path: Sequence[Transition]
+    loss: Loss
     weights: Sequence[float]
     encode: PromptCache
     negative: Conditioning

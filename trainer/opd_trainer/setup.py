@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from opd_core.api.types import Placement, Precision, Spec, Training
 from opd_core.conditioning import Conditioning
-from opd_core.diffusion.objectives import step_weights
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import AdapterFile, read_adapter_file, read_teacher
@@ -28,6 +27,7 @@ from opd_trainer.ema import Ema
 from opd_trainer.encoders import PromptCache, encoders_on_device
 from opd_trainer.engine import Engine, World, maximum
 from opd_trainer.memory import Footprint, Plan, free_bytes, measure, plan
+from opd_trainer.objectives.registry import load_loss, step_weights
 from opd_trainer.precision import GradientScale
 from opd_trainer.prompts import task_prompts
 from opd_trainer.rewards.registry import load_rewards
@@ -55,7 +55,7 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
         for note in model_notes(spec, model):
             print(f"note: {note}", flush=True)
     path = sampler_path(spec, model)
-    weights = step_weights(training.objective.type, path, training.objective.trained_steps)
+    loss, weights = load_loss(training.objective, path), step_weights(training.objective, len(path))
     encode = cached_encoder(model, spec.model.max_sequence_length)
     with encoders_on_device(model):
         (negative,) = model.encode([""], spec.model.max_sequence_length, negative=True)
@@ -74,6 +74,7 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
         tasks=tasks,
         model=model,
         path=path,
+        loss=loss,
         weights=weights,
         encode=encode,
         negative=negative,

@@ -11,7 +11,7 @@ from string import Formatter
 from typing import Any
 
 from opd_core.api import sentences
-from opd_core.api.rules import PIXEL_MULTIPLE, RESERVED_PATHS, RESOURCES
+from opd_core.api.rules import NEED_NOISE, PIXEL_MULTIPLE, POLICY_GRADIENTS, RESERVED_PATHS, RESOURCES
 from opd_core.api.sentences import Sentence
 
 
@@ -102,9 +102,14 @@ def _divisible(side: str) -> Cel:
 
 
 _STEPS, _LAST = "self.objective.trainedSteps", "self.sampler.steps - 1"
+_WEIGHTS = "self.objective.stepWeights"
+_NEEDS_NOISE = f"(self.objective.type in {list(NEED_NOISE)})"
 _KL_LAST = (
-    "self.objective.type != 'KL' || self.sampler.type != 'SDE' || !(self.sampler.solver in ['DDIM', 'CPS'])"
-    f" || (has({_STEPS}) && !({_LAST} in {_STEPS}))"
+    f"!{_NEEDS_NOISE} || self.sampler.type != 'SDE' || !(self.sampler.solver in ['DDIM', 'CPS'])"
+    f" || (has({_STEPS}) && !({_LAST} in {_STEPS})) || (has({_WEIGHTS}) && {_WEIGHTS}[size({_WEIGHTS}) - 1] == 0.0)"
+)
+_TRAINED = (
+    f"(has({_WEIGHTS}) ? size({_WEIGHTS}.filter(w, w > 0.0)) : has({_STEPS}) ? size({_STEPS}) : self.sampler.steps)"
 )
 _RANKS = "(self.nodes * self.processesPerNode)"
 _PER_RANK = f"(self.imagesPerTask / {_RANKS})"
@@ -286,7 +291,7 @@ RULES = (
     *_samplers("spec.evaluation.sampler"),
     Cel(
         "spec.training",
-        "self.objective.type != 'KL' || self.sampler.type != 'ODE'",
+        f"!{_NEEDS_NOISE} || self.sampler.type != 'ODE'",
         sentences.KL_ODE,
         _quoted("self.objective.type"),
         "objective.type",
@@ -307,6 +312,50 @@ RULES = (
         "objective.trainedSteps",
         {"last": _LAST, "index": _WRONG_STEP},
         "spec.training.objective.trainedSteps[{index}]",
+    ),
+    Cel(
+        "spec.training.objective",
+        "!has(self.trainedSteps) || !has(self.stepWeights)",
+        sentences.STEPS_TWICE,
+        "self.trainedSteps",
+        "stepWeights",
+    ),
+    Cel(
+        "spec.training",
+        f"!has({_WEIGHTS}) || size({_WEIGHTS}) == self.sampler.steps",
+        sentences.STEP_WEIGHTS,
+        f"size({_WEIGHTS})",
+        "objective.stepWeights",
+        {"steps": "self.sampler.steps"},
+    ),
+    Cel(
+        "spec.training.objective",
+        "!has(self.stepWeights) || self.stepWeights.exists(w, w > 0.0)",
+        sentences.NO_STEP_WEIGHT,
+        "0",
+        "stepWeights",
+    ),
+    Cel(
+        "spec.training",
+        f"!has(self.objective.stepsPerRound) || self.objective.stepsPerRound <= {_TRAINED}",
+        sentences.FEW_STEPS,
+        "self.objective.stepsPerRound",
+        "objective.stepsPerRound",
+        {"trained": _TRAINED},
+    ),
+    Cel(
+        "spec.training.objective",
+        f"!self.selfNormalized || !(self.type in {list(POLICY_GRADIENTS)})",
+        sentences.NOT_NORMALIZED,
+        "self.selfNormalized",
+        "selfNormalized",
+    ),
+    Cel(
+        "spec.training",
+        "self.method != 'SFT' || self.sampler.type != 'SDE'",
+        sentences.SFT_SDE,
+        _quoted("self.sampler.type"),
+        "sampler.type",
     ),
     Cel(
         "spec.training",

@@ -6,11 +6,13 @@ from opd_core.api import sentences
 from opd_core.api.affinity import Affinity, LabelExpression, LabelSelector, NodeExpression
 from opd_core.api.pod import EnvVar, Pod, Resources, Toleration, Volume, amount, devices
 from opd_core.api.sentences import Problem, shown
-from opd_core.api.types import LearningRateSchedule, ObjectiveType, SamplerType, Solver, Spec
+from opd_core.api.types import LearningRateSchedule, Method, SamplerType, Solver, Spec
 
 # What every pod has already: its own files, the spec, the claims, what the kernel shows.
 RESERVED_PATHS = ("/tmp", "/dev", "/proc", "/sys", "/etc", "/opt/opd", "/usr", "/mnt/claims", "/var/run/secrets")  # noqa: S108
 RESOURCES = ("cpu", "memory", "ephemeral-storage")  # without a domain in their name
+POLICY_GRADIENTS = ("PPO", "PolicyGradient")
+NEED_NOISE = ("KL", *POLICY_GRADIENTS)  # objectives without a finite value at a step without noise
 _RENOISING = (Solver.DDIM, Solver.CPS)  # they give the last sigma, 0, no noise
 PIXEL_MULTIPLE = 8  # every supported VAE scales by 8 or more; the model's own multiple is checked when it is loaded
 
@@ -61,14 +63,34 @@ def _samplers(spec: Spec) -> Iterator[Problem]:
 def _objective(spec: Spec) -> Iterator[Problem]:
     sampler, objective = spec.training.sampler, spec.training.objective
     path, last = "spec.training.objective", sampler.steps - 1
-    kl, steps = objective.type == ObjectiveType.KL, objective.trained_steps
-    if kl and sampler.type == SamplerType.ODE:
-        yield sentences.KL_ODE.problem(f"{path}.type", objective.type.value)
-    if kl and sampler.type == SamplerType.SDE and sampler.solver in _RENOISING and (steps is None or last in steps):
+    steps, weights = objective.trained_steps, objective.step_weights
+    needs_noise = objective.type in NEED_NOISE
+    if needs_noise and sampler.type == SamplerType.ODE:
+        yield sentences.KL_ODE.problem(f"{path}.type", objective.type)
+    last_is_left_out = (steps is not None and last not in steps) or (weights is not None and weights[-1] == 0)
+    if needs_noise and sampler.type == SamplerType.SDE and sampler.solver in _RENOISING and not last_is_left_out:
         yield sentences.KL_LAST.problem(f"{path}.trainedSteps", steps, last=last)
     for i, step in enumerate(steps or []):
         if step > last:
             yield sentences.NO_STEP.problem(f"{path}.trainedSteps[{i}]", step, last=last)
+    if weights is not None:
+        if steps is not None:
+            yield sentences.STEPS_TWICE.problem(f"{path}.stepWeights", steps)
+        if len(weights) != sampler.steps:
+            yield sentences.STEP_WEIGHTS.problem(f"{path}.stepWeights", len(weights), steps=sampler.steps)
+        if not any(weights):
+            yield sentences.NO_STEP_WEIGHT.problem(f"{path}.stepWeights", 0)
+    trained = sum(w > 0 for w in weights) if weights is not None else sampler.steps if steps is None else len(steps)
+    if objective.steps_per_round is not None and objective.steps_per_round > trained:
+        yield sentences.FEW_STEPS.problem(f"{path}.stepsPerRound", objective.steps_per_round, trained=trained)
+    if objective.self_normalized and objective.type in POLICY_GRADIENTS:
+        yield sentences.NOT_NORMALIZED.problem(f"{path}.selfNormalized", objective.self_normalized)
+
+
+def _method(spec: Spec) -> Iterator[Problem]:
+    training = spec.training
+    if training.method == Method.SFT and training.sampler.type == SamplerType.SDE:
+        yield sentences.SFT_SDE.problem("spec.training.sampler.type", training.sampler.type.value)
 
 
 def _batches(spec: Spec) -> Iterator[Problem]:
@@ -225,6 +247,7 @@ RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
     _resolution,
     _samplers,
     _objective,
+    _method,
     _batches,
     _warmup,
     _gate,

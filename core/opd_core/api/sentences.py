@@ -49,7 +49,7 @@ def shown(value: Any) -> str:
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 OBJECT_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # Services are named after it: no digit first, no dot
 OBJECT_NAME_LENGTH = 40  # names of children are this name and at most 23 characters
-REWARD_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_]+)?$"
+PLUGIN_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_]+)?$"
 MODULE_PATTERN = r"^[A-Za-z0-9_.]+$"
 DIGEST_PATTERN = r"^$|^sha256:[0-9a-f]{64}$"
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -76,7 +76,7 @@ PATTERNS = {
     OPTIONAL_URI_PATTERN: _URI,
     uris.CLAIM_FOLDER: Sentence("not a folder in a claim", "write pvc://claim/folder"),
     NAME_PATTERN: Sentence("not a valid name", "use lower-case letters, digits and -, at most 63"),
-    REWARD_PATTERN: Sentence("not a valid reward", "write a registered name or module:function"),
+    PLUGIN_PATTERN: Sentence("not a plug-in's name", "write a registered name or module:function"),
     MODULE_PATTERN: Sentence("not the name of a layer", "use letters, digits, _ and ., e.g. attn.to_q"),
     DIGEST_PATTERN: Sentence("not a digest", "write sha256: and 64 hexadecimal digits, or leave it empty"),
     VARIABLE_PATTERN: Sentence("not the name of a variable", "use letters, digits and _, no digit first"),
@@ -106,14 +106,22 @@ SDE_NO_NOISE = Sentence("an SDE needs noise", "write 0.7 (the paper's), or type:
 DPM2_SDE = Sentence("DPM2 is deterministic", "write Flow, Dance, DDIM or CPS, or type: ODE")
 TOO_NOISY = Sentence("DDIM and CPS cannot add more noise than there is", "write at most 1")
 KL_ODE = Sentence(
-    "the KL has no finite value on a deterministic sampler",
+    "KL and policy gradients have no finite value on a deterministic sampler",
     "write objective.type: MeanMatching, or sampler.type: SDE with noiseLevel: 0.7",
 )
 KL_LAST = Sentence(
-    "DDIM and CPS take their last step without noise, where the KL is infinite",
+    "DDIM and CPS take their last step without noise, where KL and policy gradients have no finite value",
     "leave step {last} out of trainedSteps, or write objective.type: MeanMatching",
 )
 NO_STEP = Sentence("no such step", "write 0 to {last}")
+STEPS_TWICE = Sentence("both trainedSteps and stepWeights say which steps are trained", "write one of them")
+STEP_WEIGHTS = Sentence("another number of weights than the {steps} solver steps", "write {steps} numbers")
+NO_STEP_WEIGHT = Sentence("no step has a larger weight", "give at least one step a weight above 0")
+FEW_STEPS = Sentence("more than the {trained} trained steps", "write 1 to {trained}, or leave it out")
+NOT_NORMALIZED = Sentence(
+    "a policy gradient has no self-normalised form", "write selfNormalized: false, or objective.type: KL"
+)
+SFT_SDE = Sentence("SFT learns from images that its teachers sample without noise", "write sampler.type: ODE")
 RANKS = Sentence("not divisible by the {ranks} ranks (nodes x processesPerNode)", "write a multiple of {ranks}")
 MICRO_BATCH = Sentence(
     "does not divide the {images} images per task of a rank", "write a divisor of {images}, or leave it out"

@@ -24,7 +24,8 @@ Digest = Annotated[str, Field(max_length=71, pattern=sentences.DIGEST_PATTERN)]
 # A task's name becomes part of object names and label values.
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=sentences.NAME_PATTERN)]
 ObjectName = Annotated[str, Field(max_length=sentences.OBJECT_NAME_LENGTH, pattern=sentences.OBJECT_NAME_PATTERN)]
-RewardName = Annotated[str, Field(min_length=1, max_length=128, pattern=sentences.REWARD_PATTERN)]
+# Of what other packages may bring: rewards, objectives.
+PluginName = Annotated[str, Field(min_length=1, max_length=128, pattern=sentences.PLUGIN_PATTERN)]
 Guidance = Annotated[float, Field(ge=0, le=50)]
 Percent = Annotated[int, Field(ge=1, le=100)]
 
@@ -48,10 +49,9 @@ class Solver(StrEnum):
     DPM2 = "DPM2"
 
 
-class ObjectiveType(StrEnum):
-    KL = "KL"
-    MEAN_MATCHING = "MeanMatching"
-    VELOCITY = "Velocity"
+class Method(StrEnum):
+    OPD = "OPD"
+    SFT = "SFT"
 
 
 class Passes(StrEnum):
@@ -160,7 +160,7 @@ class Teacher(Model):
         default=1.0, ge=0, le=1000, description="Share of this task in the loss, relative to the others."
     )
     prompts: Prompts = Field(description="The task's prompts.")
-    rewards: list[RewardName] = Field(
+    rewards: list[PluginName] = Field(
         min_length=1, max_length=16, description="Rewards of this task: registered names or module:function."
     )
 
@@ -199,12 +199,30 @@ class EvaluationSampler(Sampler):
 
 
 class Objective(Model):
-    type: ObjectiveType = Field(
-        default=ObjectiveType.MEAN_MATCHING,
-        description="MeanMatching: paper Eq. 12. KL: closed form on an SDE, Eq. 11. Velocity: equal step weights.",
+    type: PluginName = Field(
+        default="MeanMatching",
+        description="MeanMatching: paper Eq. 12. KL: closed form on an SDE, Eq. 11. Velocity, X0: distance of "
+        "velocities, of clean images. PPO: Eq. 21. PolicyGradient: the KL from sampled actions. Or another registered "
+        "name, or module:function.",
+    )
+    self_normalized: bool = Field(
+        default=False, description="Divide every image's loss by its mean absolute distance; of squared distances."
     )
     trained_steps: Annotated[list[Annotated[int, Field(ge=0, le=999)]], Field(min_length=1, max_length=1000)] | None = (
         Field(default=None, description="Indices of the solver steps in the loss; absent: all of them.")
+    )
+    step_weights: (
+        Annotated[list[Annotated[float, Field(ge=0, le=1e6)]], Field(min_length=1, max_length=1000)] | None
+    ) = Field(
+        default=None,
+        description="What every solver step's loss is multiplied by, one number a step, 0 to leave it out; absent: 1.",
+    )
+    steps_per_round: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Trained steps of a round, drawn for it and weighted for the rest; absent: all. 1: one teacher "
+        "query per trajectory.",
     )
 
 
@@ -258,11 +276,15 @@ class Training(Model):
         default=4.5,
         description="Guidance of the student, as the model's family has it; of Stable Diffusion 3, 1 is off.",
     )
+    method: Method = Field(
+        default=Method.OPD,
+        description="OPD: match the teachers along the student's own trajectories. SFT: learn the teachers' images.",
+    )
     sampler: Sampler = Field(default_factory=Sampler, description="How the student rolls out its trajectory.")
     objective: Objective = Field(default_factory=Objective, description="What is minimised along the trajectory.")
     passes: Passes = Field(
         default=Passes.ONE,
-        description="One: the rollout's own graph is trained. Two: roll out first, then train. Equal gradients.",
+        description="One: OPD trains the rollout's own graph. Two: it rolls out first, then trains. Equal gradients.",
     )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW.")
     ema: Ema = Field(default_factory=Ema, description="Averaged weights: what is evaluated and served.")
@@ -289,7 +311,7 @@ class GateRule(Model):
     that it is below beyond chance."""
 
     task: Name = Field(description="A task of this object.")
-    reward: RewardName = Field(description="One of this task's rewards.")
+    reward: PluginName = Field(description="One of this task's rewards.")
     at_least: float | None = Field(default=None, description="Smallest mean reward that passes.")
     of_teacher: float | None = Field(
         default=None, ge=-10, le=10, description="Smallest share of the teacher's gain over the base that passes."

@@ -1,18 +1,15 @@
-"""Finds a reward by name (entry point) or by `module:function`, and checks what it answers."""
+"""Finds a reward by name, and checks what it answers."""
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from opd_core.api.types import Spec
-from opd_core.errors import InvalidError, RefusedError
+from opd_core.errors import RefusedError
 from torch import Tensor
 
+from opd_trainer.plugins import find_plugin
 from opd_trainer.rewards.packages import need, needed_by
-
-GROUP = "diffusion_opd.rewards"
 
 # images [N, 3, H, W] float32 in 0..1, N prompts, N mappings with the rest of each prompt's line -> [N] float32
 RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
@@ -57,31 +54,7 @@ def find_reward(name: str) -> Callable[[torch.device], RewardFn]:
     Raises:
         InvalidError: unknown, or a package of it cannot be imported.
     """
-    factory = _imported(name) if ":" in name else _registered(name)
+    factory: Callable[[torch.device], RewardFn] = find_plugin("reward", name)
     for module, package in needed_by(factory):
         need(module, package, name)
-    return factory
-
-
-def _imported(name: str) -> Callable[[torch.device], RewardFn]:
-    module, _, attribute = name.partition(":")
-    try:
-        factory: Callable[[torch.device], RewardFn] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InvalidError(f"reward {name} cannot be imported: {error}; install its package beside this one") from error
-    return factory
-
-
-def _registered(name: str) -> Callable[[torch.device], RewardFn]:
-    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in registered:
-        known = ", ".join(sorted(registered)) or "none"
-        raise InvalidError(
-            f"there is no reward {name}; registered are {known}. Install the package that brings it (entry-point group "
-            f"{GROUP}), or write module:function"
-        )
-    try:
-        factory: Callable[[torch.device], RewardFn] = registered[name].load()
-    except ImportError as error:
-        raise InvalidError(f"reward {name} needs a package that is missing: {error}") from error
     return factory

@@ -1,0 +1,82 @@
+"""On-policy distillation: the student's own trajectory, matched step by step with what the teachers say about the
+states it visits (DiffusionOPD, arXiv 2605.15055, Algorithm 1).
+
+Both orders yield the same matches in the same sequence, so the gradients they lead to are equal. `one_pass` trains the
+graph that the rollout itself built: the policy does not change within a round, so a second student forward would
+compute the same numbers again.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from opd_core.api.types import Passes
+from opd_core.diffusion.transitions import Transition
+from torch import Tensor
+
+from opd_trainer.methods.rollouts import Answer, Rollouts, advance
+from opd_trainer.objectives.match import Match
+
+
+def matches(
+    path: Sequence[Transition], weights: Sequence[float], batch: Rollouts, passes: Passes, in_flight: int
+) -> Iterator[Match]:
+    """What a student learns from B of its own trajectories.
+
+    Args:
+        path: the sampler's transitions. weights: of each step in the loss; a step with weight 0 is neither asked about
+            nor kept, and nothing is computed after the last one with a weight. in_flight: steps that may wait for their
+            teachers while the next is computed; one more graph than that is alive at most.
+    """
+    return one_pass(path, weights, batch, in_flight) if passes == Passes.ONE else two_passes(path, weights, batch)
+
+
+class _Visited(NamedTuple):
+    step: int
+    x: Tensor
+    noise: Tensor | None
+    answer: Answer
+
+
+def one_pass(path: Sequence[Transition], weights: Sequence[float], batch: Rollouts, in_flight: int) -> Iterator[Match]:
+    """Yield while rolling out: the teacher answers step j while the student computes the next ones."""
+    x, before = batch.start(), None  # `before`: the x0 of the step before
+    waiting: deque[tuple[_Visited, Tensor]] = deque()
+    for j in range(_trained_length(weights)):
+        trained = weights[j] > 0
+        if trained:
+            answer = batch.teachers(x, j)
+        with torch.set_grad_enabled(trained):
+            velocity = batch.student(x, j)
+        noise = batch.noise(j) if path[j].std > 0 else None
+        if trained:
+            waiting.append((_Visited(j, x, noise, answer), velocity))
+        x, before = advance(path[j], x, velocity.detach(), before, noise)
+        while len(waiting) > in_flight or (waiting and waiting[0][0].answer.done()):
+            yield _matched(path, *waiting.popleft())
+    while waiting:
+        yield _matched(path, *waiting.popleft())
+
+
+def two_passes(path: Sequence[Transition], weights: Sequence[float], batch: Rollouts) -> Iterator[Match]:
+    """Roll out without a graph, then run the student again on every state: the order of the paper's Algorithm 1."""
+    x, before = batch.start(), None  # `before`: the x0 of the step before
+    visited: list[_Visited] = []
+    for j in range(_trained_length(weights)):
+        noise = batch.noise(j) if path[j].std > 0 else None
+        if weights[j] > 0:
+            visited.append(_Visited(j, x, noise, batch.teachers(x, j)))
+        with torch.no_grad():
+            x, before = advance(path[j], x, batch.student(x, j), before, noise)
+    for seen in visited:
+        yield _matched(path, seen, batch.student(seen.x, seen.step))
+
+
+def _trained_length(weights: Sequence[float]) -> int:
+    return max((j + 1 for j, weight in enumerate(weights) if weight > 0), default=0)
+
+
+def _matched(path: Sequence[Transition], seen: _Visited, velocity: Tensor) -> Match:
+    target = seen.answer.result().to(velocity.device, non_blocking=True)
+    return Match(seen.step, path[seen.step], seen.x, seen.noise, velocity, target)

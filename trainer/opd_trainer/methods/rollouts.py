@@ -1,0 +1,37 @@
+"""What a method sees of a batch, and the step that every rollout makes."""
+
+from typing import Protocol
+
+from opd_core.diffusion.transitions import Transition
+from torch import Tensor
+
+
+class Answer(Protocol):
+    """A teacher's velocity [B, C, H, W] that may still be on its way."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> Tensor: ...
+
+
+class Rollouts(Protocol):
+    """B trajectories: where they start, what a stochastic sampler adds, and who is asked on the way.
+
+    States, noise and velocities are [B, C, H, W] float32.
+    """
+
+    def start(self) -> Tensor: ...
+
+    def noise(self, step: int) -> Tensor: ...
+
+    def student(self, x: Tensor, step: int) -> Tensor: ...
+
+    def teachers(self, x: Tensor, step: int) -> Answer: ...
+
+
+def advance(
+    step: Transition, x: Tensor, velocity: Tensor, before: Tensor | None, noise: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The next state, mean + std e, and the x0 that this step pointed at, for the next step's `before`."""
+    mean = step.mean(x, velocity, before)
+    return mean if noise is None else mean + step.std * noise, step.clean(x, velocity)

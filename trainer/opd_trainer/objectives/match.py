@@ -1,0 +1,48 @@
+"""What a loss is a function of, and what an objective is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from opd_core.diffusion.transitions import Transition
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """What student and target answer at one state of B trajectories. Tensors are [B, ...] float32.
+
+    Args:
+        step: index of the solver step. transition: what that step is. x: the state.
+        noise: standard normal, what the rollout added to the student's mean; None at a step without noise.
+        student: the student's velocity, with its graph. target: the velocity to learn, the teacher's in OPD.
+    """
+
+    step: int
+    transition: Transition
+    x: Tensor
+    noise: Tensor | None
+    student: Tensor
+    target: Tensor
+
+    @cached_property
+    def error(self) -> Tensor:
+        """(v_S - v_T)^2, mean over elements, [B]."""
+        return (self.student - self.target).square().flatten(1).mean(1)
+
+
+Loss = Callable[[Match], Tensor]  # [B], one number per image
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with what it asks of a spec.
+
+    Args:
+        loss: what is minimised. normalized: its self-normalised form, None where it has none.
+        needs_noise: it has no meaning at a step that is taken without noise.
+    """
+
+    loss: Loss
+    normalized: Loss | None = None
+    needs_noise: bool = False
