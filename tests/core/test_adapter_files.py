@@ -11,7 +11,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
-from opd_core.models.adapter_file import check_fit, read_adapter_file, read_teacher
+from opd_core.models.adapter_file import read_adapter_file, read_teacher
+from opd_core.models.adapter_layers import fit
 from opd_core.models.adapters import load_adapter, use_adapter
 from opd_core.models.fingerprint import adapter_fingerprint
 from opd_core.models.outline import linear_layers
@@ -237,7 +238,7 @@ def test_odd_configurations_are_refused_by_the_name_of_the_field(tiny_base, trai
     _, folder = trained()
     configured(folder, **fields)
     with pytest.raises(InvalidError, match=message):
-        check_fit(read_adapter_file(folder), linear_layers(tiny_base))
+        fit(read_adapter_file(folder), linear_layers(tiny_base))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_a_regular_expression_for_targets_is_never_run(tiny_base, trained, targe
     _, folder = trained()
     configured(folder, target_modules=targets, exclude_modules=targets)
     began = time.process_time()
-    check_fit(read_adapter_file(folder), linear_layers(tiny_base))
+    fit(read_adapter_file(folder), linear_layers(tiny_base))
     assert time.process_time() - began < 5  # ([a-z_0-9.]+)+! took minutes
 
 
@@ -275,11 +276,13 @@ def renamed(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], dict[str,
 
 FOREIGN = {
     "text encoders": (with_text_encoders, r"also changes the text encoders \(3 of \d+ .*train without --train_text_encoder"),
-    "kohya": (renamed("transformer.", "lora_unet_"), "is kohya's format"),
     "LoKr": (renamed(".lora_A.weight", ".lokr_w1"), "is a LoKr adapter"),
     "LoHa": (renamed(".lora_A.weight", ".hada_w1_a"), "is a LoHa adapter"),
     "DoRA": (renamed(".lora_A.weight", ".lora_magnitude_vector"), "is a DoRA"),
-    "Stability's names": (renamed("transformer_blocks", "joint_blocks"), "layer names of Stability's own code"),
+    "whole differences": (
+        lambda state: {**renamed("a", "a")(state), "transformer.x.diff_b": torch.ones(4)}, "with whole differences",
+    ),
+    "XLabs": (renamed(".attn.", ".processor."), "is a LoRA in XLabs' format"),
     "biases": (renamed(".lora_B.weight", ".lora_B.bias"), "is a LoRA with biases"),
     "two adapters": (renamed("0.attn.to_q.lora_A.weight", "0.attn.to_q.lora_A.x.weight"), "holds adapters None, x"),
     "a whole model": (renamed(".lora_A.weight", ".weight"), "is not a LoRA of a transformer: it holds transformer"),

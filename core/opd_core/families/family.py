@@ -121,6 +121,8 @@ class Family:
         targets: linear layers that a LoRA changes where nobody says otherwise, by the ends of their names.
         windows: how much of a prompt the text encoders see.
         encode_negative: of a negative prompt, where the pipeline encodes it in another way.
+        convert_lora: a LoRA's tensors by key with the authors' own names of layers -> by diffusers' key, where the
+            pipeline's `lora_state_dict` does not know them.
     """
 
     pipeline: str
@@ -132,3 +134,4 @@ class Family:
     targets: Sequence[str]
     windows: Sequence[TextWindow] = ()
     encode_negative: "Callable[[Any, str, int, torch.device], Mapping[str, Tensor]] | None" = None
+    convert_lora: "Callable[[dict[str, Tensor]], dict[str, Tensor]] | None" = None

@@ -20,6 +20,15 @@ def family_of(path: Path) -> Family:
     return find_family(str(read_json(path / "model_index.json").get("_class_name")), str(path))
 
 
+def families() -> list[Family]:
+    """All that somebody has registered, in the order of their pipelines' names.
+
+    Raises:
+        InvalidError: one cannot be imported.
+    """
+    return [find_family(name, GROUP) for name in sorted({entry.name for entry in entry_points(group=GROUP)})]
+
+
 @cache
 def find_family(pipeline: str, source: str) -> Family:
     """The family whose models have this pipeline; `source` is where the name stands.

@@ -3,6 +3,7 @@
 Latents enter as they are, time as 1000 sigma; two CLIP encoders and T5 give tokens and one pooled vector.
 """
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,54 @@ def schedule(config: Mapping[str, Any], steps: int, tokens: int) -> "Schedule":
     return schedule_from_config(config, steps, mu=linear_mu(config, tokens))
 
 
+# Layers as Stability's own code names them (sd-scripts, ComfyUI), q, k and v in one: `{0}` is the block's number.
+_JOINT, _BLOCK = "joint_blocks.{0}", "transformer_blocks.{0}"
+_LAYERS = {
+    f"{_JOINT}.x_block.attn.qkv": [f"{_BLOCK}.attn.to_{part}" for part in "qkv"],
+    f"{_JOINT}.x_block.attn2.qkv": [f"{_BLOCK}.attn2.to_{part}" for part in "qkv"],
+    f"{_JOINT}.context_block.attn.qkv": [f"{_BLOCK}.attn.add_{part}_proj" for part in "qkv"],
+    f"{_JOINT}.x_block.attn.proj": [f"{_BLOCK}.attn.to_out.0"],
+    f"{_JOINT}.x_block.attn2.proj": [f"{_BLOCK}.attn2.to_out.0"],
+    f"{_JOINT}.context_block.attn.proj": [f"{_BLOCK}.attn.to_add_out"],
+    f"{_JOINT}.x_block.mlp.fc1": [f"{_BLOCK}.ff.net.0.proj"],
+    f"{_JOINT}.x_block.mlp.fc2": [f"{_BLOCK}.ff.net.2"],
+    f"{_JOINT}.context_block.mlp.fc1": [f"{_BLOCK}.ff_context.net.0.proj"],
+    f"{_JOINT}.context_block.mlp.fc2": [f"{_BLOCK}.ff_context.net.2"],
+    f"{_JOINT}.x_block.adaLN_modulation.1": [f"{_BLOCK}.norm1.linear"],
+    f"{_JOINT}.context_block.adaLN_modulation.1": [f"{_BLOCK}.norm1_context.linear"],
+    "t_embedder.mlp.0": ["time_text_embed.timestep_embedder.linear_1"],
+    "t_embedder.mlp.2": ["time_text_embed.timestep_embedder.linear_2"],
+    "y_embedder.mlp.0": ["time_text_embed.text_embedder.linear_1"],
+    "y_embedder.mlp.2": ["time_text_embed.text_embedder.linear_2"],
+    "context_embedder": ["context_embedder"],
+    "final_layer.adaLN_modulation.1": ["norm_out.linear"],
+    "final_layer.linear": ["proj_out"],
+}
+_OF_BLOCK = re.compile(r"(joint_blocks[._])(\d+)(?=[._])")
+
+
+def convert_lora(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """diffusers has no such conversion of LoRAs; this is its conversion of whole checkpoints, layer by layer
+    (convert_sd3_transformer_checkpoint_to_diffusers)."""
+    import torch
+
+    known = {name.replace("{0}", "#").replace(".", "_"): layers for name, layers in _LAYERS.items()}
+    found: dict[str, Tensor] = {}
+    for key in state:
+        if not key.endswith(".lora_A.weight"):
+            continue
+        name = key.removeprefix("lora_unet_").removeprefix("diffusion_model.").removesuffix(".lora_A.weight")
+        block = _OF_BLOCK.search(name)
+        layers = known.get(_OF_BLOCK.sub(r"\1#", name).replace(".", "_"), ())
+        a, b = state[key], state[key.replace(".lora_A.", ".lora_B.")]
+        if layers and "adaLN" in name and len(b) == 2 * a.shape[1]:  # scale before shift in diffusers
+            b = torch.cat(b.chunk(2)[::-1])
+        for layer, rows in zip(layers, b.chunk(len(layers) or 1), strict=bool(layers)):
+            target = f"transformer.{layer.format(block[2] if block else '')}"
+            found |= {f"{target}.lora_A.weight": a, f"{target}.lora_B.weight": rows}
+    return found
+
+
 SD3 = Family(
     pipeline="StableDiffusion3Pipeline",
     outline=outline,
@@ -76,6 +125,7 @@ SD3 = Family(
     decode=decode_shifted,
     schedule=schedule,
     targets=JOINT_ATTENTION,
+    convert_lora=convert_lora,
     windows=(
         TextWindow("CLIP", ("tokenizer", "tokenizer_2"), own_limit=True),
         TextWindow("T5", ("tokenizer_3",)),

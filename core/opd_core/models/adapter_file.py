@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from opd_core.artifacts import WEIGHTS
@@ -28,6 +28,7 @@ class AdapterFile:
         rslora: the scale is alpha / sqrt(r) instead.
         targets: ends of the names of all layers that it changes; None where only the tensors say.
         stated: alpha as its user stated it, where the file has none.
+        rows: by PEFT's key, (first, behind) of those of the file's matrix that are B, where it holds several layers'.
     """
 
     file: Path
@@ -37,6 +38,7 @@ class AdapterFile:
     rslora: bool = False
     targets: Sequence[str] | None = None
     stated: float | None = None
+    rows: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[str]:
@@ -45,6 +47,9 @@ class AdapterFile:
 
     def rank(self, layer: str) -> int:
         return self.shapes[f"{layer}.lora_A.weight"][0]
+
+    def outputs(self, layer: str) -> int:
+        return self.shapes[f"{layer}.lora_B.weight"][0]
 
     def scale(self, layer: str) -> float:
         """What the product of the layer's two matrices is multiplied by."""

@@ -9,18 +9,15 @@ from opd_core.errors import InvalidError
 
 PREFIX = "transformer."  # of a transformer's layers in diffusers' format, whatever the family
 PREFIXES = (PREFIX, "base_model.model.", "diffusion_model.", "")  # diffusers', PEFT's, ComfyUI's, none
-_TEXT = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "lora_te")
+_TEXT = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoders.", "lora_te")
 _PAIR = re.compile(
-    r"(?P<layer>[^\s]+?)\.lora(?P<side>_A|_B|_down|_up|\.down|\.up)(?:\.(?P<adapter>[^.\s]+))?\.weight"
+    r"(?P<layer>[\w.-]+?)\.lora(?P<side>_A|_B|_down|_up|\.down|\.up)(?:\.(?P<adapter>[^.\s]+))?\.weight"
 )  # `adapter` where PEFT's state was saved without save_pretrained: lora_A.default.weight
 _SIDES = {"_A": "A", "_down": "A", ".down": "A", "_B": "B", "_up": "B", ".up": "B"}
 _ALPHA = ".alpha"
 _LONGEST = 512  # of a name
 # What stands in a key, and what the file then is.
 _FORMATS = {
-    "lora_unet_": "kohya's format (sd-scripts); convert it to diffusers' names",
-    "lora_transformer_": "kohya's format (sd-scripts, OneTrainer); convert it to diffusers' names",
-    "lycoris_": "a LyCORIS adapter; train a plain LoRA",
     "lokr_": "a LoKr adapter; train a plain LoRA",
     "hada_": "a LoHa adapter; train a plain LoRA",
     "oft_": "an OFT adapter; train a plain LoRA",
@@ -30,7 +27,8 @@ _FORMATS = {
     "lora_embedding_": "a LoRA of embeddings; train a LoRA of linear layers",
     "lora_A.bias": "a LoRA with biases (lora_bias); train one without",
     "lora_B.bias": "a LoRA with biases (lora_bias); train one without",
-    "joint_blocks.": "a LoRA with the layer names of Stability's own code (ComfyUI); convert it to diffusers' names",
+    ".diff": "a LoRA with whole differences of weights or biases (.diff, .diff_b); train one without",
+    ".processor.": "a LoRA in XLabs' format, which no longer is written; train a plain LoRA",
     "to_q_lora.": "diffusers' format of attention processors; save it again with PEFT's names",
 }
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
-from opd_core.models.adapter_file import METADATA, AdapterFile, check_fit, matches, unknown_targets
+from opd_core.models.adapter_file import METADATA, AdapterFile, matches, unknown_targets
 from opd_core.models.adapter_keys import PREFIX
+from opd_core.models.adapter_layers import fit
 from opd_core.models.headers import sort_metadata
 
 with without_collection():
@@ -33,7 +35,7 @@ def load_adapter(transformer: nn.Module, adapter: AdapterFile, name: str) -> Lor
         InvalidError: a target or a shape that does not fit the transformer, or numbers that are not finite. The
             transformer is unchanged then.
     """
-    check_fit(adapter, _linear_layers(transformer))
+    adapter = fit(adapter, _linear_layers(transformer))
     state = read_adapter(adapter)
     ranks = {layer: adapter.rank(layer) for layer in adapter.layers}
     config = lora_config(ranks, adapter.alphas, rslora=adapter.rslora)
@@ -83,7 +85,7 @@ def start_adapter(transformer: nn.Module, start: AdapterFile, name: str = "stude
     Raises:
         InvalidError: `start` does not fit the transformer, or holds numbers that are not finite.
     """
-    check_fit(start, _linear_layers(transformer))
+    start = fit(start, _linear_layers(transformer))
     config: LoraConfig = transformer.peft_config[name]  # type: ignore[index]
     state = read_adapter(start)
     for layer in start.layers:  # the ratio is not one where `start` is scaled by the root of its rank
@@ -170,11 +172,17 @@ def read_adapter(adapter: AdapterFile) -> dict[str, Tensor]:
         InvalidError: NaN or infinity among them.
     """
     with safe_open(adapter.file, framework="pt") as opened:
-        state = {key: opened.get_tensor(stored) for key, stored in adapter.keys.items()}
+        state = {key: _rows(opened, stored, adapter.rows.get(key)) for key, stored in adapter.keys.items()}
     bad = next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
     if bad is not None:
         raise InvalidError(f"{adapter.file} holds NaN or infinite numbers in {bad}; train or copy the adapter again")
     return state
+
+
+def _rows(opened: Any, stored: str, rows: Sequence[tuple[int, int]] | None) -> Tensor:
+    whole = opened.get_slice(stored)
+    value = torch.cat([whole[first:behind] for first, behind in rows]) if rows else whole[:]
+    return value.float() if value.itemsize == 1 else value  # PyTorch does not compute with eight bits
 
 
 def _linear_layers(transformer: nn.Module) -> dict[str, tuple[int, int]]:

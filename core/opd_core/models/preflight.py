@@ -14,13 +14,13 @@ from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
 from opd_core.models.adapter_file import (
     AdapterFile,
-    check_fit,
     matches,
     missed_blocks,
     read_adapter_file,
     read_teacher,
     unknown_targets,
 )
+from opd_core.models.adapter_layers import fit
 from opd_core.models.outline import linear_layers, read_outline
 
 _T = TypeVar("_T")
@@ -61,7 +61,7 @@ def student_problems(spec: Spec, find: Find) -> list[str]:
     ]
     if spec.student.init_from:
         path = "spec.student.initFrom"
-        start = attempt(path, spec.student.init_from, find, lambda place: _fit(read_adapter_file(place), linear), found)
+        start = attempt(path, spec.student.init_from, find, lambda place: _start(place, linear), found)
         found += start_problems(adapter, start, outline.family.targets) if start and outline else []
     return found
 
@@ -134,7 +134,15 @@ def _teacher(place: Path, alpha: float | None, linear: Linear | None) -> Adapter
     return _fit(read_teacher(place, alpha), linear)
 
 
-def _fit(adapter: AdapterFile, linear: Linear | None) -> AdapterFile:
-    if linear is not None:
-        check_fit(adapter, linear)
+def _start(place: Path, linear: Linear | None) -> AdapterFile:
+    adapter = read_adapter_file(place)
+    if _fit(adapter, linear) is not adapter:
+        raise InvalidError(
+            f"{adapter.file} has other names of layers than diffusers, e.g. {adapter.layers[0]}; a student starts from "
+            "one in diffusers' names"
+        )
     return adapter
+
+
+def _fit(adapter: AdapterFile, linear: Linear | None) -> AdapterFile:
+    return adapter if linear is None else fit(adapter, linear)
