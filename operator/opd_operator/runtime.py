@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import kopf
+from opd_core.pages import serve
+from opd_core.ports import EVERYWHERE, listen
 
 from opd_operator.cache import Cache, Key
 from opd_operator.kube import Kube, connect
 from opd_operator.leader import lead
 from opd_operator.metrics import Metrics
 from opd_operator.peers import Peers
-from opd_operator.probes import metrics_pages, probe_pages, serve
+from opd_operator.probes import metrics_pages, probe_pages
 from opd_operator.queue import WorkQueue, work
 from opd_operator.reconcile import Reconciler
 from opd_operator.settings import Settings
@@ -41,7 +43,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             (settings.metrics_port, metrics_pages(metrics.registry)),
             (settings.probe_port, probe_pages(ready=ready, busy=lambda: queue.busy_seconds)),
         ):
-            stack.callback((await serve(port, pages)).close)
+            stack.callback((await serve(listen(EVERYWHERE, port), pages)).close)
         kube, peers = Kube(client, metrics.api), Peers()
         reconciler = Reconciler(kube, cache, queue, metrics, settings, peers)
 

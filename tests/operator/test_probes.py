@@ -1,4 +1,4 @@
-"""The operator's own ports: they answer on both stacks, whoever asks how, and a page of metrics is made once for all."""
+"""The operator's own ports: they answer on both stacks, and a page of metrics is made once for all."""
 
 import asyncio
 import socket
@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 
 import pytest
-from opd_operator import peers, probes
-from opd_operator.probes import Pages, metrics_pages, probe_pages, serve
+from opd_core.pages import Pages, serve
+from opd_core.ports import EVERYWHERE, listen
+from opd_operator import peers
+from opd_operator.probes import metrics_pages, probe_pages
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -29,7 +31,7 @@ def healthy() -> Pages:
 
 def served(pages: Pages, port: int, play: Callable[[], Awaitable[None]]) -> None:
     async def run() -> None:
-        with closing(await serve(port, pages)):
+        with closing(await serve(listen(EVERYWHERE, port), pages)):
             async with asyncio.timeout(20):
                 await play()
 
@@ -72,34 +74,6 @@ def test_a_long_queue_is_no_reason_to_start_anew_and_a_stuck_worker_is(free_port
         assert b" 503 " in await status(port, b"GET /livez HTTP/1.1\r\n\r\n")
 
     served(pages, port, play)
-
-
-@pytest.mark.parametrize(
-    ("question", "answer"),
-    [
-        (b"GET /elsewhere HTTP/1.1\r\n\r\n", b" 404 "), (b"POST /livez HTTP/1.1\r\n\r\n", b" 405 "),
-        (b"HEAD /livez HTTP/1.1\r\n\r\n", b" 200 "), (b"\r\n\r\n", b" 405 "), (b"GET\r\n\r\n", b" 405 "),
-        (b"GET \xff\x00 HTTP\r\n\r\n", b" 404 "), (b"x" * 100_000 + b"\r\n\r\n", b""),
-    ],
-)  # fmt: skip
-def test_an_odd_question_is_its_own_trouble(question: bytes, answer: bytes, free_port: Callable[[], int]) -> None:
-    port = free_port()
-
-    async def play() -> None:
-        assert answer in await status(port, question)
-        assert await peers.fetch("127.0.0.1", port, "/livez")
-
-    served(healthy(), port, play)
-
-
-def test_a_client_that_says_nothing_is_let_go(free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "_SECONDS", 0.2)
-    port = free_port()
-
-    async def play() -> None:
-        assert await status(port, b"GET /livez") == b""
-
-    served(healthy(), port, play)
 
 
 def test_scrapers_share_a_page_for_some_seconds(free_port: Callable[[], int]) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -141,8 +143,10 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_the_port_serves_metrics_progress_and_health(free_port: Callable[[], int]) -> None:
-    metrics, port = Metrics(["ocr"], 10), free_port()
-    server = serve(metrics, "127.0.0.1", port)
+    """Whatever else hangs on it."""
+    metrics, port, threads = Metrics(["ocr"], 10), free_port(), threading.active_count()
+    end = serve(metrics, "127.0.0.1", port)
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
     try:
         metrics.resumed(0)
         metrics.finish_round(RECORD)
@@ -158,6 +162,7 @@ def test_the_port_serves_metrics_progress_and_health(free_port: Callable[[], int
             for family in text_string_to_metric_families(get("/metrics"))
             for sample in family.samples
         }
+        assert threading.active_count() == threads + 1
         assert samples["opd_train_loss", "ocr"] == 0.5
         assert samples["opd_train_step_loss", "1", "ocr"] == 0.3
         assert samples["opd_train_kl", "ocr"] == samples["opd_train_step_kl", "0", "ocr"] == 0.04
@@ -180,8 +185,9 @@ def test_the_port_serves_metrics_progress_and_health(free_port: Callable[[], int
         with pytest.raises(UnavailableError, match=str(port)):
             serve(metrics, "127.0.0.1", port)
     finally:
-        server.shutdown()
-        server.server_close()
+        end()
+        for each in silent:
+            each.close()
 
 
 def test_the_time_left_counts_the_validations_to_come() -> None:
