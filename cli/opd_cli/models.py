@@ -1,9 +1,10 @@
-"""`opd models`: what a model or an adapter is, and adapters in one."""
+"""`opd models`: what a model or an adapter is, adapters in one, and in the formats of others."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from opd_core.models.adapter_keys import Format
 
 from opd_cli.terminal import echo
 
@@ -27,9 +28,53 @@ def fingerprint(
     Example: opd models fingerprint examples/tiny/tiny-world/base
     """
     from opd_core.models.fingerprint import fingerprint as compute
-    from opd_core.uris import resolve
 
-    echo(compute(resolve(uri, claims) if "://" in uri else Path(uri)))
+    echo(compute(_local(uri, claims)))
+
+
+@app.command()
+def inspect(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A LoRA, its file or folder: a URI or a path.")],
+    base: Annotated[str | None, typer.Option(help="A model: whether the LoRA fits it.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="As teachers[].adapter.alpha, where the file has none.")] = None,
+    claims: Annotated[Path, typer.Option(help="Folder with one entry per claim.")] = Path(),
+) -> None:
+    """Print what a LoRA file is: format, rank, alpha, layers, family, and why it would be refused as a teacher.
+
+    Nothing of a file is ignored: what cannot be used is refused, and the command ends with 2.
+
+    Example: opd models inspect examples/tiny/tiny-world/teachers/ocr --base examples/tiny/tiny-world/base
+    """
+    from opd_core.errors import InvalidError
+    from opd_core.models.inspect import inspect as look
+
+    report = look(_local(uri, claims), alpha, None if base is None else _local(base, claims))
+    width = max(map(len, report.facts)) + 2
+    for name, fact in report.facts.items():
+        echo(f"{name:{width}}" + fact.replace("\n", "\n" + " " * width))
+    if report.refusal is not None:
+        raise InvalidError(report.refusal)
+
+
+@app.command()
+def export(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A LoRA, its file or folder: a URI or a path.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; new or empty.")],
+    to: Annotated[Format, typer.Option("--format", help="Whose format.")] = Format.DIFFUSERS,
+    base: Annotated[
+        str | None, typer.Option(help="The model that it is for, where the file has not diffusers' names.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Where the file has none.")] = None,
+    claims: Annotated[Path, typer.Option(help="Folder with one entry per claim.")] = Path(),
+) -> None:
+    """Write a LoRA, a student's say, in another program's format; it computes the same.
+
+    Example: opd models export runs/tiny-three-tasks/student --format comfyui --out for-comfyui
+    """
+    from opd_core.models.export import export as write
+
+    found = None if base is None else _local(base, claims)
+    echo(str(write(_local(uri, claims), out, to, alpha=alpha, base=found)))
 
 
 @app.command()
@@ -47,10 +92,15 @@ def merge(
     Example: opd models merge teachers/geneval teachers/ocr --out start
     """
     from opd_core.models.merge import merge as write
-    from opd_core.uris import resolve
 
-    config = write([resolve(uri, claims) if "://" in uri else Path(uri) for uri in adapters], out)
+    config = write([_local(uri, claims) for uri in adapters], out)
     echo(f"{out}: rank {config.r}, alpha {config.lora_alpha}. In a spec, with the folder on the claim `students`:\n")
     echo("  student:")
     echo(f"    initFrom: pvc://students/{out.name}")
     echo(f"    adapter: {{type: LoRA, rank: {config.r}, alpha: {config.lora_alpha}}}")
+
+
+def _local(uri: str, claims: Path) -> Path:
+    from opd_core.uris import resolve
+
+    return resolve(uri, claims) if "://" in uri else Path(uri)

@@ -12,8 +12,11 @@ from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoi
 from opd_core.api.load import load_spec
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import AdapterFile, read_teacher
+from opd_core.models.adapter_keys import Format
 from opd_core.models.adapter_layers import fit
 from opd_core.models.adapters import load_adapter, read_adapter, use_adapter
+from opd_core.models.export import export
+from opd_core.models.inspect import inspect
 from opd_core.models.outline import linear_layers
 from opd_core.models.pipeline import load_model
 from opd_core.models.preflight import student_problems, teacher_problems
@@ -302,3 +305,38 @@ def test_a_student_starts_from_diffusers_names_alone(folder_of: FolderOf, tmp_pa
     (problem,) = student_problems(spec, lambda uri: base if "base" in uri else file)
     assert "spec.student.initFrom is pvc://world/start: " in problem
     assert "starts from one in diffusers' names" in problem
+
+
+@pytest.mark.parametrize(("name", "layers"), [("flux2_klein", FLUX_2), ("z_image", Z_IMAGE)])
+def test_an_export_of_it_is_loaded_by_diffusers_as_the_file_itself(
+    folder_of: FolderOf, tmp_path: Path, name: str, layers: Layers
+) -> None:
+    base, file = folder_of(name), tmp_path / "lora.safetensors"
+    write(file, sizes_of(base, layers), kohya)
+    written = export(file, tmp_path / "out", Format.DIFFUSERS, base=base)
+    answers = []
+    for each in (file, written):
+        model = load_model(base)
+        model.pipeline.load_lora_weights(str(each))
+        noise = torch.randn(2, *model.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(1))
+        answers.append(sample(model, PROMPTS, noise, [3.0, 3.0]))
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "spell", "expected"),
+    [
+        ("flux2_klein", FLUX_2, kohya, "Flux2KleinPipeline by the names of layers"),
+        ("z_image", Z_IMAGE, kohya, "ZImagePipeline by the names of layers"),
+        ("qwen_image", QWEN, comfy, "not told by the names of layers; --base tells whether it fits"),
+    ],
+)
+def test_a_report_says_whose_layers_they_are_where_names_tell(
+    folder_of: FolderOf, tmp_path: Path, name: str, layers: Layers, spell: Callable[[str], str], expected: str
+) -> None:
+    base, file = folder_of(name), tmp_path / "lora.safetensors"
+    write(file, sizes_of(base, layers), spell)
+    assert inspect(file).facts["family"] == expected
+    assert inspect(file, base=base).facts["base"].startswith("fits, ")
+    linear = linear_layers(base)
+    assert len(fit(read_teacher(file), linear).layers) == sum(map(len, layers.values()))

@@ -76,6 +76,30 @@ def test_merged_teachers_are_a_start_for_a_student(tiny_claims: Path, tmp_path: 
     assert {(written.rank(layer), written.alphas[layer]) for layer in written.layers} == {(48, 96)}
 
 
+def test_a_lora_is_looked_at_and_written_for_others(tiny_claims: Path, tmp_path: Path) -> None:
+    teacher, out = "pvc://tiny-world/teachers/ocr", tmp_path / "for-comfyui"
+    done = opd("models", "export", teacher, f"--claims={tiny_claims}", "--format=comfyui", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    looked = opd("models", "inspect", str(out), f"--claims={tiny_claims}", "--base=pvc://tiny-world/base")
+    assert looked.returncode == 0, looked.stderr
+    assert re.search(r"^alpha +32, from its \.alpha tensors$", looked.stdout, re.MULTILINE)
+    assert re.search(r"^base +fits, 39 of its 82 linear layers$", looked.stdout, re.MULTILINE)
+
+
+def test_what_a_file_says_of_itself_reaches_the_terminal_as_text(tmp_path: Path) -> None:
+    name = "transformer.x\x1b[2J.lora_A.weight"
+    content = json.dumps(
+        {"__metadata__": {"base_model": "a\x1b]0;b\x07"}, name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}
+    )
+    (tmp_path / "lora.safetensors").write_bytes(len(content).to_bytes(8, "little") + content.encode())
+    done = opd("models", "inspect", str(tmp_path / "lora.safetensors"))
+    assert done.returncode == ExitCode.INVALID
+    assert "base_model  a\ufffd]0;b\ufffd" in done.stdout
+    assert "error: " in done.stderr
+    assert "x\ufffd[2J" in done.stderr
+    assert not set("\x1b\x07") & set(done.stdout + done.stderr)
+
+
 def test_commands_are_there_without_torch() -> None:
     source = "import sys, opd_cli.main; assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0

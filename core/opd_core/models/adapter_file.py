@@ -13,7 +13,7 @@ from opd_core.models.adapter_keys import PREFIXES, adapter_keys
 from opd_core.models.headers import read_bytes, read_header, read_json
 
 _IN_BLOCK = re.compile(r"([^.]+)\.[0-9]+\.")
-_PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTERMETADATA_KEY
 
 
@@ -27,6 +27,7 @@ class AdapterFile:
         alphas: by layer.
         rslora: the scale is alpha / sqrt(r) instead.
         targets: ends of the names of all layers that it changes; None where only the tensors say.
+        source: of the alphas, in words.
         stated: alpha as its user stated it, where the file has none.
         rows: by PEFT's key, (first, behind) of those of the file's matrix that are B, where it holds several layers'.
     """
@@ -35,6 +36,7 @@ class AdapterFile:
     keys: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     alphas: Mapping[str, float]
+    source: str
     rslora: bool = False
     targets: Sequence[str] | None = None
     stated: float | None = None
@@ -57,6 +59,20 @@ class AdapterFile:
         return float(self.alphas[layer] / (rank**0.5 if self.rslora else rank))
 
 
+def weights_file(path: Path) -> Path:
+    """The file of the LoRA at `path`.
+
+    Raises:
+        InvalidError: a folder without one.
+    """
+    if path.is_file():
+        return path
+    for name in (WEIGHTS, PEFT_WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    raise InvalidError(f"{path} holds neither {WEIGHTS} nor {PEFT_WEIGHTS}; point the URI at a LoRA file or its folder")
+
+
 def read_adapter_file(path: Path, alpha: float | None = None) -> AdapterFile:
     """The LoRA at `path`, a file or its folder.
 
@@ -67,7 +83,7 @@ def read_adapter_file(path: Path, alpha: float | None = None) -> AdapterFile:
         InvalidError: not a plain LoRA of a transformer's linear layers; one whose scale nobody states, or two state
             differently.
     """
-    file = _weights_file(path)
+    file = weights_file(path)
     header = read_header(file)
     keys = adapter_keys(file, header.shapes)
     shapes = {key: header.shapes[stored] for key, stored in keys.tensors.items()}
@@ -77,20 +93,26 @@ def read_adapter_file(path: Path, alpha: float | None = None) -> AdapterFile:
         raise InvalidError(
             f"{file} has a configuration and tensors such as {next(iter(keys.alphas.values()))}; save it again"
         )
-    if config is not None or keys.alphas:
-        alphas = _configured(file, ranks, config) if config is not None else _stored(file, ranks, keys.alphas)
-        if alpha is not None and set(alphas.values()) != {alpha}:
-            told = ", ".join(f"{value:g}" for value in sorted(set(alphas.values())))
-            raise InvalidError(f"alpha is stated as {alpha:g}, and {file} itself says {told}; leave adapter.alpha out")
+    if config is not None:
+        alphas, source = (
+            _configured(file, ranks, config),
+            "its metadata" if METADATA in header.metadata else PEFT_CONFIG,
+        )
+    elif keys.alphas:
+        alphas, source = _stored(file, ranks, keys.alphas), "its .alpha tensors"
     elif alpha is not None:
-        alphas = dict.fromkeys(ranks, float(alpha))
+        alphas, source = dict.fromkeys(ranks, float(alpha)), "what was stated"
     else:
         raise InvalidError(_unknown_scale(file, sorted(set(ranks.values()))))
+    if alpha is not None and set(alphas.values()) != {alpha}:
+        told = ", ".join(f"{value:g}" for value in sorted(set(alphas.values())))
+        raise InvalidError(f"alpha is stated as {alpha:g}, and {file} itself says {told}; leave adapter.alpha out")
     return AdapterFile(
         file=file,
         keys=keys.tensors,
         shapes=shapes,
         alphas=alphas,
+        source=source,
         rslora=config is not None and config.use_rslora,
         targets=config.complete_targets if config is not None else None,
         stated=alpha,
@@ -171,17 +193,6 @@ def matches(name: str, targets: Sequence[str]) -> bool:
     return any(ends_with(name, target) for target in targets)
 
 
-def _weights_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    for name in (WEIGHTS, _PEFT_WEIGHTS):
-        if (path / name).is_file():
-            return path / name
-    raise InvalidError(
-        f"{path} holds neither {WEIGHTS} nor {_PEFT_WEIGHTS}; point the URI at a LoRA file or its folder"
-    )
-
-
 def _ranks(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Rank by layer."""
     ranks = {}
@@ -215,7 +226,7 @@ def _config(file: Path, metadata: Mapping[str, str]) -> AdapterConfig | None:
                 f"{source} says nothing of the transformer: it has {next(iter(stored))[:80]}; save it again"
             )
         return adapter_config(fields, source)
-    beside = file.parent / _PEFT_CONFIG
+    beside = file.parent / PEFT_CONFIG
     return adapter_config(read_json(beside), str(beside)) if beside.is_file() else None
 
 
@@ -246,7 +257,7 @@ def _stored(file: Path, ranks: Mapping[str, int], keys: Mapping[str, str]) -> di
 def _unknown_scale(file: Path, ranks: Sequence[int]) -> str:
     told = f"the rank, {ranks[0]}" if len(ranks) == 1 else f"the rank, and here there are {', '.join(map(str, ranks))}"
     return (
-        f"{file} does not say its scale alpha / rank: it has no adapter metadata, no {_PEFT_CONFIG} beside it and no "
+        f"{file} does not say its scale alpha / rank: it has no adapter metadata, no {PEFT_CONFIG} beside it and no "
         ".alpha tensors; for a teacher write adapter: {uri: ..., alpha: ...} with the alpha that it was trained with "
         f"(for diffusers' own SD3 script alpha is {told}), or save it again with PEFT's save_pretrained"
     )

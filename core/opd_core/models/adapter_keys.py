@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from opd_core.errors import InvalidError
 
 PREFIX = "transformer."  # of a transformer's layers in diffusers' format, whatever the family
-PREFIXES = (PREFIX, "base_model.model.", "diffusion_model.", "")  # diffusers', PEFT's, ComfyUI's, none
+PEFT_PREFIX = "base_model.model."
+PREFIXES = (PREFIX, PEFT_PREFIX, "diffusion_model.", "")  # diffusers', PEFT's, ComfyUI's, none
 _TEXT = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoders.", "lora_te")
 _PAIR = re.compile(
     r"(?P<layer>[\w.-]+?)\.lora(?P<side>_A|_B|_down|_up|\.down|\.up)(?:\.(?P<adapter>[^.\s]+))?\.weight"
@@ -31,6 +33,14 @@ _FORMATS = {
     ".processor.": "a LoRA in XLabs' format, which no longer is written; train a plain LoRA",
     "to_q_lora.": "diffusers' format of attention processors; save it again with PEFT's names",
 }
+
+
+class Format(StrEnum):
+    """Whose format a LoRA is written in."""
+
+    DIFFUSERS = "diffusers"
+    PEFT = "peft"
+    COMFYUI = "comfyui"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from opd_core.errors import InvalidError
 from opd_core.families.family import Family
 from opd_core.families.registry import families
+from opd_core.imports import without_collection
 from opd_core.models.adapter_file import AdapterFile, check_fit
 from opd_core.models.adapter_keys import PREFIX
 
@@ -110,9 +111,10 @@ def _arranged(adapter: AdapterFile, parts: Mapping[str, Part]) -> AdapterFile:
 
 def _plan(adapter: AdapterFile, family: Family) -> Plan | None:
     """None where the family has no converter, or one that can do nothing with the file."""
-    import diffusers
+    with without_collection():
+        import diffusers
 
-    theirs = getattr(getattr(diffusers, family.pipeline, None), "lora_state_dict", None)
+        theirs = getattr(getattr(diffusers, family.pipeline, None), "lora_state_dict", None)
     found: list[Plan] = []
     for convert in filter(None, (family.convert_lora, theirs)):
         for spelling in _SPELLINGS:

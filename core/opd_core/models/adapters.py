@@ -151,8 +151,7 @@ def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoraConf
     """Write tensors keyed like `adapter_state` as `save_adapter` does."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / WEIGHTS
-    # PEFT keeps names in sets, whose order changes from process to process and with it the file's digest.
-    fields = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    fields = plain_fields(config)
     save_file(
         {f"{PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()},
         file,
@@ -163,6 +162,11 @@ def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoraConf
     )
     sort_metadata(file)
     return file
+
+
+def plain_fields(config: LoraConfig) -> dict[str, Any]:
+    """PEFT keeps names in sets, whose order changes from process to process and with it a file's digest."""
+    return {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
 
 
 def read_adapter(adapter: AdapterFile) -> dict[str, Tensor]:

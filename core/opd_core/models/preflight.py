@@ -139,7 +139,7 @@ def _start(place: Path, linear: Linear | None) -> AdapterFile:
     if _fit(adapter, linear) is not adapter:
         raise InvalidError(
             f"{adapter.file} has other names of layers than diffusers, e.g. {adapter.layers[0]}; a student starts from "
-            "one in diffusers' names"
+            "one in diffusers' names, which opd models export writes"
         )
     return adapter
 

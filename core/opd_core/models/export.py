@@ -1,0 +1,69 @@
+"""A LoRA in the format of another program, which computes the same."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opd_core.artifacts import WEIGHTS
+from opd_core.errors import InvalidError
+from opd_core.models.adapter_file import PEFT_CONFIG, PEFT_WEIGHTS, AdapterFile, read_adapter_file
+from opd_core.models.adapter_keys import PEFT_PREFIX, PREFIX, Format
+from opd_core.models.adapter_layers import fit
+from opd_core.models.adapters import lora_config, plain_fields, read_adapter, write_adapter
+from opd_core.models.outline import linear_layers
+
+
+def export(path: Path, directory: Path, to: Format, *, alpha: float | None = None, base: Path | None = None) -> Path:
+    """Write the LoRA at `path` to `directory` in the format `to`, with diffusers' names of layers; the file.
+
+    Args:
+        alpha: where the file states none.
+        base: the model that it is for, where the file names layers otherwise than diffusers does.
+
+    Raises:
+        InvalidError: no LoRA, one that does not fit `base` or needs one, or `directory` is not empty.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise InvalidError(f"{directory} is not empty; name another folder")
+    adapter = read_adapter_file(path, alpha)
+    if base is not None:
+        adapter = fit(adapter, linear_layers(base))
+    elif not all(key.startswith((PREFIX, PEFT_PREFIX)) for key in adapter.keys.values()):
+        raise InvalidError(
+            f"{adapter.file} may name layers otherwise than diffusers does, e.g. {adapter.layers[0]}; give the model "
+            "that it is for with --base"
+        )
+    # Layers that a file has in one matrix share their A, and safetensors writes nothing that is shared.
+    state = {key: value.clone() for key, value in read_adapter(adapter).items()}
+    if to == Format.COMFYUI:
+        return _comfyui(adapter, state, directory)
+    config = lora_config(
+        {layer: adapter.rank(layer) for layer in adapter.layers}, adapter.alphas, rslora=adapter.rslora
+    )
+    if to == Format.DIFFUSERS:
+        return write_adapter(directory, state, config)
+    file = _save({f"{PEFT_PREFIX}{key}": value for key, value in state.items()}, directory / PEFT_WEIGHTS)
+    fields = {**plain_fields(config), "inference_mode": True}
+    (directory / PEFT_CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    return file
+
+
+def _comfyui(adapter: AdapterFile, state: Mapping[str, Tensor], directory: Path) -> Path:
+    """It knows diffusers' names of layers, and takes the scale from tensors alone (comfy/lora.py, load_lora)."""
+    tensors = {
+        f"{PREFIX}{key}".replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up."): value
+        for key, value in state.items()
+    }
+    for layer in adapter.layers:
+        tensors[f"{PREFIX}{layer}.alpha"] = torch.tensor(adapter.scale(layer) * adapter.rank(layer))
+    return _save(tensors, directory / WEIGHTS)
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, file, metadata={"format": "pt"})
+    return file
