@@ -84,6 +84,7 @@ CASES = [
     ((*T, "objective", "stepWeights"), [1], "spec.training.objective.stepWeights", "write 4 numbers"),
     ((*T, "objective", "stepWeights"), [0, 0, 0, 0], "spec.training.objective.stepWeights", "a weight above 0"),
     ((*T, "objective", "stepsPerRound"), 5, "spec.training.objective.stepsPerRound", "write 1 to 4"),
+    ((*T, "objective", "extrapolation"), 0, "spec.training.objective.extrapolation", "more than 0"),
     ((*T, "method"), "GAN", "spec.training.method", "'OPD' or 'SFT'"),
     ((*T, "objective", "trainedSteps"), [0, 6], "spec.training.objective.trainedSteps[1]", "write 0 to 3"),
     ((*T, "objective", "trainedSteps"), [], "spec.training.objective.trainedSteps", "at least 1"),

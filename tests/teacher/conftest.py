@@ -87,8 +87,10 @@ class Rows:
     def __getitem__(self, span: slice) -> "Rows":
         return Rows(self.latents[span], self.sigmas[span], self.guidance[span], self.conditioning[span], self.negative)
 
-    def ask(self, client, teacher: str):
-        return client.submit(teacher, self.latents, self.sigmas, self.guidance, self.conditioning, self.negative)
+    def ask(self, client, teacher: str, **more):
+        return client.submit(
+            teacher, self.latents, self.sigmas, self.guidance, self.conditioning, self.negative, **more
+        )
 
 
 @pytest.fixture(scope="session")

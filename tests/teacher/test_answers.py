@@ -44,6 +44,19 @@ def test_triton_answers_as_the_same_teacher_in_process(client, local, rows, teac
     torch.testing.assert_close(served, here.half().float(), rtol=2e-3, atol=2e-3)  # one rounding to float16
 
 
+def test_the_base_answers_in_the_teachers_batches(client, local, rows, tiny_base):
+    """Among concurrent questions to all teachers, as an extrapolation asks."""
+    several = [(rows.ask(client, teacher), rows.ask(client, teacher, base=True)) for teacher in TEACHERS]
+    model = load_model(tiny_base, parts={"transformer"})
+    prompts = model.prompts(rows.conditioning, [rows.negative] * len(rows.latents), rows.guidance.tolist())
+    with torch.no_grad():
+        expected = model.velocity(rows.latents, rows.sigmas, prompts)
+    for teacher, base in several:
+        torch.testing.assert_close(base.result(), expected.half().float(), rtol=2e-3, atol=2e-3)
+        assert (teacher.result() - base.result()).abs().max() > 0.05
+    torch.testing.assert_close(rows.ask(local, "ocr", base=True).result(), expected)
+
+
 def test_teachers_differ(client, rows):
     answers = [rows.ask(client, teacher).result() for teacher in TEACHERS]
     assert (answers[0] - answers[1]).abs().max() > 0.05
@@ -223,6 +236,7 @@ def raw_inputs(rows, **changed):
         (contract.SIGMA, np.zeros((4, 1), np.float32), "sigma must be above 0"),
         (contract.SIGMA, np.full((4, 1), 1.5, np.float32), "at most 1"),
         (contract.GUIDANCE, np.full((4, 1), np.inf, np.float32), "guidance must be finite"),
+        (contract.TEACHER, np.full((4, 1), -2, np.int32), "no teacher has number -2"),
         (contract.TEACHER, np.full((4, 1), 9, np.int32), "no teacher has number 9; here are geneval, ocr, aesthetic"),
         (contract.KEY, np.zeros((4, 16), np.uint8), "unknown conditioning: 1 of 1 keys"),
         (contract.KEY, None, "the request has no key"),

@@ -52,7 +52,7 @@ def content(repository: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
             place: Any = result
             for name in parents:
                 place = place[int(name)] if name.isdigit() else place.setdefault(name, {})
-            place[int(last) if last.isdigit() else last] = value
+            place[int(last) if last.isdigit() else last] = copy.deepcopy(value)
         return result
 
     return make

@@ -60,9 +60,15 @@ class Trajectories:
         with run.spent("rollout"):
             states = x.cpu()  # on a GPU, until all that is queued there has been computed: not the teachers' time
             self._check(states, step)
-            return TimedAnswers(run, [self._submit(task, states, span, step) for task, span in self.batch.spans])
+            extrapolation = run.training.objective.extrapolation
+            spans = self.batch.spans
+            teachers = [self._submit(task, states, span, step) for task, span in spans]
+            if extrapolation == 1:
+                return TimedAnswers(run, teachers)
+            base = [self._submit(task, states, span, step, base=True) for task, span in spans]
+            return TimedAnswers(run, teachers, base, extrapolation)
 
-    def _submit(self, task: int, states: Tensor, span: slice, step: int) -> "Future[Tensor]":
+    def _submit(self, task: int, states: Tensor, span: slice, step: int, **asked: bool) -> "Future[Tensor]":
         run, rows = self.run, (span.stop - span.start,)
         return run.teachers.submit(
             run.tasks[task].name,
@@ -71,6 +77,7 @@ class Trajectories:
             torch.full(rows, run.tasks[task].guidance),
             self.batch.conditioning[span],
             run.negative,
+            **asked,
         )
 
     def _noise(self, step: int | None) -> Tensor:
@@ -98,14 +105,23 @@ def student_prompts(
 
 @dataclass(frozen=True)
 class TimedAnswers:
-    """The answers to one state of a batch, from all its teachers; waiting for them is counted."""
+    """The answers to one state of a batch, from all its teachers; waiting for them is counted.
+
+    With answers of the `base` they are v_base + extrapolation (v_T - v_base): STEP-OPD's way beyond the teacher
+    (arXiv 2608.04887; GFD-OPD, arXiv 2609.39692, has 1.25).
+    """
 
     run: Run
-    futures: Sequence["Future[Tensor]"]
+    teachers: Sequence["Future[Tensor]"]
+    base: Sequence["Future[Tensor]"] = ()
+    extrapolation: float = 1.0
 
     def done(self) -> bool:
-        return all(future.done() for future in self.futures)
+        return all(future.done() for future in (*self.teachers, *self.base))
 
     def result(self) -> Tensor:
         with self.run.spent("teacher_wait"):
-            return torch.cat([future.result() for future in self.futures])
+            velocity = torch.cat([future.result() for future in self.teachers])
+            if not self.base:
+                return velocity
+            return torch.lerp(torch.cat([future.result() for future in self.base]), velocity, self.extrapolation)

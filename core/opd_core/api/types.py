@@ -217,6 +217,13 @@ class Objective(Model):
         default=None,
         description="What every solver step's loss is multiplied by, one number a step, 0 to leave it out; absent: 1.",
     )
+    extrapolation: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="The student learns v_base + extrapolation (v_teacher - v_base): above 1 it goes beyond its "
+        "teachers. Other than 1 it asks the base, too, at every step.",
+    )
     steps_per_round: int | None = Field(
         default=None,
         ge=1,

@@ -39,12 +39,14 @@ class TeacherClient(Protocol):
         guidance: Tensor,
         conditioning: Sequence[Conditioning],
         negative: Conditioning,
+        base: bool = False,
     ) -> "Future[Tensor]":
         """Ask `teacher` for velocities at B states; returns at once.
 
         Args:
             latents: [B, C, h, w], any float dtype and device; sigmas, guidance: [B].
             conditioning: B encoded prompts; negative: of the unconditional branch.
+            base: the base of this teacher answers in its place.
 
         Returns:
             A future of velocities [B, C, h, w], float32 on the CPU, all finite. A missing, misshapen or non-finite

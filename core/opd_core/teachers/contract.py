@@ -8,7 +8,7 @@ The Triton model `MODEL` takes two kinds of requests, told apart by their inputs
     register  KEY [B, 16], CONDITIONING [B, bytes] -> REGISTERED [B, 1]
 
 Latents have the shape that the server's description gives, [C, h, w] of an image. The velocity is v = e - x0 and sigma
-is in [0, 1], whatever the network behind them takes.
+is in [0, 1], whatever the network behind them takes. TEACHER is a number of the description's order, or BASE.
 What a prompt is to its network is twenty times the size of a latent, so it travels once and is named afterwards by its
 key. A row of CONDITIONING is a safetensors file with the tensors that the description names, all in the server's
 precision but for one called `mask`, which is BOOL. Rows of one request have equal shapes, hence equal lengths. A key is
@@ -34,6 +34,7 @@ VELOCITY, MEAN, REGISTERED = "velocity", "mean", "registered"
 
 KEY_BYTES = 16
 MAX_ROWS = 64  # rows of one request; the server's batcher never merges beyond it
+BASE = -1  # the number that the base answers to, without any teacher's adapter
 UNKNOWN_KEY = "unknown conditioning"  # begins the NOT_FOUND message that makes a client register again
 NOT_FINITE = "answered NaN or infinity"  # in the message about a teacher that nobody may learn from
 

@@ -13,7 +13,7 @@ from opd_core.device import is_out_of_memory
 from opd_core.errors import InvalidError, OutOfMemoryError
 from opd_core.models.adapters import use_adapter
 from opd_core.models.pipeline import Model
-from opd_core.teachers.contract import MAX_ROWS, NOT_FINITE, UNKNOWN_KEY
+from opd_core.teachers.contract import BASE, MAX_ROWS, NOT_FINITE, UNKNOWN_KEY
 
 _SMALLEST = 8  # rows of the smallest batch on a GPU
 
@@ -61,8 +61,8 @@ class ConditioningCache:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """B rows. `teachers`: [B] int64 numbers; `latents`: [B, C, h, w]; `sigmas`, `guidance`: [B] float32 on the CPU.
-    What they are told may differ in shape from row to row."""
+    """B rows. `teachers`: [B] int64 numbers, or BASE; `latents`: [B, C, h, w]; `sigmas`, `guidance`: [B] float32 on the
+    CPU. What they are told may differ in shape from row to row."""
 
     teachers: Tensor
     latents: Tensor
@@ -77,7 +77,7 @@ class Query:
         Raises:
             InvalidError: a teacher, sigma or guidance outside its range. NonFiniteError: NaN in the states.
         """
-        unknown = (self.teachers < 0) | (self.teachers >= len(teachers))
+        unknown = (self.teachers < BASE) | (self.teachers >= len(teachers))
         if unknown.any():
             raise InvalidError(
                 f"no teacher has number {int(self.teachers[unknown][0])}; here are {', '.join(teachers)}"
@@ -104,19 +104,19 @@ class Engine:
 
     @torch.no_grad()
     def answer(self, query: Query) -> Tensor:
-        """Velocities [B, C, h, w], float32, of every row by its own teacher.
+        """Velocities [B, C, h, w], float32, of every row by its own teacher or the base.
 
         Raises:
             NonFiniteError: a teacher's own answer is not finite. OutOfMemoryError: there is no room for a single row.
         """
         velocities = torch.empty(query.latents.shape, dtype=torch.float32, device=self.model.device)
         for number, rows in self._alike(query):
-            use_adapter(self.model.transformer, self.teachers[number])
+            use_adapter(self.model.transformer, None if number == BASE else self.teachers[number])
             velocities[rows.to(self.model.device)] = self._in_parts(query, rows)
         if not torch.isfinite(velocities).all():
             bad = query.teachers[~torch.isfinite(velocities).flatten(1).all(1).cpu()]
-            names = ", ".join(self.teachers[int(number)] for number in torch.unique(bad))
-            raise NonFiniteError(f"teacher {names} {NOT_FINITE}; check its adapter and the precision")
+            names = ("the base" if n == BASE else f"teacher {self.teachers[n]}" for n in torch.unique(bad).tolist())
+            raise NonFiniteError(f"{', '.join(names)} {NOT_FINITE}; check its adapter and the precision")
         return velocities
 
     def _alike(self, query: Query) -> list[tuple[int, Tensor]]:

@@ -105,6 +105,7 @@ class GrpcTeachers:
         guidance: Tensor,
         conditioning: Sequence[Conditioning],
         negative: Conditioning,
+        base: bool = False,
     ) -> "Future[Tensor]":
         rows = Rows(
             teacher=teacher,
@@ -113,6 +114,7 @@ class GrpcTeachers:
             guidance=guidance.detach().cpu().float(),
             conditioning=list(conditioning),
             negative=negative,
+            base=base,
         )
         return asyncio.run_coroutine_threadsafe(self._query(rows), self._loop)
 

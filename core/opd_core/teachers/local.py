@@ -14,7 +14,7 @@ from opd_core.models.adapters import load_adapter
 from opd_core.models.pipeline import load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.client import ClientStats
-from opd_core.teachers.contract import ServiceInfo
+from opd_core.teachers.contract import BASE, ServiceInfo
 from opd_core.teachers.describe import service_info
 from opd_core.teachers.engine import Engine, NonFiniteError, Query
 
@@ -49,11 +49,12 @@ class LocalTeachers:
         guidance: Tensor,
         conditioning: Sequence[Conditioning],
         negative: Conditioning,
+        base: bool = False,
     ) -> "Future[Tensor]":
         self.stats.requests += 1
         future: Future[Tensor] = Future()
         query = Query(
-            teachers=torch.full((len(latents),), self._engine.teachers.index(teacher)),
+            teachers=torch.full((len(latents),), BASE if base else self._engine.teachers.index(teacher)),
             latents=latents.detach(),
             sigmas=sigmas.detach().cpu().float(),
             guidance=guidance.detach().cpu().float(),

@@ -1,7 +1,7 @@
 """Tensors as they travel: requests of the contract as tritonclient wants them, answers checked."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from opd_core.teachers.payload import write_conditioning
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """B states of one teacher's task, on the CPU: `latents` [B, C, h, w]; `sigmas`, `guidance` [B] float32."""
+    """B states of one teacher's task, on the CPU: `latents` [B, C, h, w]; `sigmas`, `guidance` [B] float32. `base`: the
+    teacher's base answers."""
 
     teacher: str
     latents: Tensor
@@ -27,11 +28,18 @@ class Rows:
     guidance: Tensor
     conditioning: Sequence[Conditioning]
     negative: Conditioning
+    base: bool = False
 
     def split(self, size: int) -> "list[Rows]":
         spans = [slice(i, i + size) for i in range(0, len(self.latents), size)]
         return [
-            Rows(self.teacher, self.latents[s], self.sigmas[s], self.guidance[s], self.conditioning[s], self.negative)
+            replace(
+                self,
+                latents=self.latents[s],
+                sigmas=self.sigmas[s],
+                guidance=self.guidance[s],
+                conditioning=self.conditioning[s],
+            )
             for s in spans
         ]
 
@@ -39,7 +47,7 @@ class Rows:
 def query_inputs(info: ServiceInfo, rows: Rows) -> list[Any]:
     """Asks a server that holds the teacher."""
     count = len(rows.latents)
-    number = list(info.teachers).index(rows.teacher)
+    number = contract.BASE if rows.base else list(info.teachers).index(rows.teacher)
     states = rows.latents.to(TORCH_DTYPES[info.precision]).contiguous()
     if info.precision == "BF16":
         states = states.view(torch.int16)
