@@ -55,7 +55,8 @@ class TeacherClient(Protocol):
         ...
 
     def stop_waiting(self) -> None:
-        """From now on what fails is not asked again: whoever asks has been told to stop. Safe in a signal handler."""
+        """From now on what fails is not asked again, and what is being asked again is given up: whoever asks has been
+        told to stop. Safe in a signal handler."""
         ...
 
     def close(self) -> None: ...

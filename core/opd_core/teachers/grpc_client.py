@@ -3,8 +3,9 @@
 import asyncio
 import random
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, TypeVar
@@ -41,10 +42,12 @@ _DEAD_STUB = "Stub process"  # is INTERNAL; https://github.com/triton-inference-
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a client tries. Queries are pure, so asking again is safe."""
+    """How long a client tries. Queries are pure, so asking again is safe. After a try that was too short the next has
+    twice the time, and a server whose answers took long gets twice as long as the slowest at once: a slow GPU or a full
+    queue is told from a server that hangs by waiting, not by a setting."""
 
-    attempt_seconds: float = 60.0
-    total_seconds: float = 600.0
+    attempt_seconds: float = 60.0  # of the first try
+    total_seconds: float = 600.0  # of all
     first_pause: float = 0.1
     longest_pause: float = 5.0
 
@@ -56,6 +59,7 @@ class _Replica:
     info: ServiceInfo | None = None
     verified: bool = False  # that who answers is still who answered first
     away: bool = False  # did not answer when it was asked last; it is asked nothing while another one answers
+    slowest: float = 0.0  # seconds of an answer
     outstanding: int = 0
     registered: set[bytes] = field(default_factory=set)
 
@@ -67,6 +71,7 @@ class GrpcTeachers:
         self.stats = ClientStats()
         self._patience = patience
         self._waits = True
+        self._repeated: set[asyncio.Timeout] = set()  # tries in flight that are not the first of their question
         self._jitter = random.Random()  # noqa: S311  (spreads retries; nothing secret)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-client", daemon=True)
@@ -120,6 +125,13 @@ class GrpcTeachers:
 
     def stop_waiting(self) -> None:
         self._waits = False
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end_repeated)
+
+    def _end_repeated(self) -> None:
+        for limit in self._repeated:
+            if not limit.expired():
+                limit.reschedule(self._loop.time())
 
     def close(self) -> None:
         self._run(self._close())
@@ -175,39 +187,57 @@ class GrpcTeachers:
     ) -> _T:
         """What `attempt` makes of the least busy replica. One that does not answer is passed over at once and by
         everybody, until it answers a question of ours in the background; only where none answers is there a pause."""
-        deadline = self._loop.time() + self._patience.total_seconds
-        tries = 0
+        began, tries, seconds = self._loop.time(), 0, self._patience.attempt_seconds
+        deadline = began + self._patience.total_seconds
         while True:
             replica = min(candidates, key=lambda r: (r.away, r.outstanding))
             replica.outstanding += 1
+            asked = self._loop.time()
+            limit = min(max(seconds, 2 * replica.slowest), deadline - asked)
             try:
-                answer = await attempt(replica)
-                replica.away = False
+                async with self._limited(limit, repeated=tries > 0):
+                    answer = await attempt(replica)
+                replica.away, replica.slowest = False, max(replica.slowest, self._loop.time() - asked)
                 return answer
-            except InferenceServerException as error:
-                status, message = str(error.status()), str(error.message())
+            except (InferenceServerException, TimeoutError) as error:
+                late = isinstance(error, TimeoutError)
+                if isinstance(error, TimeoutError):
+                    status, message = "", f"it did not answer a try of {self._loop.time() - asked:.1f} s"
+                else:
+                    status, message = str(error.status()), str(error.message())
                 tries += 1
                 if "NOT_FOUND" in status and contract.UNKNOWN_KEY in message:
                     # Evicted, or a restarted server, which gRPC reconnects to without a word: look who it is.
                     replica.registered -= contract.missing_keys(message)
                     replica.verified = False
                     at_once = tries == 1
-                elif status in _RETRYABLE or _DEAD_STUB in message or _LEAVING in message:
+                elif late or status in _RETRYABLE or _DEAD_STUB in message or _LEAVING in message:
                     self._miss(replica)
                     at_once = not all(candidate.away for candidate in candidates)
+                    seconds = 2 * limit if late else seconds
                 else:
                     raise RefusedError(f"{what} at {replica.address} refused: {message}") from error
-                pause = 0.0 if at_once else self._pause(tries)
-                if not self._waits or self._loop.time() + pause > deadline:
-                    waited = self._patience.total_seconds + self._loop.time() - deadline
+                pause = 0.0 if at_once or not self._waits else self._pause(tries)
+                await asyncio.sleep(min(pause, deadline - self._loop.time()))
+                if not self._waits or self._loop.time() >= deadline:
+                    told = "" if self._waits else "told to stop; "
                     raise UnavailableError(
-                        f"{what}: no answer from {', '.join(r.address for r in candidates)} within {waited:.0f} s and "
-                        f"{tries} tries; the last error was: {message}"
+                        f"{what}: no answer from {', '.join(r.address for r in candidates)} within "
+                        f"{self._loop.time() - began:.0f} s and {tries} tries; {told}the last error was: {message}"
                     ) from error
                 self.stats.retries += 1
-                await asyncio.sleep(pause)
             finally:
                 replica.outstanding -= 1
+
+    @asynccontextmanager
+    async def _limited(self, seconds: float, repeated: bool) -> AsyncIterator[None]:
+        async with asyncio.timeout(seconds) as limit:
+            if repeated:
+                self._repeated.add(limit)
+            try:
+                yield
+            finally:
+                self._repeated.discard(limit)
 
     def _miss(self, replica: _Replica) -> None:
         """Ask nothing of it but whether it is back."""
@@ -245,7 +275,6 @@ class GrpcTeachers:
             contract.MODEL,
             inputs,
             outputs=[triton.InferRequestedOutput(output)],
-            client_timeout=self._patience.attempt_seconds,
         )
         answer = result.as_numpy(output)
         if answer is None:
@@ -253,7 +282,7 @@ class GrpcTeachers:
         return np.asarray(answer)
 
     async def _describe(self, replica: _Replica) -> ServiceInfo:
-        config = await replica.client.get_model_config(contract.MODEL, client_timeout=self._patience.attempt_seconds)
+        config = await replica.client.get_model_config(contract.MODEL)
         parameters = config.config.parameters
         if contract.DESCRIPTION not in parameters:
             raise RefusedError(f"the model {contract.MODEL} at {replica.address} is not a teacher of Diffusion OPD")
