@@ -182,6 +182,8 @@ def endpoint(
         f"--served-name={distillation.metadata.name}",
         f"--max-queued-images={settings.max_queued_images}",
         f"--max-batch-size={settings.max_batch_size}",
+        *([f"--fixed-rows={settings.fixed_rows}"] if settings.fixed_rows else []),
+        *([f"--max-pixels={settings.max_pixels}"] if settings.max_pixels else []),
         f"--leave-seconds={leave_seconds}",
         f"--precision={settings.precision.value}",
         f"--device={place.device}",

@@ -109,6 +109,20 @@ def test_endpoint(distillation: OPDDistillation) -> None:
     assert "--api-keys" not in " ".join(roles.endpoint(POD, distillation, 8080, 9090).argv)
 
 
+def test_rows_and_pixels_of_the_endpoint_are_the_spec_s_and_its_own_where_that_says_nothing(
+    distillation: OPDDistillation,
+) -> None:
+    """And a pod of an earlier version, which knew neither, stays what it is."""
+    assert not {"fixed_rows", "max_pixels"} & distillation.spec.endpoint.model_fields_set
+    silent = roles.endpoint(POD, distillation, 8080, 9090)
+    assert not [word for word in silent.argv if word.startswith(("--fixed-rows", "--max-pixels"))]
+    content = dump_spec(distillation)
+    content["spec"]["endpoint"].update(fixedRows=8, maxPixels=1024)
+    recipe = roles.endpoint(POD, check_spec(content), 8080, 9090)
+    settings = endpoint_program.settings(endpoint_program.parser().parse_args(options(recipe, "opd_serving.endpoint")))
+    assert (settings.limits.fixed_rows, settings.max_pixels) == (8, 1024)
+
+
 @pytest.mark.parametrize(
     ("placement", "replicas", "groups"),
     [

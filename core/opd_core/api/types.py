@@ -424,6 +424,19 @@ class Endpoint(Model):
     replicas: int = Field(default=1, ge=0, le=1000, description="Endpoint pods.")
     max_queued_images: int = Field(default=64, ge=1, le=100_000, description="Images waiting per replica before 429.")
     max_batch_size: int = Field(default=16, ge=1, le=1024, description="Images that one tick advances at once.")
+    fixed_rows: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Rows of every forward pass, so that a seed gives the same bytes in any company; slower where "
+        "there are fewer. 0: as many as there are, rounded up to 2, 4, 8 or 16.",
+    )
+    max_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        le=67_108_864,
+        description="Pixels of the largest image that a request may name; absent: four times the student's resolution.",
+    )
     precision: Precision = Field(default=Precision.BF16, description="Arithmetic of the endpoint's transformer.")
     rollout: Rollout = Field(default_factory=Rollout, description="How students replace one another.")
     autoscaling: Autoscaling | None = Field(default=None, description="Scaling by queue length; absent: off.")
