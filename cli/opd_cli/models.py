@@ -62,7 +62,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; new or empty.")],
     to: Annotated[Format, typer.Option("--format", help="Whose format.")] = Format.DIFFUSERS,
     base: Annotated[
-        str | None, typer.Option(help="The model that it is for, where the file has not diffusers' names.")
+        str | None, typer.Option(help="The model that it is for: to merge, or where the file has not diffusers' names.")
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="Where the file has none.")] = None,
     claims: Annotated[Path, typer.Option(help="Folder with one entry per claim.")] = Path(),

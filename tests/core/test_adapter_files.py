@@ -1,6 +1,7 @@
 """LoRA files as people have them: taken as diffusers and PEFT take them, or refused for what they are."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -356,7 +357,7 @@ MIXED = {"lora_alpha": 6, "rank_pattern": {"attn.to_v": 8}, "alpha_pattern": {"a
 def test_an_export_computes_the_same_in_every_program(tiny_base, trained, tmp_path, options) -> None:
     model, folder = trained(**options)
     expected = velocity(model.eval())
-    for to in Format:
+    for to in (Format.DIFFUSERS, Format.PEFT, Format.COMFYUI):
         export(folder, tmp_path / "out" / to, to)
         torch.testing.assert_close(ours(tiny_base, tmp_path / "out" / to), expected, rtol=1e-5, atol=1e-5)
     assert equal(theirs(tiny_base, tmp_path / "out" / Format.DIFFUSERS), expected)
@@ -369,6 +370,33 @@ def test_an_export_computes_the_same_in_every_program(tiny_base, trained, tmp_pa
         changed.get_submodule(layer.removeprefix("transformer.")).weight.data += change
     assert weights == {}
     torch.testing.assert_close(velocity(changed), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_model_is_the_base_with_the_lora_in_it(tiny_base, trained, tmp_path, dtype) -> None:
+    """Its weights in two files, as those of large models are."""
+    model, folder = trained(**MIXED)
+    before = base(tiny_base).to(dtype)
+    split = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    shutil.rmtree(split / "transformer")
+    before.save_pretrained(split / "transformer", max_shard_size="2MB")
+    assert len(list((split / "transformer").glob("*.safetensors"))) > 1
+    (split / "transformer" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not merged, so not copied")
+    merged = export(folder, tmp_path / "merged", Format.MERGED, base=split)
+    files = (merged / "transformer").glob("*.safetensors")
+    changed, plain = {name: value for file in files for name, value in load_file(file).items()}, before.state_dict()
+    layers = {key.partition(".lora_")[0] for key in tensors(model)}
+    whole, alone = model.merge_and_unload().state_dict(), base(tiny_base).state_dict()
+    assert {name for name, value in changed.items() if not torch.equal(value, plain[name])} == {
+        f"{layer}.weight" for layer in layers
+    }
+    for name in (f"{layer}.weight" for layer in layers):
+        expected = plain[name].float() + whole[name] - alone[name]
+        torch.testing.assert_close(changed[name], expected.to(dtype))  # of this dtype, too
+    assert not list(merged.rglob("*fp16*"))
+    assert StableDiffusion3Pipeline.from_pretrained(merged).text_encoder_3 is not None
+    with pytest.raises(InvalidError, match="give it with --base"):
+        export(folder, tmp_path / "another", Format.MERGED)
 
 
 def test_an_export_overwrites_nothing_and_asks_for_the_base_where_names_may_be_others(trained, tmp_path) -> None:

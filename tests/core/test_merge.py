@@ -1,12 +1,16 @@
 """Several LoRAs in one, for a student to start from."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import adapter_parameters, add_student_adapter, load_adapter, save_adapter
 from opd_core.models.merge import merge
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 
 from tests.core.test_models import TARGETS, transformer
 
@@ -70,3 +74,10 @@ def test_an_adapter_that_is_there_stays(make):
     with pytest.raises(InvalidError, match="holds an adapter already; name another folder"):
         merge([first, second], first)
     assert read_adapter_file(first) == before
+
+
+def test_names_that_only_a_base_explains_are_not_merged(tmp_path: Path) -> None:
+    state = {f"lora_unet_x.lora_{side}.weight": torch.ones(2, 2) for side in ("down", "up")}
+    save_file({**state, "lora_unet_x.alpha": torch.tensor(2.0)}, tmp_path / WEIGHTS)
+    with pytest.raises(InvalidError, match="e.g. lora_unet_x; write it with opd models export --base first"):
+        merge([tmp_path, tmp_path], tmp_path / "out")

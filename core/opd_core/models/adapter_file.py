@@ -9,7 +9,7 @@ from pathlib import Path
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_config import AdapterConfig, adapter_config, ends_with
-from opd_core.models.adapter_keys import PREFIXES, adapter_keys
+from opd_core.models.adapter_keys import PEFT_PREFIX, PREFIX, PREFIXES, adapter_keys
 from opd_core.models.headers import read_bytes, read_header, read_json
 
 _IN_BLOCK = re.compile(r"([^.]+)\.[0-9]+\.")
@@ -46,6 +46,11 @@ class AdapterFile:
     def layers(self) -> list[str]:
         """Names of the layers it changes."""
         return sorted(self.alphas)
+
+    @property
+    def named_by_diffusers(self) -> bool:
+        """Its layers have diffusers' names for sure: no other program begins its keys so."""
+        return all(key.startswith((PREFIX, PEFT_PREFIX)) for key in self.keys.values())
 
     def rank(self, layer: str) -> int:
         return self.shapes[f"{layer}.lora_A.weight"][0]

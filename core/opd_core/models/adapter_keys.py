@@ -41,6 +41,7 @@ class Format(StrEnum):
     DIFFUSERS = "diffusers"
     PEFT = "peft"
     COMFYUI = "comfyui"
+    MERGED = "merged"  # no LoRA: the base with it, as a model
 
 
 @dataclass(frozen=True)

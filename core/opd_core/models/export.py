@@ -1,11 +1,12 @@
-"""A LoRA in the format of another program, which computes the same."""
+"""A LoRA in the format of another program, or in its base; it computes the same."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opd_core.artifacts import WEIGHTS
@@ -14,15 +15,16 @@ from opd_core.models.adapter_file import PEFT_CONFIG, PEFT_WEIGHTS, AdapterFile,
 from opd_core.models.adapter_keys import PEFT_PREFIX, PREFIX, Format
 from opd_core.models.adapter_layers import fit
 from opd_core.models.adapters import lora_config, plain_fields, read_adapter, write_adapter
-from opd_core.models.outline import linear_layers
+from opd_core.models.outline import components, linear_layers
 
 
 def export(path: Path, directory: Path, to: Format, *, alpha: float | None = None, base: Path | None = None) -> Path:
-    """Write the LoRA at `path` to `directory` in the format `to`, with diffusers' names of layers; the file.
+    """Write the LoRA at `path` to `directory` in the format `to`, with diffusers' names of layers. The file that was
+    written, or a model's folder.
 
     Args:
         alpha: where the file states none.
-        base: the model that it is for, where the file names layers otherwise than diffusers does.
+        base: the model that it is for, where the file names layers otherwise than diffusers does, or to merge.
 
     Raises:
         InvalidError: no LoRA, one that does not fit `base` or needs one, or `directory` is not empty.
@@ -32,13 +34,17 @@ def export(path: Path, directory: Path, to: Format, *, alpha: float | None = Non
     adapter = read_adapter_file(path, alpha)
     if base is not None:
         adapter = fit(adapter, linear_layers(base))
-    elif not all(key.startswith((PREFIX, PEFT_PREFIX)) for key in adapter.keys.values()):
+    elif to == Format.MERGED:
+        raise InvalidError("merged weights are those of a model; give it with --base")
+    elif not adapter.named_by_diffusers:
         raise InvalidError(
             f"{adapter.file} may name layers otherwise than diffusers does, e.g. {adapter.layers[0]}; give the model "
             "that it is for with --base"
         )
     # Layers that a file has in one matrix share their A, and safetensors writes nothing that is shared.
     state = {key: value.clone() for key, value in read_adapter(adapter).items()}
+    if to == Format.MERGED and base is not None:
+        return _merged(adapter, state, base, directory)
     if to == Format.COMFYUI:
         return _comfyui(adapter, state, directory)
     config = lora_config(
@@ -61,6 +67,30 @@ def _comfyui(adapter: AdapterFile, state: Mapping[str, Tensor], directory: Path)
     for layer in adapter.layers:
         tensors[f"{PREFIX}{layer}.alpha"] = torch.tensor(adapter.scale(layer) * adapter.rank(layer))
     return _save(tensors, directory / WEIGHTS)
+
+
+def _merged(adapter: AdapterFile, state: Mapping[str, Tensor], base: Path, directory: Path) -> Path:
+    """The base's components with W + alpha / r B A in the transformer, added in float32 and rounded as W is."""
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copy(base / "model_index.json", directory)
+    for part in components(base):
+        if part.name != "transformer":
+            shutil.copytree(part.folder, directory / part.name)
+            continue
+        (directory / part.name).mkdir()
+        for file in part.folder.glob("*.json"):
+            shutil.copy(file, directory / part.name)
+        for file in part.weights:
+            save_file(_added(adapter, state, load_file(file)), directory / part.name / file.name, {"format": "pt"})
+    return directory
+
+
+def _added(adapter: AdapterFile, state: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for layer in adapter.layers:
+        if (weight := weights.get(f"{layer}.weight")) is not None:  # else in another file
+            a, b = (state[f"{layer}.lora_{side}.weight"].float() for side in "AB")
+            weights[f"{layer}.weight"] = (weight.float() + adapter.scale(layer) * b @ a).to(weight.dtype)
+    return weights
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> Path:

@@ -9,7 +9,6 @@ from pathlib import Path
 from opd_core.errors import InvalidError
 from opd_core.families.registry import find_family
 from opd_core.models.adapter_file import AdapterFile, matches, read_teacher, weights_file
-from opd_core.models.adapter_keys import PEFT_PREFIX, PREFIX
 from opd_core.models.adapter_layers import fit, plans
 from opd_core.models.headers import read_bytes, read_header
 from opd_core.models.outline import linear_layers
@@ -85,9 +84,8 @@ def _of_adapter(adapter: AdapterFile) -> dict[str, str]:
 
 def _families(adapter: AdapterFile) -> str:
     """The authors' own names of layers are known to one family's converter; diffusers' names to many families."""
-    own = not all(key.startswith((PREFIX, PEFT_PREFIX)) for key in adapter.keys.values())
     found = []
-    for plan in plans(adapter) if own else ():
+    for plan in () if adapter.named_by_diffusers else plans(adapter):
         targets = find_family(plan.pipeline, str(adapter.file)).targets
         if any(layer != part.source and matches(layer, targets) for layer, part in plan.parts.items()):
             lost = f", which has no place for {len(plan.lost)} of them, e.g. {plan.lost[0]}" if plan.lost else ""

@@ -31,6 +31,12 @@ def merge(paths: Sequence[Path], directory: Path) -> LoraConfig:
     adapters = [read_adapter_file(path) for path in paths]
     if len(adapters) < 2:
         raise InvalidError("one adapter has no mean with others; name two or more")
+    for adapter in adapters:
+        if not adapter.named_by_diffusers:
+            raise InvalidError(
+                f"{adapter.file} may name layers otherwise than diffusers does, e.g. {adapter.layers[0]}; write it "
+                "with opd models export --base first"
+            )
     first = adapters[0]
     for other in adapters[1:]:
         _check_alike(first, other)
