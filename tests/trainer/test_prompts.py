@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from opd_core.errors import InvalidError
 from opd_core.uris import resolve
+from opd_trainer import prompt_files
 from opd_trainer.preflight import data_notes
 from opd_trainer.prompt_files import PromptRecord, load_prompts
 from opd_trainer.prompts import split_held_out, task_prompts, training_prompt
@@ -97,6 +98,23 @@ def test_missing_file_and_wrong_encoding_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(InvalidError, match="cannot be read"):
         load_prompts(tmp_path / "latin.txt")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_a_prompt_and_what_stands_beside_it_may_be_as_long_in_every_kind_of_file_and_a_file_has_a_bound(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "x" * 200_000
+    lines = {
+        ".txt": long, ".jsonl": json.dumps({"prompt": long, "of": long}), ".json": json.dumps([long]),
+        ".csv": f"prompt,of\n{long},{long}", ".tsv": f"prompt\tof\n{long}\t{long}",
+    }  # fmt: skip
+    file = tmp_path / name
+    file.write_text(lines[file.suffix])
+    assert [record.prompt for record in load_prompts(file)] == [long]
+    monkeypatch.setattr(prompt_files, "_LARGEST", 1000)
+    with pytest.raises(InvalidError, match=r"has \d+ bytes, more than 1000; take a part of it"):
+        load_prompts(file)
 
 
 def test_every_epoch_is_a_permutation_of_its_own() -> None:

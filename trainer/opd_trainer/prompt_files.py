@@ -10,6 +10,8 @@ from typing import Any
 
 from opd_core.errors import InvalidError
 
+_LARGEST = 1 << 30  # bytes of a file, for every suffix; ten million prompts
+csv.field_size_limit(_LARGEST)  # of a field the module takes 128 KiB otherwise, where a value of JSON has no bound
 _LFS = "version https://git-lfs.github.com/spec/"
 
 
@@ -33,7 +35,8 @@ def load_prompts(path: Path) -> list[PromptRecord]:
     Lines end at LF or CR LF, and nowhere else. A byte-order mark is no part of a prompt.
 
     Raises:
-        InvalidError: unreadable, another suffix, a pointer of Git LFS, a bad line (named by its number), or no prompt.
+        InvalidError: unreadable, larger than a gigabyte, another suffix, a pointer of Git LFS, a bad line (named by its
+            number), or no prompt.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -41,6 +44,8 @@ def load_prompts(path: Path) -> list[PromptRecord]:
         known = remedy if path.suffix.lower() == ".parquet" else f"use {', '.join(_READERS)}"
         raise InvalidError(f"prompt file {path} ends in {path.suffix or 'nothing'}; {known}")
     try:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise InvalidError(f"prompt file {path} has {size} bytes, more than {_LARGEST}; take a part of it")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InvalidError(f"prompt file {path} cannot be read: {error}") from error
