@@ -16,6 +16,7 @@ from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import add_student_adapter, load_adapter, save_adapter, use_adapter
 from opd_core.models.pipeline import load_model
 from opd_serving.endpoint.server import Settings, make_service
+from safetensors.torch import load_file, save_file
 
 from tests.endpoint.conftest import running
 from tests.forks import Program
@@ -36,7 +37,15 @@ def make_teacher(base: Path, folder: Path, seed: int) -> None:
     for name, parameter in model.transformer.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.2, generator=generator)
-    save_adapter(model.transformer, folder)
+    file = save_adapter(model.transformer, folder)
+    if seed == 1:  # as kohya's school writes
+        state = {
+            f"lora_unet_{key.removeprefix('transformer.').partition('.lora_')[0].replace('.', '_')}"
+            f".lora_{'down' if '.lora_A.' in key else 'up'}.weight": value
+            for key, value in load_file(file).items()
+        }
+        alphas = {f"{key.partition('.lora_')[0]}.alpha": torch.tensor(8.0) for key in state}
+        save_file({**state, **alphas}, file)
 
 
 @pytest.fixture(scope="module", params=NAMES)
