@@ -8,6 +8,8 @@ import pytest
 from opd_core import pages
 from opd_core.ports import listen
 
+from tests.questions import asked
+
 QUESTION = b"GET /page HTTP/1.1\r\n\r\n"
 
 
@@ -25,18 +27,6 @@ def served(play: Callable[[int], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-async def asked(port: int, question: bytes = QUESTION) -> bytes:
-    """The answer's first line; empty where there is none."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(question)
-    try:
-        return (await reader.read()).partition(b"\r\n")[0]
-    except ConnectionResetError:
-        return b""
-    finally:
-        writer.close()
-
-
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
@@ -48,7 +38,7 @@ async def asked(port: int, question: bytes = QUESTION) -> bytes:
 def test_an_odd_question_is_its_own_trouble(question: bytes, answer: bytes) -> None:
     async def play(port: int) -> None:
         assert answer in await asked(port, question)
-        assert b" 200 " in await asked(port)
+        assert b" 200 " in await asked(port, QUESTION)
 
     served(play)
 
@@ -68,7 +58,7 @@ def test_beside_many_that_say_nothing_a_question_is_answered_and_the_oldest_go()
 
     async def play(port: int) -> None:
         silent = await asyncio.to_thread(connected, port)
-        assert b" 200 " in await asked(port)
+        assert b" 200 " in await asked(port, QUESTION)
         kept = 0
         for each in silent:
             each.setblocking(False)

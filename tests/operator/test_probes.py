@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tests.questions import asked
+
 
 class Counted(Collector):
     """Counts how often it is asked."""
@@ -51,27 +53,16 @@ def test_both_stacks_are_answered(host: str, free_port: Callable[[], int]) -> No
     served(healthy(), port, play)
 
 
-async def status(port: int, question: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(question)
-    try:
-        return (await reader.read()).partition(b"\r\n")[0]
-    except ConnectionResetError:
-        return b""
-    finally:
-        writer.close()
-
-
 def test_a_long_queue_is_no_reason_to_start_anew_and_a_stuck_worker_is(free_port: Callable[[], int]) -> None:
     port = free_port()
     at_work = {"seconds": 300.0}
     pages = probe_pages(ready=lambda: False, busy=lambda: at_work["seconds"])
 
     async def play() -> None:
-        assert b" 200 " in await status(port, b"GET /livez HTTP/1.1\r\n\r\n")
-        assert b" 503 " in await status(port, b"GET /readyz?verbose HTTP/1.1\r\n\r\n")
+        assert b" 200 " in await asked(port, b"GET /livez HTTP/1.1\r\n\r\n")
+        assert b" 503 " in await asked(port, b"GET /readyz?verbose HTTP/1.1\r\n\r\n")
         at_work["seconds"] = 700.0
-        assert b" 503 " in await status(port, b"GET /livez HTTP/1.1\r\n\r\n")
+        assert b" 503 " in await asked(port, b"GET /livez HTTP/1.1\r\n\r\n")
 
     served(pages, port, play)
 

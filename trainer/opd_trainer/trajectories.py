@@ -62,13 +62,13 @@ class Trajectories:
             self._check(states, step)
             extrapolation = run.training.objective.extrapolation
             spans = self.batch.spans
-            teachers = [self._submit(task, states, span, step) for task, span in spans]
+            teachers = [self._submit(task, states, span, step, base=False) for task, span in spans]
             if extrapolation == 1:
                 return TimedAnswers(run, teachers)
             base = [self._submit(task, states, span, step, base=True) for task, span in spans]
             return TimedAnswers(run, teachers, base, extrapolation)
 
-    def _submit(self, task: int, states: Tensor, span: slice, step: int, **asked: bool) -> "Future[Tensor]":
+    def _submit(self, task: int, states: Tensor, span: slice, step: int, base: bool) -> "Future[Tensor]":
         run, rows = self.run, (span.stop - span.start,)
         return run.teachers.submit(
             run.tasks[task].name,
@@ -77,7 +77,7 @@ class Trajectories:
             torch.full(rows, run.tasks[task].guidance),
             self.batch.conditioning[span],
             run.negative,
-            **asked,
+            base,
         )
 
     def _noise(self, step: int | None) -> Tensor:

@@ -80,7 +80,9 @@ def _objective(spec: Spec) -> Iterator[Problem]:
             yield sentences.STEP_WEIGHTS.problem(f"{path}.stepWeights", len(weights), steps=sampler.steps)
         if not any(weights):
             yield sentences.NO_STEP_WEIGHT.problem(f"{path}.stepWeights", 0)
-    trained = sum(w > 0 for w in weights) if weights is not None else sampler.steps if steps is None else len(steps)
+        trained = sum(weight > 0 for weight in weights)
+    else:
+        trained = sampler.steps if steps is None else len(steps)
     if objective.steps_per_round is not None and objective.steps_per_round > trained:
         yield sentences.FEW_STEPS.problem(f"{path}.stepsPerRound", objective.steps_per_round, trained=trained)
     if objective.self_normalized and objective.type in POLICY_GRADIENTS:

@@ -200,11 +200,10 @@ class GrpcTeachers:
                 replica.away, replica.slowest = False, max(replica.slowest, self._loop.time() - asked)
                 return answer
             except (InferenceServerException, TimeoutError) as error:
-                late = isinstance(error, TimeoutError)
-                if isinstance(error, TimeoutError):
-                    status, message = "", f"it did not answer a try of {self._loop.time() - asked:.1f} s"
+                if isinstance(error, InferenceServerException):
+                    late, status, message = False, str(error.status()), str(error.message())
                 else:
-                    status, message = str(error.status()), str(error.message())
+                    late, status, message = True, "", f"it did not answer a try of {self._loop.time() - asked:.1f} s"
                 tries += 1
                 if "NOT_FOUND" in status and contract.UNKNOWN_KEY in message:
                     # Evicted, or a restarted server, which gRPC reconnects to without a word: look who it is.
