@@ -10,6 +10,7 @@ from pathlib import Path
 
 from figures import write
 from opd_core.api.load import load_spec
+from opd_core.api.teachers import adapter_of
 from opd_core.artifacts import SamplingDefaults, Source, StudentManifest, write_student
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.merge import merge
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures in docs/figures")
     options = parser.parse_args()
     spec, claims = load_spec(EXAMPLE).spec, EXAMPLE.parent
-    teachers = [resolve(teacher.adapter.uri, claims) for teacher in spec.teachers]
+    teachers = [resolve(adapter_of(spec, teacher).uri, claims) for teacher in spec.teachers]
     base, size = spec.model, spec.training.resolution
 
     def describe(digest: str) -> StudentManifest:

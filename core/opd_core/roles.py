@@ -128,6 +128,25 @@ def trainer(place: Place, teachers: Sequence[str], metrics_port: int, *, tensorb
     return Recipe("trainer", argv, env, {"metrics": metrics_port}, Probe(http_path="/healthz", port="metrics"))
 
 
+def teacher_trainer(place: Place, teacher: str, metrics_port: int) -> Recipe:
+    """The ranks of one node that train a teacher by `spec.teachers[].training`, in its own folder in the output's claim
+    (`opd_core.api.teachers.teacher_folder`). Where it is trained already they end at once."""
+    argv = (
+        place.python,
+        "-m",
+        "opd_trainer.launch",
+        "teach",
+        *_common(place),
+        f"--teacher={teacher}",
+        f"--metrics-port={metrics_port}",
+        f"--metrics-host={place.host}",
+        f"--device={place.device}",
+    )
+    env = {**place.env, "DS_ACCELERATOR": "cpu"} if place.device == "cpu" else place.env
+    ready = Probe(http_path="/healthz", port="metrics")
+    return Recipe(f"teach-{teacher}", argv, env, {"metrics": metrics_port}, ready)
+
+
 def evaluator_processes(spec: Spec) -> int:
     """Ranks of the evaluator, each with a device of its own: as many as a training pod has, or as `evaluation.pod` asks
     for."""

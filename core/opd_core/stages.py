@@ -20,6 +20,7 @@ class _Described(StrEnum):
 class Stage(StrEnum):
     """In this order. Each is the condition that becomes True when the stage is done."""
 
+    TEACHERS_TRAINED = "TeachersTrained"
     TEACHERS_READY = "TeachersReady"
     TRAINED = "Trained"
     EVALUATED = "Evaluated"
@@ -30,6 +31,7 @@ class Condition(_Described):
     """What `kubectl wait --for=condition=...` can wait for; each is always present."""
 
     ACCEPTED = "Accepted", "the spec can be run"
+    TEACHERS_TRAINED = Stage.TEACHERS_TRAINED.value, "every teacher is there: given, or trained by this run or another"
     TEACHERS_READY = Stage.TEACHERS_READY.value, "every teacher server answers, or has done its work"
     TRAINED = Stage.TRAINED.value, "the student of this spec is trained"
     EVALUATED = Stage.EVALUATED.value, "the student is compared with base and teachers, and passed its gate"

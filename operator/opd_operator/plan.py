@@ -55,6 +55,7 @@ def advance(obj: Mapping[str, Any], observed: Observed, images: Mapping[str, str
     _same_run(d)
     _see_claims(d)
     _see_begun(d)
+    d.mark(Stage.TEACHERS_TRAINED, True, Reason.DISABLED, "no teacher is trained")
     if d.spec.suspend:
         _suspend(d)
     else:

@@ -22,6 +22,16 @@ S, T, E = ("spec",), ("spec", "training"), ("spec", "evaluation")
 FIRST = ("spec", "teachers", 0)
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 SDE = {"type": "SDE", "steps": 6, "noiseLevel": 0.7}
+NFT = {"algorithm": "DiffusionNFT", "rounds": 9}
+COSINE = {"schedule": "Cosine", "warmupRounds": 9}
+WEIGHTS = "spec.teachers[0].training.rewardWeights"
+
+
+def trained(**settings):
+    """A teacher that is trained, with its own prompts and rewards."""
+    task = {"name": "geneval", "prompts": {"uri": "pvc://tiny-world/prompts"}, "rewards": ["geneval"]}
+    return {**task, "training": {**NFT, **settings}}
+
 
 # (where it is changed, to what, path that the problem names, words of message or remedy)
 CASES = [
@@ -57,9 +67,23 @@ CASES = [
     ((*FIRST, "weight"), -1, "spec.teachers[0].weight", "at least 0"),
     ((*FIRST, "guidanceScale"), -0.5, "spec.teachers[0].guidanceScale", "at least 0"),
     ((*FIRST, "rewards"), [], "spec.teachers[0].rewards", "at least 1"),
+    ((*FIRST, "training"), NFT, "spec.teachers[0]", "exactly one of adapter and training"),
+    (FIRST, trained(rounds=0), "spec.teachers[0].training.rounds", "at least 1"),
+    (FIRST, trained(groupSize=1), "spec.teachers[0].training.groupSize", "at least 2"),
+    (FIRST, trained(algorithm="PPO"), "spec.teachers[0].training.algorithm", "DiffusionNFT"),
+    (FIRST, trained(sampler=SDE), "spec.teachers[0].training.sampler.type", "write type: ODE"),
+    (FIRST, trained(algorithm="FlowGRPO", sampler={"steps": 6}), "spec.teachers[0].training.sampler.type", "needs noise"),
+    (FIRST, trained(sampler={"noiseLevel": 0.7}), "spec.teachers[0].training.sampler.noiseLevel", "write 0"),
+    (FIRST, trained(clipRange=1e-4), "spec.teachers[0].training.clipRange", "clips no ratio"),
+    (FIRST, trained(stepsPerImage=10), "spec.teachers[0].training.stepsPerImage", "write 1 to 9"),
+    (FIRST, trained(updatesPerRound=5), "spec.teachers[0].training.updatesPerRound", "a divisor of 48"),
+    (FIRST, trained(rewardWeights=[{"reward": "ocr", "weight": 1}]), WEIGHTS + "[0].reward", "this teacher has no such reward"),
+    (FIRST, trained(rewardWeights=[{"reward": "geneval", "weight": 0}]), WEIGHTS, "a weight above 0"),
+    (FIRST, trained(rewardWeights=[{"reward": "geneval", "weight": 1}] * 2), WEIGHTS, "named twice"),
+    (FIRST, trained(optimizer=COSINE), "spec.teachers[0].training.optimizer.warmupRounds", "write less than 9"),
     ((*FIRST, "rewards"), ["a", "a"], "spec.teachers[0].rewards", "named twice"),
     ((*FIRST, "rewards"), ["os; rm"], "spec.teachers[0].rewards[0]", "module:function"),
-    ((*FIRST, "adapter"), REMOVE, "spec.teachers[0].adapter", "is required"),
+    ((*FIRST, "adapter"), REMOVE, "spec.teachers[0]", "exactly one of adapter and training"),
     ((*FIRST, "prompts", "uri"), REMOVE, "spec.teachers[0].prompts.uri", "is required"),
     ((*S, "teacherServing", "placement"), "Remote", "spec.teacherServing.placement", "'Shared', 'Dedicated' or 'InProcess'"),
     ((*S, "teacherServing", "replicas"), 0, "spec.teacherServing.replicas", "at least 1"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from opd_core.api.load import load_spec
+from opd_core.api.teachers import adapter_of
 from opd_core.api.types import Spec
 from opd_core.artifacts import publish_student, read_student, update_scores
 from opd_core.device import choose_device
@@ -174,7 +175,8 @@ def _candidates(
     candidates = [Candidate("base", None, guidance, base_fingerprint)] if "base" in kinds else []
     if "teachers" in kinds:
         for teacher in spec.teachers:
-            adapter = read_teacher(resolve(teacher.adapter.uri, claims), teacher.adapter.alpha)
+            given = adapter_of(spec, teacher)
+            adapter = read_teacher(resolve(given.uri, claims), given.alpha)
             load_adapter(model.transformer, adapter, f"teacher-{teacher.name}")
             name = f"teacher:{teacher.name}"
             candidates.append(

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from opd_core.api.teachers import adapter_of
 from opd_core.api.types import Placement, Precision, Spec, Training
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.transitions import Transition, transitions
@@ -184,7 +185,8 @@ def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: st
 
 def teacher_adapters(spec: Spec, claims: Path) -> dict[str, AdapterFile]:
     """The teachers' LoRAs by name."""
-    return {t.name: read_teacher(resolve(t.adapter.uri, claims), t.adapter.alpha) for t in spec.teachers}
+    given = {teacher.name: adapter_of(spec, teacher) for teacher in spec.teachers}
+    return {name: read_teacher(resolve(adapter.uri, claims), adapter.alpha) for name, adapter in given.items()}
 
 
 def agree(run: Run, spec: Spec, claims: Path) -> None:

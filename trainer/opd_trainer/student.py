@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from opd_core.api.load import spec_digest
+from opd_core.api.teachers import adapter_of
 from opd_core.api.types import OPDDistillation
 from opd_core.artifacts import (
     SamplingDefaults,
@@ -39,7 +40,7 @@ def save_student(
             teachers=[
                 TeacherSource(
                     name=teacher.name,
-                    uri=teacher.adapter.uri,
+                    uri=adapter_of(spec, teacher).uri,
                     fingerprint=identity.teachers[teacher.name],
                     guidance_scale=teacher.guidance_scale,
                     prompts_uri=teacher.prompts.uri,

@@ -13,6 +13,7 @@ from typing import Any
 from opd_core.api import sentences
 from opd_core.api.rules import NEED_NOISE, PIXEL_MULTIPLE, POLICY_GRADIENTS, RESERVED_PATHS, RESOURCES
 from opd_core.api.sentences import Sentence
+from opd_core.api.teachers import FOLDER
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,102 @@ def _unchanged(path: str, sentence: Sentence) -> Cel:
 
 def _amount(quantity: str) -> str:
     return f"(type({quantity}) == int ? double({quantity}) : quantity({quantity}).asApproximateFloat())"
+
+
+_TEACHER_STEPS = "(!has(self.sampler) ? 9 : self.sampler.steps > 1 ? self.sampler.steps - 1 : 1)"
+_ALL_RANKS = "(self.training.nodes * self.training.processesPerNode)"
+_GROUPS = f"t.training.promptsPerRound / t.training.updatesPerRound * t.training.groupSize % {_ALL_RANKS} == 0"
+_WHOLE_GROUPS = f"!has(t.training) || t.training.promptsPerRound % t.training.updatesPerRound != 0 || {_GROUPS}"
+_WRONG_GROUP = _first("self.teachers", "t", _WHOLE_GROUPS)
+_OWN_REWARD = "w.reward in self.rewards"
+_WRONG_OWN = _first("self.training.rewardWeights", "w", _OWN_REWARD)
+
+
+def _teachers() -> list[Cel]:
+    """The rules of teachers that are given or trained."""
+    given = " + ".join(f"(has(self.{kind}) ? ['{kind}'] : [])" for kind in ("adapter", "training"))
+    at, weights = "spec.teachers[].training", "self.training.rewardWeights"
+    algorithm, kind = "self.algorithm == 'DiffusionNFT'", _quoted("self.sampler.type")
+    return [
+        Cel("spec.teachers[]", "has(self.adapter) != has(self.training)", sentences.GIVEN_OR_MADE, given),
+        Cel(
+            at,
+            f"!({algorithm}) || !has(self.sampler) || self.sampler.type != 'SDE'",
+            sentences.NFT_NOISE,
+            kind,
+            "sampler.type",
+        ),
+        Cel(
+            at,
+            f"{algorithm} || !has(self.sampler) || self.sampler.type != 'ODE'",
+            sentences.GRPO_ODE,
+            kind,
+            "sampler.type",
+        ),
+        Cel(at, f"!({algorithm}) || !has(self.clipRange)", sentences.NFT_CLIP, "self.clipRange", "clipRange"),
+        Cel(
+            at,
+            f"!has(self.stepsPerImage) || self.stepsPerImage <= {_TEACHER_STEPS}",
+            sentences.FEW_TEACHER_STEPS,
+            "self.stepsPerImage",
+            "stepsPerImage",
+            {"steps": _TEACHER_STEPS},
+        ),
+        Cel(
+            at,
+            "self.promptsPerRound % self.updatesPerRound == 0",
+            sentences.UPDATES,
+            "self.updatesPerRound",
+            "updatesPerRound",
+            {"prompts": "self.promptsPerRound"},
+        ),
+        Cel(
+            at,
+            "self.optimizer.schedule != 'Cosine' || self.optimizer.warmupRounds < self.rounds",
+            sentences.WARMUP,
+            "self.optimizer.warmupRounds",
+            "optimizer.warmupRounds",
+            {"rounds": "self.rounds"},
+        ),
+        Cel(
+            "spec",
+            f"self.teachers.all(t, {_WHOLE_GROUPS})",
+            sentences.GROUP_RANKS,
+            f"self.teachers[{_WRONG_GROUP}].training.groupSize",
+            "teachers",
+            {"ranks": _ALL_RANKS, "index": _WRONG_GROUP},
+            "spec.teachers[{index}].training.groupSize",
+        ),
+        Cel(
+            "spec.teachers[]",
+            f"!has(self.training) || {weights}.all(w, {_OWN_REWARD})",
+            sentences.NO_OWN_REWARD,
+            _quoted(f"{weights}[{_WRONG_OWN}].reward"),
+            "training.rewardWeights",
+            {"rewards": "self.rewards"},
+        ),
+        Cel(
+            at,
+            "self.rewardWeights.all(w, self.rewardWeights.exists_one(o, o.reward == w.reward))",
+            sentences.REWARD_TWICE,
+            "self.rewardWeights.map(w, w.reward)",
+            "rewardWeights",
+        ),
+        Cel(
+            "spec.teachers[]",
+            f"!has(self.training) || self.rewards.exists(r, !{weights}.exists(w, w.reward == r && w.weight == 0.0))",
+            sentences.NO_REWARD_WEIGHT,
+            "0",
+            "training.rewardWeights",
+        ),
+        Cel(
+            "spec.student.output",
+            f"!self.uri.endsWith('/{FOLDER}') && !self.uri.endsWith('/{FOLDER}/')",
+            sentences.TEACHERS_FOLDER,
+            _quoted("self.uri"),
+            "uri",
+        ),
+    ]
 
 
 _NAMED = json.dumps(RESOURCES)
@@ -289,6 +386,8 @@ RULES = (
     _divisible("height"),
     *_samplers("spec.training.sampler"),
     *_samplers("spec.evaluation.sampler"),
+    *_samplers("spec.teachers[].training.sampler"),
+    *_teachers(),
     Cel(
         "spec.training",
         f"!{_NEEDS_NOISE} || self.sampler.type != 'ODE'",

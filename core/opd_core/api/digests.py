@@ -29,6 +29,8 @@ _NOT_WEIGHTS = {
     "spec.training.passes",
     "spec.training.gradientCheckpointing",
     "spec.teachers.rewards",
+    "spec.teachers.training.checkpoint",
+    "spec.teachers.training.mustBeatBase",
 }
 _ROUNDS = "spec.training.rounds"
 
@@ -78,6 +80,10 @@ def weights_fields(distillation: OPDDistillation) -> dict[str, Any]:
             found[path] = value
 
     visit(said(spec), "spec", "spec")
+    # A teacher that is trained depends on its rewards.
+    found |= {
+        f"spec.teachers[{i}].rewards": teacher.rewards for i, teacher in enumerate(spec.teachers) if teacher.training
+    }
     if not all(teacher.prompts.held_out_uri for teacher in spec.teachers):
         # The evaluation's prompts are held out of the training's.
         found["spec.evaluation.promptsPerTask"] = spec.evaluation.prompts_per_task

@@ -6,7 +6,8 @@ from opd_core.api import sentences
 from opd_core.api.affinity import Affinity, LabelExpression, LabelSelector, NodeExpression
 from opd_core.api.pod import EnvVar, Pod, Resources, Toleration, Volume, amount, devices
 from opd_core.api.sentences import Problem, shown
-from opd_core.api.types import LearningRateSchedule, Method, SamplerType, Solver, Spec
+from opd_core.api.teachers import FOLDER, completed, trainable_steps
+from opd_core.api.types import Algorithm, LearningRateSchedule, Method, Sampler, SamplerType, Solver, Spec
 
 # What every pod has already: its own files, the spec, the claims, what the kernel shows.
 RESERVED_PATHS = ("/tmp", "/dev", "/proc", "/sys", "/etc", "/opt/opd", "/usr", "/mnt/claims", "/var/run/secrets")  # noqa: S108
@@ -46,10 +47,19 @@ def _resolution(spec: Spec) -> Iterator[Problem]:
 
 
 def _samplers(spec: Spec) -> Iterator[Problem]:
-    for path, sampler in (
+    of_teachers = (
+        (f"spec.teachers[{i}].training.sampler", teacher.training.sampler)
+        for i, teacher in enumerate(spec.teachers)
+        if teacher.training
+    )
+    samplers: tuple[tuple[str, Sampler | None], ...] = (
         ("spec.training.sampler", spec.training.sampler),
         ("spec.evaluation.sampler", spec.evaluation.sampler),
-    ):
+        *of_teachers,
+    )
+    for path, sampler in samplers:
+        if sampler is None:
+            continue
         if sampler.type == SamplerType.ODE and sampler.noise_level > 0:
             yield sentences.ODE_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
         if sampler.type == SamplerType.SDE and sampler.noise_level == 0:
@@ -93,6 +103,49 @@ def _method(spec: Spec) -> Iterator[Problem]:
     training = spec.training
     if training.method == Method.SFT and training.sampler.type == SamplerType.SDE:
         yield sentences.SFT_SDE.problem("spec.training.sampler.type", training.sampler.type.value)
+
+
+def _teacher_training(spec: Spec) -> Iterator[Problem]:
+    ranks = spec.training.world_size
+    if spec.student.output.uri.rstrip("/").endswith(f"/{FOLDER}"):
+        yield sentences.TEACHERS_FOLDER.problem("spec.student.output.uri", spec.student.output.uri)
+    for i, teacher in enumerate(spec.teachers):
+        given = {"adapter": teacher.adapter, "training": teacher.training}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) != 1:
+            yield sentences.GIVEN_OR_MADE.problem(f"spec.teachers[{i}]", named)
+        if teacher.training is None:
+            continue
+        path, training = f"spec.teachers[{i}].training", teacher.training
+        nft, sampler = training.algorithm == Algorithm.DIFFUSION_NFT, completed(training).sampler
+        assert sampler is not None
+        if nft and sampler.type == SamplerType.SDE:
+            yield sentences.NFT_NOISE.problem(f"{path}.sampler.type", sampler.type.value)
+        if not nft and sampler.type == SamplerType.ODE:
+            yield sentences.GRPO_ODE.problem(f"{path}.sampler.type", sampler.type.value)
+        if nft and training.clip_range is not None:
+            yield sentences.NFT_CLIP.problem(f"{path}.clipRange", training.clip_range)
+        if training.steps_per_image is not None and training.steps_per_image > trainable_steps(sampler):
+            words = {"steps": trainable_steps(sampler)}
+            yield sentences.FEW_TEACHER_STEPS.problem(f"{path}.stepsPerImage", training.steps_per_image, **words)
+        prompts, updates = training.prompts_per_round, training.updates_per_round
+        if prompts % updates:
+            yield sentences.UPDATES.problem(f"{path}.updatesPerRound", updates, prompts=prompts)
+        elif prompts // updates * training.group_size % ranks:
+            yield sentences.GROUP_RANKS.problem(f"{path}.groupSize", training.group_size, ranks=ranks)
+        optimizer = training.optimizer
+        if optimizer.schedule == LearningRateSchedule.COSINE and optimizer.warmup_rounds >= training.rounds:
+            words = {"rounds": training.rounds}
+            yield sentences.WARMUP.problem(f"{path}.optimizer.warmupRounds", optimizer.warmup_rounds, **words)
+        weights = {each.reward: each.weight for each in training.reward_weights}
+        for j, each in enumerate(training.reward_weights):
+            if each.reward not in teacher.rewards:
+                words_ = {"rewards": shown(teacher.rewards)}
+                yield sentences.NO_OWN_REWARD.problem(f"{path}.rewardWeights[{j}].reward", each.reward, **words_)
+        if len(weights) < len(training.reward_weights):
+            yield sentences.REWARD_TWICE.problem(f"{path}.rewardWeights", [e.reward for e in training.reward_weights])
+        if not any(weights.get(reward, 1.0) for reward in teacher.rewards):
+            yield sentences.NO_REWARD_WEIGHT.problem(f"{path}.rewardWeights", 0)
 
 
 def _batches(spec: Spec) -> Iterator[Problem]:
@@ -250,6 +303,7 @@ RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
     _samplers,
     _objective,
     _method,
+    _teacher_training,
     _batches,
     _warmup,
     _gate,

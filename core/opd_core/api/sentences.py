@@ -98,6 +98,18 @@ LONG_KEY = Sentence("a key has too many characters", "write at most 253")
 # ------------------------------------------------------------------------------------------------- several fields
 
 TAKEN = Sentence("this name is taken", "give every teacher its own name")
+GIVEN_OR_MADE = Sentence("a teacher is given or trained", "write exactly one of adapter and training")
+NO_OWN_REWARD = Sentence("this teacher has no such reward", "write one of {rewards}")
+NO_REWARD_WEIGHT = Sentence("no reward has a larger weight", "give at least one reward a weight above 0")
+UPDATES = Sentence("does not divide promptsPerRound {prompts}", "write a divisor of {prompts}")
+GROUP_RANKS = Sentence(
+    "not divisible by the {ranks} ranks (nodes x processesPerNode) of training", "write a multiple of {ranks}"
+)
+NFT_NOISE = Sentence("DiffusionNFT learns from images that are sampled without noise", "write type: ODE")
+GRPO_ODE = Sentence("a policy gradient needs noise", "write type: SDE with noiseLevel: 0.7")
+FEW_TEACHER_STEPS = Sentence("more than the {steps} steps that can be trained", "write 1 to {steps}")
+NFT_CLIP = Sentence("DiffusionNFT clips no ratio", "leave it out, or write another algorithm")
+TEACHERS_FOLDER = Sentence("this folder holds trained teachers", "write another name, e.g. students")
 NO_WEIGHT = Sentence("the weights sum to zero", "give at least one teacher a weight above 0")
 REWARD_TWICE = Sentence("a reward is named twice", "name each reward once")
 NOT_DIVISIBLE = Sentence("not divisible by {multiple}", "write {below} or {above}")

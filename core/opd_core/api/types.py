@@ -54,6 +54,23 @@ class Method(StrEnum):
     SFT = "SFT"
 
 
+class Algorithm(StrEnum):
+    DIFFUSION_NFT = "DiffusionNFT"
+    GRPO_GUARD = "GRPOGuard"
+    FLOW_GRPO = "FlowGRPO"
+
+
+class OldPolicy(StrEnum):
+    COPY = "Copy"
+    LINEAR = "Linear"
+    DELAYED = "Delayed"
+
+
+class AdvantageScale(StrEnum):
+    ROUND = "Round"
+    GROUP = "Group"
+
+
 class Passes(StrEnum):
     ONE = "One"
     TWO = "Two"
@@ -126,6 +143,48 @@ class Student(Model):
     output: Output = Field(description="Where the trained student goes.")
 
 
+# ---------------------------------------------------------------------------------------------------- of any training
+
+
+class Sampler(Model):
+    type: SamplerType = Field(default=SamplerType.ODE, description="ODE: deterministic. SDE: with noise at every step.")
+    solver: Solver = Field(
+        default=Solver.FLOW,
+        description="Flow is Flow-GRPO's SDE, and Euler without noise; DPM2 is of second order, for ODE.",
+    )
+    steps: int = Field(default=10, ge=1, le=1000, description="Solver steps from noise to image.")
+    noise_level: float = Field(default=0.0, ge=0, le=10, description="The paper's a: 0 with ODE, more with SDE.")
+
+
+class Optimizer(Model):
+    """AdamW."""
+
+    learning_rate: float = Field(default=3e-4, gt=0, le=1, description="Peak learning rate.")
+    schedule: LearningRateSchedule = Field(
+        default=LearningRateSchedule.CONSTANT, description="How it falls after warm-up."
+    )
+    warmup_rounds: int = Field(default=0, ge=0, le=1_000_000, description="Rounds of linear warm-up.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
+    epsilon: float = Field(default=1e-8, gt=0, le=1, description="Added to the root of the second moment.")
+    weight_decay: float = Field(default=1e-4, ge=0, le=10, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1e6, description="Gradients are clipped to this norm.")
+
+
+class Ema(Model):
+    decay: float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Decay per round of the averaged weights; 0 turns it off. The published code's is 0.961 a round.",
+    )
+
+
+class Checkpoint(Model):
+    every_rounds: int = Field(default=30, ge=1, le=1_000_000, description="Rounds between two checkpoints.")
+    keep: int = Field(default=3, ge=1, le=100, description="Newest checkpoints that are kept.")
+
+
 # ---------------------------------------------------------------------------------------------------- teachers
 
 
@@ -147,11 +206,92 @@ class Prompts(Model):
     )
 
 
+class RewardWeight(Model):
+    """What one reward counts in the sum that a teacher is trained on."""
+
+    reward: PluginName = Field(description="One of this teacher's rewards.")
+    weight: float = Field(ge=0, le=1e6, description="What its score is multiplied by.")
+
+
+class TeacherTraining(Model):
+    """Reinforcement learning of a teacher on its task's prompts and rewards. Every image is sampled with the teacher's
+    guidanceScale, at the resolution, precision and number of ranks of spec.training."""
+
+    algorithm: Algorithm = Field(
+        description="DiffusionNFT: the forward process on clean images, arXiv 2509.16117. FlowGRPO: clipped policy "
+        "gradient along an SDE, arXiv 2505.05470. GRPOGuard: the same with a ratio of mean 1 and equal steps, arXiv "
+        "2510.22319.",
+    )
+    rounds: int = Field(ge=1, le=10_000_000, description="Rounds of sampling, rewards and optimiser steps.")
+    group_size: int = Field(
+        default=24, ge=2, le=1024, description="Images of a prompt, which are compared with each other."
+    )
+    prompts_per_round: int = Field(default=48, ge=1, le=65_536, description="Prompts of a round.")
+    updates_per_round: int = Field(
+        default=1, ge=1, le=64, description="Optimiser steps of a round, each on its share of the prompts."
+    )
+    sampler: Sampler | None = Field(
+        default=None,
+        description="How images are sampled; absent: 10 steps, by DPM2 for DiffusionNFT, by Flow with noise 0.7 for "
+        "the others.",
+    )
+    steps_per_image: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Steps of an image that are trained; absent: all but the last. DiffusionNFT draws them; the others "
+        "draw a window in the first half of the path, and sample without noise outside it.",
+    )
+    advantage_clip: float = Field(
+        default=5.0, gt=0, le=1000, description="Largest advantage, in standard deviations of the reward."
+    )
+    advantage_scale: AdvantageScale = Field(
+        default=AdvantageScale.ROUND, description="Whose standard deviation divides: all images', or their group's."
+    )
+    reward_weights: list[RewardWeight] = Field(
+        default_factory=list, max_length=16, description="Weights of the rewards; a reward that is not here has 1."
+    )
+    normalize_rewards: bool = Field(
+        default=False, description="Normalise each reward in its group before they are weighted (GDPO)."
+    )
+    kl_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e6,
+        description="Weight of the distance to the base; absent: 0.0001 for DiffusionNFT, 0.04 for FlowGRPO, 0 for "
+        "GRPOGuard.",
+    )
+    clip_range: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Of the policy ratio at 65,536 numbers per latent, scaled by the root for other sizes; absent: "
+        "0.0001 for FlowGRPO, 0.000002 for GRPOGuard. DiffusionNFT has none.",
+    )
+    beta: float = Field(default=1.0, gt=0, le=100, description="DiffusionNFT: how far its two policies are apart.")
+    old_policy: OldPolicy = Field(
+        default=OldPolicy.LINEAR,
+        description="DiffusionNFT: how the sampling policy follows the trained one. Copy: at once. Linear: ever "
+        "slower, decay up to 0.5. Delayed: at once for 75 steps, then ever slower, up to 0.999.",
+    )
+    adapter: LoRA = Field(default_factory=LoRA, description="The teacher's adapter on the base.")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW.")
+    ema: Ema = Field(default_factory=Ema, description="Averaged weights: what becomes the teacher.")
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of prompts, noise and adapter.")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="When to save, how much to keep.")
+    must_beat_base: bool = Field(
+        default=True, description="Refuse a teacher that is no better than the base on its own held-out prompts."
+    )
+
+
 class Teacher(Model):
     """One task: a frozen teacher with its prompts and rewards."""
 
     name: Name = Field(description="Name of the teacher and of its task; unique.")
-    adapter: AdapterRef = Field(description="The teacher's LoRA on the base.")
+    adapter: AdapterRef | None = Field(default=None, description="The teacher's LoRA on the base; or train one.")
+    training: TeacherTraining | None = Field(
+        default=None, description="How the teacher is made from the base, where it has no adapter."
+    )
     guidance_scale: Guidance = Field(
         default=4.5,
         description="Guidance of this teacher, as the model's family has it; of Stable Diffusion 3, at most 1 is off.",
@@ -182,16 +322,6 @@ class TeacherServing(Model):
 class Resolution(Model):
     width: int = Field(default=512, ge=16, le=4096, description="Image width in pixels.")
     height: int = Field(default=512, ge=16, le=4096, description="Image height in pixels.")
-
-
-class Sampler(Model):
-    type: SamplerType = Field(default=SamplerType.ODE, description="ODE: deterministic. SDE: with noise at every step.")
-    solver: Solver = Field(
-        default=Solver.FLOW,
-        description="Flow is Flow-GRPO's SDE, and Euler without noise; DPM2 is of second order, for ODE.",
-    )
-    steps: int = Field(default=10, ge=1, le=1000, description="Solver steps from noise to image.")
-    noise_level: float = Field(default=0.0, ge=0, le=10, description="The paper's a: 0 with ODE, more with SDE.")
 
 
 class EvaluationSampler(Sampler):
@@ -233,39 +363,10 @@ class Objective(Model):
     )
 
 
-class Optimizer(Model):
-    """AdamW."""
-
-    learning_rate: float = Field(default=3e-4, gt=0, le=1, description="Peak learning rate.")
-    schedule: LearningRateSchedule = Field(
-        default=LearningRateSchedule.CONSTANT, description="How it falls after warm-up."
-    )
-    warmup_rounds: int = Field(default=0, ge=0, le=1_000_000, description="Rounds of linear warm-up.")
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
-    epsilon: float = Field(default=1e-8, gt=0, le=1, description="Added to the root of the second moment.")
-    weight_decay: float = Field(default=1e-4, ge=0, le=10, description="Decoupled weight decay.")
-    max_grad_norm: float = Field(default=1.0, gt=0, le=1e6, description="Gradients are clipped to this norm.")
-
-
-class Ema(Model):
-    decay: float = Field(
-        default=0.9,
-        ge=0,
-        lt=1,
-        description="Decay per round of the averaged weights; 0 turns it off. The published code's is 0.961 a round.",
-    )
-
-
 class DeepSpeed(Model):
     zero_stage: int = Field(
         default=1, ge=0, le=2, description="ZeRO stage; a LoRA leaves nothing for stage 3 to shard."
     )
-
-
-class Checkpoint(Model):
-    every_rounds: int = Field(default=30, ge=1, le=1_000_000, description="Rounds between two checkpoints.")
-    keep: int = Field(default=3, ge=1, le=100, description="Newest checkpoints that are kept.")
 
 
 class Training(Model):
@@ -449,6 +550,9 @@ class Endpoint(Model):
 
 
 class StageDeadlines(Model):
+    teachers_trained: int | None = Field(
+        default=None, ge=1, le=31_536_000, description="Seconds for making the teachers that are trained; absent: none."
+    )
     teachers_ready: int = Field(
         default=1800, ge=1, le=604_800, description="Seconds until the teachers answer; time in a queue does not count."
     )
@@ -471,6 +575,9 @@ class RunPolicy(Model):
         ge=0,
         le=100,
         description="Restarts after failures without a new checkpoint between them; disruptions do not count.",
+    )
+    parallel_teachers: int = Field(
+        default=1, ge=1, le=16, description="Teachers that a cluster trains side by side, each in pods like training's."
     )
     active_deadline_seconds: int | None = Field(
         default=None, ge=1, le=31_536_000, description="Limit of the whole run."

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from opd_core.api.teachers import adapter_of
 from opd_core.api.types import LoRA, Spec
 from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
@@ -37,8 +38,10 @@ def teacher_problems(spec: Spec, find: Find, names: Collection[str]) -> list[str
         found += _resolution(spec, outline)
     for i, teacher in enumerate(spec.teachers):
         if teacher.name in names:
-            check = partial(_teacher, alpha=teacher.adapter.alpha, linear=linear)
-            attempt(f"spec.teachers[{i}].adapter.uri", teacher.adapter.uri, find, check, found)
+            adapter = adapter_of(spec, teacher)
+            check = partial(_teacher, alpha=adapter.alpha, linear=linear)
+            field = "adapter.uri" if teacher.adapter else "training"
+            attempt(f"spec.teachers[{i}].{field}", adapter.uri, find, check, found)
     return found
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from opd_core.api.load import load_spec
+from opd_core.api.teachers import adapter_of
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, OPDError
 from opd_core.models.adapter_file import read_teacher
@@ -42,11 +43,12 @@ def prepare(options: argparse.Namespace) -> None:
     def find(uri: str) -> Path:
         return resolve(uri, options.claims)
 
+    adapters = {teacher.name: adapter_of(spec, teacher) for teacher in served}
     refuse(teacher_problems(spec, find, [teacher.name for teacher in served]), options.spec)
     info = write_repository(
         options.repository,
         base=find(spec.model.uri),
-        teachers={t.name: read_teacher(find(t.adapter.uri), t.adapter.alpha) for t in served},
+        teachers={name: read_teacher(find(adapter.uri), adapter.alpha) for name, adapter in adapters.items()},
         precision=spec.teacher_serving.precision.value,
         max_sequence_length=spec.model.max_sequence_length,
         device=choose_device(options.device),

@@ -1,0 +1,90 @@
+"""Teachers that a spec trains: what it leaves to the algorithm, and where the trained ones are.
+
+A trained teacher is named by the digest of what it depends on, beside the student's folder: a change of the
+distillation does not train it again, and distillations whose students are beside each other share it.
+"""
+
+from dataclasses import dataclass
+
+from opd_core.api.digests import digest, said
+from opd_core.api.types import (
+    AdapterRef,
+    Algorithm,
+    Sampler,
+    SamplerType,
+    Solver,
+    Spec,
+    Teacher,
+    TeacherTraining,
+)
+
+FOLDER = "opd-teachers"  # of all of them, beside the student's folder
+ADAPTER = "adapter"  # of one of them, in its own: beside checkpoints and log
+CLIP_NUMEL = 65_536  # numbers of the latent for which clip ranges are stated: Stable Diffusion 3.5's at 512 pixels
+_KEY_LENGTH = 12
+_NOT_WEIGHTS = ("checkpoint", "mustBeatBase")  # of a teacher's training
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What an algorithm uses where the spec says nothing: the values of its authors, or of its best-known port."""
+
+    sampler: Sampler
+    kl_weight: float
+    clip_range: float | None
+
+
+_SDE = Sampler(type=SamplerType.SDE, noise_level=0.7)
+DEFAULTS = {
+    Algorithm.DIFFUSION_NFT: Defaults(Sampler(solver=Solver.DPM2), 1e-4, None),
+    Algorithm.FLOW_GRPO: Defaults(_SDE, 0.04, 1e-4),
+    Algorithm.GRPO_GUARD: Defaults(_SDE, 0.0, 2e-6),
+}
+
+
+def completed(training: TeacherTraining) -> TeacherTraining:
+    """With the algorithm's own values where the spec has none; `steps_per_image` is a number then."""
+    defaults = DEFAULTS[training.algorithm]
+    sampler = training.sampler or defaults.sampler
+    return training.model_copy(
+        update={
+            "sampler": sampler,
+            "kl_weight": defaults.kl_weight if training.kl_weight is None else training.kl_weight,
+            "clip_range": defaults.clip_range if training.clip_range is None else training.clip_range,
+            "steps_per_image": training.steps_per_image or trainable_steps(sampler),
+        }
+    )
+
+
+def trainable_steps(sampler: Sampler) -> int:
+    """All but the last, which has next to no noise left, as in Flow-GRPO's and DiffusionNFT's code; a single one is
+    trained all the same."""
+    return max(1, sampler.steps - 1)
+
+
+def trained_teachers(spec: Spec) -> list[Teacher]:
+    """Those that this spec trains, in its order."""
+    return [teacher for teacher in spec.teachers if teacher.training is not None]
+
+
+def teacher_digest(spec: Spec, teacher: Teacher) -> str:
+    """Names everything that the weights of a trained teacher depend on."""
+    assert teacher.training is not None
+    training = {key: value for key, value in said(teacher.training).items() if key not in _NOT_WEIGHTS}
+    task = {key: value for key, value in said(teacher).items() if key != "weight"}
+    shared = said(spec.training)
+    parts = [said(spec.model), {**task, "training": training}, shared.get("resolution"), shared.get("precision")]
+    if not teacher.prompts.held_out_uri:
+        parts.append([spec.evaluation.prompts_per_task, spec.evaluation.seed])  # they are held out of its prompts
+    return digest(*parts)
+
+
+def teacher_folder(spec: Spec, teacher: Teacher) -> str:
+    """URI of the folder in the output's claim that holds all of a trained teacher: checkpoints, log, adapter."""
+    beside = spec.student.output.uri.rstrip("/").rpartition("/")[0]
+    return f"{beside}/{FOLDER}/{teacher.name}-{teacher_digest(spec, teacher)[:_KEY_LENGTH]}"
+
+
+def adapter_of(spec: Spec, teacher: Teacher) -> AdapterRef:
+    """Where the teacher's LoRA is, given or trained."""
+    return teacher.adapter or AdapterRef(uri=f"{teacher_folder(spec, teacher)}/{ADAPTER}")
