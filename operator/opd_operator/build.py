@@ -12,7 +12,7 @@ from opd_operator.draft import Wanted
 from opd_operator.endpoint import endpoint
 from opd_operator.policies import network_policy
 from opd_operator.settings import Settings
-from opd_operator.workloads import evaluator, teachers, trainer
+from opd_operator.workloads import evaluator, teacher_trainer, teachers, trainer
 
 
 def build(
@@ -24,7 +24,7 @@ def build(
 ) -> list[Manifest]:
     """Every child that shall exist. `run`: status.run."""
     context = Context(obj, distillation, run, settings)
-    manifests = []
+    manifests = [each for index, number in wanted.teach.items() for each in teacher_trainer(context, index, number)]
     if wanted.teachers:
         manifests += teachers(context)
     if wanted.trainer is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from opd_core import roles
 from opd_core.api.digests import claims_of
+from opd_core.api.teachers import trained_teachers
 from opd_core.api.types import Spec
 from opd_core.errors import InvalidError
 from opd_core.stages import Stage
@@ -18,7 +19,8 @@ def asked_for(obj: Mapping[str, Any]) -> set[str]:
     """The claims whose modes the next look has to know: those of a run that has nothing yet."""
     status = obj.get("status") or {}
     fresh = status.get("observedGeneration") != obj["metadata"]["generation"]
-    begun = Stage.TEACHERS_READY in status.get("stageTimes", {}) or "student" in status
+    times = status.get("stageTimes", {})
+    begun = "student" in status or Stage.TEACHERS_TRAINED in times or Stage.TEACHERS_READY in times
     if obj["spec"].get("suspend") or (begun and not fresh):
         return set()
     try:
@@ -57,4 +59,5 @@ def of_one_node(spec: Spec, known: Modes) -> list[str]:
 
 def _shared(spec: Spec) -> bool:
     """Whether pods of this object may be there at once: a student serves while the next one is trained."""
-    return bool(roles.teacher_servers(spec)) or spec.training.nodes > 1 or spec.endpoint.enabled
+    side_by_side = min(spec.run_policy.parallel_teachers, len(trained_teachers(spec))) > 1
+    return bool(roles.teacher_servers(spec)) or side_by_side or spec.training.nodes > 1 or spec.endpoint.enabled

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from opd_core.api.digests import digest, said
+from opd_core.api.teachers import trained_teachers
 from opd_core.api.types import API_VERSION, KIND, OPDDistillation, Spec
 from opd_core.roles import HUB_REWARDS, Place
 from opd_core.uris import parse
@@ -26,11 +27,8 @@ _NOT_READ: Mapping[str, Mapping[str, tuple[str, ...]]] = {
                        "pod"),
         "teacherServing": ("replicas", "pod"),
     },
-    names.TRAINER: {
-        "training": ("pod",),
-        "evaluation": ("gate", "pod"),
-        "teacherServing": ("pod",),
-    },
+    names.TEACH: {"training": ("pod",), "evaluation": ("gate", "pod"), "teacherServing": ("pod",)},
+    names.TRAINER: {"training": ("pod",), "evaluation": ("gate", "pod"), "teacherServing": ("pod",)},
     # Its own pod says how many devices, and so how many ranks, it has.
     names.EVALUATOR: {"training": ("pod",), "teacherServing": ("pod",)},
 }  # fmt: skip
@@ -40,9 +38,12 @@ def read_by(role: str, spec: Spec) -> Manifest:
     """What a role reads of a spec, beyond the defaults."""
     content = said(spec)
     read = {key: value for key, value in content.items() if key not in ("endpoint", "runPolicy", "suspend")}
+    # Where a trained teacher is depends on the prompts that are held out of its own.
+    kept = ("promptsPerTask", "seed") if trained_teachers(spec) else ()
     for part, fields in _NOT_READ[role].items():
         if part in read:
-            read[part] = {key: value for key, value in read[part].items() if key not in fields}
+            gone = {field for field in fields if part != "evaluation" or field not in kept}
+            read[part] = {key: value for key, value in read[part].items() if key not in gone}
     read["training"].setdefault("rounds", 1)  # required, whoever reads it
     return read
 
@@ -77,7 +78,9 @@ class Context:
 
     def remote(self, role: str) -> bool:
         """Whether a role fetches something over HTTPS: from a hub, from a bucket, or the weights of rewards."""
-        scores = role == names.EVALUATOR or (role == names.TRAINER and bool(self.spec.evaluation.every_rounds))
+        scores = role in (names.TEACH, names.EVALUATOR) or (
+            role == names.TRAINER and bool(self.spec.evaluation.every_rounds)
+        )
         rewards = {reward for teacher in self.spec.teachers for reward in teacher.rewards}
         return _remote(self.content) or (scores and not HUB_REWARDS.isdisjoint(rewards))
 

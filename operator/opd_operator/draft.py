@@ -1,7 +1,7 @@
 """The status of one object while it is being thought through: conditions, stage times, deadlines, the next look."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from opd_core.stages import Condition, Reason, Stage
 
 from opd_operator.names import QUEUE_LABELS
 from opd_operator.observe import Observed, parse_time
-from opd_operator.words import printable
+from opd_operator.words import Progress, printable
 
 TRAINER_READY = "TrainerReady"  # a time that is kept beside those of the stages: all training pods run
 _MESSAGE = 1024
@@ -33,6 +33,7 @@ class Served:
 class Wanted:
     """The workloads that shall exist; what is not here goes."""
 
+    teach: dict[int, int] = field(default_factory=dict)  # by index of the teacher: number of the start
     teachers: bool = False
     trainer: int | None = None  # number of the start
     evaluator: tuple[str, int] | None = None  # key of the evaluation, number of the start
@@ -69,9 +70,10 @@ class Draft:
         run: dict[str, Any] = self.status["run"]
         return run
 
-    def starts(self, role: str) -> dict[str, Any]:
-        """The part of the run that counts the Jobs of a role."""
-        starts: dict[str, Any] = self.run.setdefault(role, {"number": 0, "failures": 0})
+    def starts(self, role: str, teacher: str = "") -> dict[str, Any]:
+        """The part of the run that counts the Jobs of a role, or of a teacher that is trained."""
+        of = self.run.setdefault(role, {}) if teacher else self.run
+        starts: dict[str, Any] = of.setdefault(teacher or role, {"number": 0, "failures": 0})
         return starts
 
     @property
@@ -108,6 +110,17 @@ class Draft:
 
     def completed(self, stage: str) -> bool:
         return "completionTime" in self.times.get(stage, {})
+
+    def tell_progress(self, fresh: dict[str, Any], sources: Iterable[Progress]) -> None:
+        """`fresh`: what status.progress says beside the figures, which are those of `sources`."""
+        fresh["metrics"] = [
+            {"name": f"{key}/{row.task}"[:253], "value": f"{value:.4g}"}
+            for said in sources
+            for row in said.metrics
+            for key, value in row.figures.items()
+        ][:64]
+        if {**self.status.get("progress", {}), **fresh} != self.status.get("progress"):
+            self.status["progress"] = {**fresh, "lastUpdateTime": timestamp(self.now)}
 
     def late(self, start: str | None, limit: int | None) -> bool:
         """Whether `limit` seconds have passed since `start`; if not, look again when they have."""

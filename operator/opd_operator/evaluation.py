@@ -1,11 +1,13 @@
 """The stage Evaluated: a Job that scores base, teachers and student, and what its gate says. Pure."""
 
+import functools
+
 from opd_core.api.digests import evaluation_digest
 from opd_core.stages import Reason, Stage
 
 from opd_operator import names
 from opd_operator.draft import Draft, timestamp
-from opd_operator.jobs import ask_again, ended, in_queue, pods_of, start
+from opd_operator.jobs import Work, ask_again, ended, in_queue, pods_of, start
 from opd_operator.outcome import deadline
 from opd_operator.words import Words
 from opd_operator.workloads import evaluation_pod
@@ -25,20 +27,20 @@ def evaluate(d: Draft) -> bool:
         d.status["startTime"] = timestamp(d.now)
     d.begin(Stage.EVALUATED)
 
-    def name(number: int) -> str:
-        return names.evaluator(d.name, key, number)
-
-    this = start(d, names.EVALUATOR, Stage.EVALUATED, evaluation_pod(d.spec), name, begun=_runs(d))
+    name = functools.partial(names.evaluator, d.name, key)
+    work = Work(names.EVALUATOR, Stage.EVALUATED, evaluation_pod(d.spec), name, begun=_runs(d))
+    this = start(d, work)
     if this.number is not None:
         d.wanted.evaluator = (key, this.number)
-        if this.job and in_queue(d, names.EVALUATOR, Stage.EVALUATED, this.job):
+        if this.job and in_queue(d, work, this.job):
+            d.wait_in_queue()
             del d.times[Stage.EVALUATED]  # its time begins at its admission
             return False
         if this.job and ended(d, this.job):
             d.wanted.evaluator = None
             words = next((pod.ended for pod in pods_of(d, this.job) if pod.ended), None)
             if words is None or words.facts.gate_passed is None:
-                ask_again(d, names.EVALUATOR, Stage.EVALUATED, this.job)
+                ask_again(d, work, this.job)
                 return False
             _record(d, words, key)
             return _judge(d)

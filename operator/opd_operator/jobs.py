@@ -1,17 +1,35 @@
-"""One Job per start of trainer or evaluator: the next one after a failure, a lost result or a changed pod. Pure."""
+"""One Job per start of what trains or evaluates: the next one after a failure, a lost result or a changed pod. Pure."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from opd_core.api.digests import digest, said
 from opd_core.api.pod import Pod
 from opd_core.stages import Reason, Stage
 
-from opd_operator.draft import TRAINER_READY, Draft, timestamp
+from opd_operator.draft import Draft, timestamp
 from opd_operator.observe import Failure, JobView, PodView, failure_of, parse_time
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 360.0  # seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the Jobs of a role, or of one `teacher` that is trained, are for.
+
+    `pod`: settings of their pods: a Job that has not `begun`, all of its pods running, is made again when they change.
+    `name`: of the Job with a number. `checkpoint`: the newest one's round.
+    """
+
+    role: str
+    stage: Stage
+    pod: Pod
+    name: Callable[[int], str]
+    begun: bool
+    checkpoint: int = 0
+    teacher: str = ""
 
 
 @dataclass(frozen=True)
@@ -22,42 +40,41 @@ class Start:
     job: JobView | None = None
 
 
-def start(d: Draft, role: str, stage: Stage, pod: Pod, name: Callable[[int], str], *, begun: bool) -> Start:
-    """Which Job of `role` shall exist. Where none shall, the stage's condition says why, or the run is stopping.
-
-    Args:
-        pod: settings of the role's pods: a Job that has not `begun` is made again when they change.
-        name: of the Job with a number.
-    """
-    starts = d.starts(role)
-    job = d.observed.jobs.get(name(starts["number"]))
+def start(d: Draft, work: Work) -> Start:
+    """Which Job shall exist. Where none shall, the stage's condition says why, or the run is stopping."""
+    starts = _starts(d, work)
+    job = d.observed.jobs.get(work.name(starts["number"]))
     if job:
-        _remember_disruption(d, role, job)
-    if job and (failure := _failure(d, role, job)):
-        if not another(d, role, stage, failure):
+        _remember_disruption(d, work, job)
+    if job and (failure := _failure(d, work, job)):
+        if not another(d, work, failure):
             return Start(None)
         job = None
-    if job is None and pauses(d, role, stage):
+    if job is None and pauses(d, work):
         return Start(None)
-    if outdated(d, role, pod) and not begun:
-        _next(d, role)
+    if outdated(d, work) and not work.begun:
+        advance_number(starts)
         job = None
     if job is None:
-        starts["pod"] = _settings(d, pod)
+        starts["pod"] = _settings(d, work)
         # Two of them in one folder would overwrite each other's checkpoints.
-        if left := d.observed.active(role):
-            d.mark(stage, False, Reason.STOPPING, f"{left[0].name} of an earlier start is still ending")
+        if left := [pod for pod in d.observed.pods_of(work.role, work.teacher) if pod.active]:
+            d.mark(work.stage, False, Reason.STOPPING, f"{left[0].name} of an earlier start is still ending")
             return Start(None)
     return Start(starts["number"], job)
 
 
-def outdated(d: Draft, role: str, pod: Pod) -> bool:
-    """Whether the newest Job of a role was made with other settings of its pods."""
-    return bool(d.starts(role).get("pod", _settings(d, pod)) != _settings(d, pod))
+def outdated(d: Draft, work: Work) -> bool:
+    """Whether the newest Job was made with other settings of its pods."""
+    return bool(_starts(d, work).get("pod", _settings(d, work)) != _settings(d, work))
 
 
-def _settings(d: Draft, pod: Pod) -> str:
-    return digest(said(pod), d.spec.student.output.uri)[:8]
+def _starts(d: Draft, work: Work) -> dict[str, Any]:
+    return d.starts(work.role, work.teacher)
+
+
+def _settings(d: Draft, work: Work) -> str:
+    return digest(said(work.pod), d.spec.student.output.uri)[:8]
 
 
 def ended(d: Draft, job: JobView | None) -> bool:
@@ -69,37 +86,49 @@ def ended(d: Draft, job: JobView | None) -> bool:
     return _held(d, job) and not any(_exit_code(pod) for pod in pods_of(d, job))
 
 
-def in_queue(d: Draft, role: str, stage: Stage, job: JobView) -> bool:
+def in_queue(d: Draft, work: Work, job: JobView) -> bool:
     """Whether a queue has not admitted the Job, or has taken it out of work; the stage's condition says so. It is never
     written to, or two would fight for it."""
-    gated = next((pod for pod in d.observed.pods_of(role) if pod.queued), None)
+    gated = next((pod for pod in d.observed.pods_of(work.role, work.teacher) if pod.queued), None)
     if not (job.suspended or gated) or job.finished:
         return False
-    d.wait_in_queue()
     text = f"Job {job.name} waits for its admission by {d.queue}"
-    d.mark(stage, False, Reason.QUEUED, f"{text}; {gated.trouble[1]}" if gated and gated.trouble else text)
+    d.mark(work.stage, False, Reason.QUEUED, f"{text}; {gated.trouble[1]}" if gated and gated.trouble else text)
     return True
+
+
+def result(d: Draft, job: JobView) -> str | None:
+    """The digest of what a Job that trains has made, as its first pod said it."""
+    first = next((pod for pod in pods_of(d, job) if pod.index == 0 and pod.ended), None)
+    return first.ended.facts.digest if first and first.ended else None
+
+
+def no_pods(d: Draft, job: JobView | None) -> str:
+    """Of a Job that makes no pods, which says why in events alone."""
+    if job is None or job.finished or pods_of(d, job):
+        return ""
+    return f"Job {job.name} has no pods; `kubectl describe job {job.name}` shows a quota or rule that refuses them"
 
 
 def pods_of(d: Draft, job: JobView) -> list[PodView]:
     return [pod for pod in d.observed.pods if pod.job == job.name]
 
 
-def ask_again(d: Draft, role: str, stage: Stage, job: JobView) -> None:
+def ask_again(d: Draft, work: Work, job: JobView) -> None:
     """A finished Job whose result cannot be read; the next one finds the work done and says it again."""
     first = next((pod for pod in pods_of(d, job) if pod.index == 0 and pod.ended), None)
     failure = Failure(Reason.DISRUPTED, "its pod was deleted before its result was read", "", "", 0, False, False)
     if first and first.ended:
         text = f"its last words are no result of this release: {first.ended.message[:200]!r}"
         failure = Failure(Reason.FAILED, text, first.name, first.ended.container, 0, counts=True, final=False)
-    if another(d, role, stage, failure):
-        pauses(d, role, stage)
+    if another(d, work, failure):
+        pauses(d, work)
 
 
-def another(d: Draft, role: str, stage: Stage, failure: Failure) -> bool:
+def another(d: Draft, work: Work, failure: Failure) -> bool:
     """Count a failed start and say whether there is another one."""
     d.status["lastFailure"] = {
-        "stage": stage.value,
+        "stage": work.stage.value,
         "reason": failure.reason.value,
         "message": failure.message[:1024],
         "pod": failure.pod,
@@ -107,29 +136,29 @@ def another(d: Draft, role: str, stage: Stage, failure: Failure) -> bool:
         "exitCode": failure.exit_code,
         "time": timestamp(d.now),
     }
-    starts, limit = d.starts(role), d.spec.run_policy.backoff_limit
+    starts, limit = _starts(d, work), d.spec.run_policy.backoff_limit
     said_ = f"{failure.pod or 'its pod'} ended with exit code {failure.exit_code}: {failure.message}"
     if failure.final:
-        d.stop(failure.reason, said_, stage)
+        d.stop(failure.reason, said_, work.stage)
         return False
     if failure.counts:
-        _forgive(d, role)
+        _forgive(starts, work.checkpoint)
     if failure.counts and starts["failures"] >= limit:
         text = f"failed {limit + 1} times (backoffLimit {limit}); {said_}"
-        d.stop(Reason.BACKOFF_LIMIT_EXCEEDED, text, stage)
+        d.stop(Reason.BACKOFF_LIMIT_EXCEEDED, text, work.stage)
         return False
     d.status["restarts" if failure.counts else "disruptions"] += 1
     starts["failures"] += failure.counts
-    _next(d, role)
+    advance_number(starts)
     starts["nextStart"] = timestamp(
         d.now + _pause(d, starts["failures"] if failure.counts else d.status["disruptions"])
     )
     return True
 
 
-def pauses(d: Draft, role: str, stage: Stage) -> bool:
+def pauses(d: Draft, work: Work) -> bool:
     """Whether the next start has to wait; the stage's condition says so."""
-    starts = d.starts(role)
+    starts = _starts(d, work)
     at = starts.get("nextStart")
     if at is None:
         return False
@@ -139,28 +168,28 @@ def pauses(d: Draft, role: str, stage: Stage) -> bool:
     d.wake.append(parse_time(at))
     failure = d.status.get("lastFailure", {})
     text = f"starts again at {at} after {failure.get('reason')}: {failure.get('message', '')}"
-    d.mark(stage, False, Reason.RESTARTING, text)
+    d.mark(work.stage, False, Reason.RESTARTING, text)
     return True
 
 
-def _next(d: Draft, role: str) -> None:
-    starts = d.starts(role)
+def advance_number(starts: dict[str, Any]) -> None:
+    """To the next Job, about which nothing is known yet."""
     starts["number"] += 1
-    starts.pop("disrupted", None)
+    for part in ("disrupted", "since", "ran"):
+        starts.pop(part, None)
 
 
-def _remember_disruption(d: Draft, role: str, job: JobView) -> None:
+def _remember_disruption(d: Draft, work: Work, job: JobView) -> None:
     """A Job has failed when the last of its pods has gone, and the one that was evicted goes first."""
-    starts, pods = d.starts(role), pods_of(d, job)
+    starts, pods = _starts(d, work), pods_of(d, job)
     if marked := [pod.name for pod in pods if pod.disrupted]:
         starts["disrupted"] = marked[0]
     elif any(pod.name == starts.get("disrupted") and pod.active for pod in pods):
         del starts["disrupted"]  # it stayed after all
 
 
-def _failure(d: Draft, role: str, job: JobView) -> Failure | None:
+def _failure(d: Draft, work: Work, job: JobView) -> Failure | None:
     """Why this start is over without a result, if it is."""
-    starts = d.starts(role)
     if job.suspended and not job.finished and job.succeeded and not _speaking(d, job):
         # Admitted again, it would make the missing pods alone, which wait for peers that have gone (kueue#10487).
         text = f"Job {job.name} was suspended when {job.succeeded} of its pods had ended"
@@ -168,8 +197,7 @@ def _failure(d: Draft, role: str, job: JobView) -> Failure | None:
     over = job.over and not _speaking(d, job)
     if not over and not (_held(d, job) and any(_exit_code(pod) for pod in pods_of(d, job))):
         return None
-    ran = d.completed(TRAINER_READY)
-    return failure_of(job, d.observed.pods, starts.get("disrupted", ""), ran=ran)
+    return failure_of(job, d.observed.pods, _starts(d, work).get("disrupted", ""), ran=work.begun)
 
 
 def _speaking(d: Draft, job: JobView) -> bool:
@@ -187,10 +215,8 @@ def _exit_code(pod: PodView) -> int:
     return pod.ended.exit_code if pod.ended else 0
 
 
-def _forgive(d: Draft, role: str) -> None:
+def _forgive(starts: dict[str, Any], reached: int) -> None:
     """Failures before the newest checkpoint do not count: there was progress between them, and rounds are finite."""
-    starts = d.starts(role)
-    reached = min(d.status.get("checkpoint", {}).get("round", 0), d.spec.training.rounds)
     if reached > starts.get("checkpoint", 0):
         starts.update(failures=0, checkpoint=reached)
 

@@ -12,13 +12,14 @@ MANAGED_BY = "opd.dev/operator"  # value of spec.managedBy that means this opera
 DISTILLATION = "opd.dev/distillation"
 ROLE = "opd.dev/role"
 REVISION = "opd.dev/revision"
+TEACHER = "opd.dev/teacher"  # that a Job trains
 OWNER = "opd.dev/owner"  # uid of the distillation, on pods: their ownerReference names the Job or ReplicaSet
 
-TEACHERS, TRAINER, EVALUATOR, ENDPOINT = "teachers", "trainer", "evaluator", "endpoint"
+TEACH, TEACHERS, TRAINER, EVALUATOR, ENDPOINT = "teach", "teachers", "trainer", "evaluator", "endpoint"
 SHARED = "workload"  # role of what all pods need
 
 # The container of a role's program; whatever else is in its pods was put there by somebody else.
-CONTAINERS = {TEACHERS: "teacher", TRAINER: "trainer", EVALUATOR: "evaluator", ENDPOINT: "endpoint"}
+CONTAINERS = {TEACH: "teach", TEACHERS: "teacher", TRAINER: "trainer", EVALUATOR: "evaluator", ENDPOINT: "endpoint"}
 
 GRPC, HTTP, TRITON_METRICS = 8001, 8000, 8002
 TRAINER_METRICS, RENDEZVOUS = 9090, 29500
@@ -60,6 +61,11 @@ def owner(obj: Mapping[str, object]) -> dict[str, object]:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def teach(name: str, index: int, attempt: int, number: int) -> str:
+    """One Job per start of a teacher's training; `index`: of the teacher in the spec."""
+    return f"{name}-teach-{index}-{_short(f'{attempt}-{number}', 8)}"
 
 
 def teachers(name: str, index: int) -> str:

@@ -11,7 +11,7 @@ from opd_core.exit_codes import ExitCode
 from opd_core.stages import Reason
 
 from opd_operator.claims import Modes
-from opd_operator.names import COMPLETION_INDEX, CONTAINERS, REVISION, ROLE, SHARED
+from opd_operator.names import COMPLETION_INDEX, CONTAINERS, REVISION, ROLE, SHARED, TEACHER
 from opd_operator.words import Progress, Words, printable, words
 
 Object = Mapping[str, Any]
@@ -34,6 +34,7 @@ class PodView:
     trouble: tuple[Reason, str] | None  # why it does not run
     restarts: int
     job: str
+    teacher: str  # that it trains
     revision: str
 
     @property
@@ -51,6 +52,7 @@ class PodView:
 class JobView:
     name: str
     role: str
+    teacher: str  # that it trains
     created: str
     pods: int  # that it shall have
     active: int
@@ -96,21 +98,23 @@ class Observed:
     unrouted: str = "its HTTPRoute is not there yet"  # why no gateway sends requests through the route, if none does
     followed: bool = True  # whether a gateway's controller has taken the route as it is now
     progress: Progress | None = None  # of the trainer's port
+    taught: Mapping[str, Progress] = field(default_factory=dict)  # by teacher that is trained, of its trainer's port
     requests: Requests | None = None  # to the canary; None if none of its pods tells
     rejected: Mapping[str, str] = field(default_factory=dict)  # by role: why an object of its was refused last time
     claims: Modes = field(default_factory=dict)  # of those that were asked for
 
-    def pods_of(self, role: str) -> list[PodView]:
-        return [pod for pod in self.pods if pod.role == role]
+    def pods_of(self, role: str, teacher: str = "") -> list[PodView]:
+        """Of a role, or of one teacher that is trained."""
+        return [pod for pod in self.pods if pod.role == role and teacher in ("", pod.teacher)]
 
     def active(self, *roles: str) -> list[PodView]:
         return [pod for pod in self.pods if pod.role in roles and pod.active]
 
-    def trouble(self, role: str) -> tuple[Reason, str] | None:
+    def trouble(self, role: str, teacher: str = "") -> tuple[Reason, str] | None:
         """Why a role does not come up: what was refused, else its first pod, by name, that has something to say."""
         if refusal := self.rejected.get(role) or self.rejected.get(SHARED):
             return Reason.REJECTED, refusal
-        pods = sorted(self.pods_of(role), key=lambda pod: pod.name)
+        pods = sorted(self.pods_of(role, teacher), key=lambda pod: pod.name)
         said = [pod.trouble for pod in pods] + [each.trouble for each in self.deployments.values() if each.role == role]
         return next((trouble for trouble in said if trouble), None)
 
@@ -121,6 +125,7 @@ def observe(
     requests: Requests | None = None,
     rejected: Mapping[str, str] = MappingProxyType({}),
     claims: Modes = MappingProxyType({}),
+    taught: Mapping[str, Progress] = MappingProxyType({}),
 ) -> Observed:
     """Views of `children`, whatever their kind. Every text in them may be shown."""
     jobs, deployments, pods, unrouted, followed = {}, {}, [], Observed.unrouted, Observed.followed
@@ -136,7 +141,9 @@ def observe(
         elif child["kind"] == "HTTPRoute":
             unrouted, followed = _unrouted(child), _followed(child)
     refusals = {role: printable(why) for role, why in rejected.items()}
-    return Observed(jobs, deployments, tuple(pods), printable(unrouted), followed, progress, requests, refusals, claims)
+    return Observed(
+        jobs, deployments, tuple(pods), printable(unrouted), followed, progress, taught, requests, refusals, claims
+    )
 
 
 def _told(reason: Reason, message: str) -> tuple[Reason, str]:
@@ -149,6 +156,7 @@ def _job(job: Object) -> JobView:
     return JobView(
         name=metadata["name"],
         role=metadata["labels"].get(ROLE, ""),
+        teacher=metadata["labels"].get(TEACHER, ""),
         created=metadata.get("creationTimestamp", ""),
         pods=job["spec"].get("completions") or 1,
         active=status.get("active") or 0,
@@ -230,6 +238,7 @@ def _pod(pod: Object) -> PodView:
         trouble=_leaving(pod, conditions) or _trouble(pod, conditions, [*init, *containers]),
         restarts=sum(container.get("restartCount", 0) for container in own),
         job=labels.get("job-name", labels.get("batch.kubernetes.io/job-name", "")),
+        teacher=labels.get(TEACHER, ""),
         revision=labels.get(REVISION, ""),
     )
 

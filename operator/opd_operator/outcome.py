@@ -10,7 +10,7 @@ from opd_core.stages import Condition, Reason, Stage
 from opd_operator import names
 from opd_operator.draft import TRAINER_READY, Draft, timestamp
 
-TRAINING = (names.TEACHERS, names.TRAINER, names.EVALUATOR)
+TRAINING = (names.TEACH, names.TEACHERS, names.TRAINER, names.EVALUATOR)
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Event:
     message: str
 
 
-def deadline(d: Draft, stage: Stage, field: str, role: str) -> None:
-    """End the run because of a limit; `role`: whose trouble explains it."""
+def deadline(d: Draft, stage: Stage, field: str, role: str, teacher: str = "") -> None:
+    """End the run because of a limit; `role`, `teacher`: whose trouble explains it."""
     limits = d.spec.run_policy.model_dump(by_alias=True)
     limit = limits["stageDeadlines"][field.split(".")[1]] if "." in field else limits[field]
-    why = d.observed.trouble(role)
+    why = d.observed.trouble(role, teacher)
     message = f"took longer than spec.runPolicy.{field} = {limit} s" + (f"; {why[0].value}: {why[1]}" if why else "")
     d.stop(Reason.DEADLINE_EXCEEDED, message, stage)
 
@@ -33,6 +33,7 @@ def deadline(d: Draft, stage: Stage, field: str, role: str) -> None:
 def stop(d: Draft) -> None:
     """Pods first, the verdict after: what is called failed holds nothing (kubeflow/trainer#3994)."""
     d.wanted.teachers, d.wanted.trainer, d.wanted.evaluator = False, None, None
+    d.wanted.teach.clear()
     running = [pod.name for pod in d.observed.active(*TRAINING)]
     servers = [view.name for view in d.observed.deployments.values() if view.role == names.TEACHERS]
     jobs = [job.name for job in d.observed.jobs.values() if not job.finished]
@@ -54,11 +55,13 @@ def stop(d: Draft) -> None:
 
 
 def keep_finished(d: Draft) -> None:
-    """Of trainer and evaluator the last Job that has ended stays for its log; it holds nothing."""
+    """Of trainer, evaluator and every teacher's training the last Job that has ended stays for its log; it holds
+    nothing."""
     if d.spec.run_policy.clean_pod_policy == CleanPodPolicy.ALL:
         return
-    for role in (names.TRAINER, names.EVALUATOR):
-        finished = [job for job in d.observed.jobs.values() if job.role == role and job.finished]
+    teachers = [(names.TEACH, row["name"]) for row in d.status.get("teaching", [])]
+    for work in ((names.TRAINER, ""), (names.EVALUATOR, ""), *teachers):
+        finished = [job for job in d.observed.jobs.values() if (job.role, job.teacher) == work and job.finished]
         if finished:
             d.wanted.keep.add(("Job", max(finished, key=lambda job: (job.created, job.name)).name))
 
@@ -117,6 +120,8 @@ def _phase(d: Draft) -> str:
         return "Stopping"
     if d.holds(Condition.READY):
         return "Ready"
+    if not d.holds(Stage.TEACHERS_TRAINED):
+        return "TrainingTeachers"
     if not d.holds(Stage.TRAINED):
         return "Training" if d.completed(TRAINER_READY) else "Starting"
     return "Deploying" if d.holds(Stage.EVALUATED) else "Evaluating"

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from typing import Any
@@ -25,6 +25,7 @@ _PERIOD = 10.0  # seconds between two questions to one pod
 _LARGEST = 128 << 10  # bytes of an answer, with all that HTTP adds
 _AT_ONCE, _OF_A_NAMESPACE = 64, 8  # questions; one namespace's silent pods leave room for the others'
 _CANARIES = 16  # pods of a canary that are asked
+_TRAINERS = 16
 
 Get = Callable[[str, int, str], Awaitable[str | None]]
 
@@ -34,6 +35,7 @@ class Answers:
     """Of the pods of one distillation; None where nobody answered."""
 
     progress: Progress | None = None
+    taught: Mapping[str, Progress] = field(default_factory=dict)  # by teacher that is trained
     requests: Requests | None = None
 
 
@@ -100,19 +102,21 @@ async def _ask(get: Get, key: Key, cache: Cache) -> Answers:
     trainers, canaries = _questions(obj, cache) if obj else ([], [])
     pages = await asyncio.gather(*(get(pod.ip, names.TRAINER_METRICS, "/progress") for pod in trainers))
     metrics = await asyncio.gather(*(get(pod.ip, names.ENDPOINT_METRICS, "/metrics") for pod in canaries))
-    return Answers(progress(next(iter(pages), None)), requests_in(page for page in metrics if page))
+    told = {pod.teacher: said for pod, page in zip(trainers, pages, strict=True) if (said := progress(page))}
+    return Answers(told.pop("", None), told, requests_in(page for page in metrics if page))
 
 
 def _questions(obj: Object, cache: Cache) -> tuple[list[PodView], list[PodView]]:
-    """The trainer's first pod and the canary's pods of a distillation that has any."""
+    """The first pods of the trainer, or of the teachers that are trained, and the canary's pods."""
     status = obj.get("status") or {}
     canary = (status.get("endpoint") or {}).get("canary")
-    if not canary and (status.get("student") or not status.get("workers")):
+    working = status.get("workers") or any("digest" not in row for row in status.get("teaching") or [])
+    if not canary and (status.get("student") or not working):
         return [], []
     pods = [pod for pod in observe(cache.children(obj)).pods if pod.ready and pod.ip]
-    trainers = [pod for pod in pods if pod.role == names.TRAINER and pod.index == 0]
+    first = {pod.teacher: pod for pod in pods if pod.role in (names.TEACH, names.TRAINER) and pod.index == 0}
     canaries = [pod for pod in pods if canary and pod.revision == canary["revision"]]
-    return trainers[:1], canaries[:_CANARIES]
+    return list(first.values())[:_TRAINERS], canaries[:_CANARIES]
 
 
 # ------------------------------------------------------------------------------------------------------- one question

@@ -17,9 +17,11 @@ from opd_core.stages import Condition, Reason, Stage
 from opd_operator import claims, names
 from opd_operator.draft import TRAINER_READY, Draft, Wanted, draft, timestamp
 from opd_operator.evaluation import KEY_LENGTH, evaluate, evaluation_key
+from opd_operator.jobs import advance_number
 from opd_operator.observe import Observed
 from opd_operator.outcome import TRAINING, Event, conclude, deadline, events, expired, keep_finished, stop
 from opd_operator.rollout import serve
+from opd_operator.teaching import remember, teach, there
 from opd_operator.training import train
 from opd_operator.words import printable
 
@@ -53,9 +55,9 @@ def advance(obj: Mapping[str, Any], observed: Observed, images: Mapping[str, str
         return _refuse(obj, now, error)
     d = draft(obj, distillation, observed, images, now)
     _same_run(d)
+    remember(d)
     _see_claims(d)
     _see_begun(d)
-    d.mark(Stage.TEACHERS_TRAINED, True, Reason.DISABLED, "no teacher is trained")
     if d.spec.suspend:
         _suspend(d)
     else:
@@ -63,6 +65,7 @@ def advance(obj: Mapping[str, Any], observed: Observed, images: Mapping[str, str
         _resume(d)
         _play(d)
         keep_finished(d)
+    there(d)
     serve(d)
     conclude(d)
     conditions = d.conditions()
@@ -96,9 +99,9 @@ def _see_claims(d: Draft) -> None:
     said = "the spec is valid"
     if known := d.observed.claims:
         why = claims.problem(d.spec, known)
-        begun = "student" in d.status or Stage.TEACHERS_READY in d.times
+        begun = "student" in d.status or not d.times.keys().isdisjoint((Stage.TEACHERS_TRAINED, Stage.TEACHERS_READY))
         if why and not (begun or d.run.get("failed") or "stopping" in d.status):
-            d.stop(Reason.USER_ERROR, why, Stage.TEACHERS_READY)
+            d.stop(Reason.USER_ERROR, why, Stage.TEACHERS_TRAINED if "teaching" in d.status else Stage.TEACHERS_READY)
         if narrow := claims.of_one_node(d.spec, known):
             said += f"; pods run on one node only, since ReadWriteOnce is all that {', '.join(narrow)} has; "
             said += "ReadWriteMany lets them spread"
@@ -111,7 +114,8 @@ def _see_claims(d: Draft) -> None:
 def _see_begun(d: Draft) -> None:
     """From the first student, or the first trainer that runs, on there is something that belongs to the base and lies
     in the output; the API server then refuses to change them."""
-    ran = any(pod.phase != "Pending" for pod in d.observed.pods_of(names.TRAINER))
+    training = (pod for role in (names.TEACH, names.TRAINER) for pod in d.observed.pods_of(role))
+    ran = any(pod.phase != "Pending" for pod in training)
     if ran or "student" in d.status or d.status.get("students"):
         d.status["begun"] = True
 
@@ -123,9 +127,9 @@ def _suspend(d: Draft) -> None:
     for part in ("failed", "queued", "evicted"):
         d.run.pop(part, None)
     d.run["suspended"] = True
-    for role in (names.TRAINER, names.EVALUATOR):
-        d.starts(role).update(failures=0)
-        d.starts(role).pop("nextStart", None)
+    for starts in _all_starts(d):
+        starts.update(failures=0)
+        starts.pop("nextStart", None)
     for stage in list(d.times):
         if stage in (Stage.TEACHERS_READY, TRAINER_READY) or (stage != Stage.DEPLOYED and not d.completed(stage)):
             del d.times[stage]
@@ -140,6 +144,7 @@ def _suspend(d: Draft) -> None:
     student = d.status.get("student", {})
     judged = bool(student) and student.get("evaluation") == evaluation_key(d, student["digest"])
     for stage_, done in (
+        (Stage.TEACHERS_TRAINED, bool(student)),
         (Stage.TEACHERS_READY, bool(student)),
         (Stage.TRAINED, bool(student)),
         (Stage.EVALUATED, judged and student["gatePassed"]),
@@ -149,9 +154,13 @@ def _suspend(d: Draft) -> None:
 
 def _resume(d: Draft) -> None:
     if d.run.pop("suspended", False):
-        for role in (names.TRAINER, names.EVALUATOR):
-            d.starts(role)["number"] += 1
+        for starts in _all_starts(d):
+            advance_number(starts)
         d.status.update(restarts=0, startTime=timestamp(d.now))
+
+
+def _all_starts(d: Draft) -> list[dict[str, Any]]:
+    return [d.starts(names.TRAINER), d.starts(names.EVALUATOR), *d.run.get(names.TEACH, {}).values()]
 
 
 def _play(d: Draft) -> None:
@@ -163,7 +172,8 @@ def _play(d: Draft) -> None:
         d.status.pop("stopping", None)
         verdict = None
     if verdict is None:
-        trained = train(d)
+        taught = teach(d)
+        trained = taught and train(d)
         evaluated = trained and evaluate(d)
         if not d.in_queue and d.run.pop("queued", None):
             d.run.pop("evicted", None)
@@ -171,7 +181,8 @@ def _play(d: Draft) -> None:
         if not evaluated and not d.in_queue and "stopping" not in d.status:
             limit = d.spec.run_policy.active_deadline_seconds
             if d.late(d.status["startTime"], limit):
-                stage, role = (Stage.EVALUATED, names.EVALUATOR) if trained else (Stage.TRAINED, names.TRAINER)
+                at = (Stage.TRAINED, names.TRAINER) if taught else (Stage.TEACHERS_TRAINED, names.TEACH)
+                stage, role = (Stage.EVALUATED, names.EVALUATOR) if trained else at
                 deadline(d, stage, "activeDeadlineSeconds", role)
     if "failed" in d.run or "stopping" in d.status:
         stop(d)

@@ -19,18 +19,21 @@ def network_policy(name: str, role: str, *, remote: bool, more: Sequence[Mapping
     dns = {"ports": [{"protocol": protocol, "port": port} for port in _DNS for protocol in ("UDP", "TCP")]}
     outside = [{"ports": [{"protocol": "TCP", "port": 443}]}] if remote else []
     ingress: dict[str, list[dict[str, Any]]] = {
+        # Ranks of NCCL and gloo talk on ports that the kernel chooses.
+        names.TEACH: [_from(name, names.TEACH), {"ports": _ports(names.TRAINER_METRICS)}],
+        names.TRAINER: [_from(name, names.TRAINER), {"ports": _ports(names.TRAINER_METRICS)}],
         names.TEACHERS: [
             _from(name, names.TRAINER, names.GRPC),
             {"ports": _ports(names.TRITON_METRICS)},
         ],
-        # Ranks of NCCL and gloo talk on ports that the kernel chooses.
-        names.TRAINER: [_from(name, names.TRAINER), {"ports": _ports(names.TRAINER_METRICS)}],
         names.EVALUATOR: [],
         names.ENDPOINT: [{"ports": _ports(names.ENDPOINT_HTTP, names.ENDPOINT_METRICS)}],
     }
     egress: list[dict[str, Any]] = [dns, *outside, *(dict(rule) for rule in more)]
+    if role in (names.TEACH, names.TRAINER):
+        egress.append(_to(name, role))
     if role == names.TRAINER:
-        egress += [_to(name, names.TRAINER), _to(name, names.TEACHERS, names.GRPC)]
+        egress.append(_to(name, names.TEACHERS, names.GRPC))
     return {
         "podSelector": {"matchLabels": names.selector(name, role)},
         "policyTypes": ["Ingress", "Egress"],

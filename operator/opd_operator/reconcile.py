@@ -71,7 +71,8 @@ class Reconciler:
             return
         children, answers = self.cache.children(obj), self.peers.answers.get(key, Answers())
         claims = {name: await self._modes(key[0], name) for name in sorted(asked_for(obj))}
-        observed = observe(children, answers.progress, answers.requests, self._rejected.get(key, {}), claims)
+        rejected = self._rejected.get(key, {})
+        observed = observe(children, answers.progress, answers.requests, rejected, claims, answers.taught)
         now = self.kube.now()
         plan = advance(obj, observed, self.settings.images, now)
         obj = await self._write_status(obj, plan)

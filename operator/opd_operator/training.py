@@ -9,21 +9,22 @@ from opd_core.stages import Reason, Stage
 from opd_operator import names
 from opd_operator.context import teachers_revision
 from opd_operator.draft import TRAINER_READY, Draft, timestamp
-from opd_operator.jobs import ask_again, ended, in_queue, outdated, pauses, pods_of, start
+from opd_operator.jobs import Work, ask_again, ended, in_queue, no_pods, outdated, pauses, pods_of, result, start
 from opd_operator.observe import JobView
 from opd_operator.outcome import deadline
 
 FIRST_ROUND = "FirstRound"  # a time that is kept beside those of the stages: how long nothing was learnt
-_LIVE = ("teachers", "teachersReady", "workers", "workersReady")  # status of what exists only while training goes on
+LIVE = ("teachers", "teachersReady", "workers", "workersReady")  # status of what exists only while training goes on
 
 
 def train(d: Draft) -> bool:
     """Whether there is a student. The teachers live exactly as long as the training works or is about to."""
     if "student" in d.status:
         return _trained(d)
-    job = d.observed.jobs.get(_job_name(d, d.starts(names.TRAINER)["number"]))
-    stays = job and not job.succeeded and not outdated(d, names.TRAINER, d.spec.training.pod)
-    if job and stays and in_queue(d, names.TRAINER, Stage.TRAINED, job):
+    work = _work(d)
+    job = d.observed.jobs.get(work.name(d.starts(names.TRAINER)["number"]))
+    stays = job and not job.succeeded and not outdated(d, work)
+    if job and stays and in_queue(d, work, job):
         _wait_in_queue(d, job)
         return False
     ready = _teachers(d)
@@ -35,7 +36,7 @@ def train(d: Draft) -> bool:
         if "student" in d.status:
             d.wanted.teachers, d.wanted.trainer = False, None
             return _trained(d)
-    elif not pauses(d, names.TRAINER, Stage.TRAINED):
+    elif not pauses(d, work):
         d.mark(Stage.TRAINED, False, Reason.WAITING, "for the teachers")
     if "stopping" not in d.status:
         _deadlines(d)
@@ -46,7 +47,7 @@ def _trained(d: Draft) -> bool:
     student = d.status["student"]
     d.mark(Stage.TEACHERS_READY, True, Reason.FREED, "training is done")
     d.mark(Stage.TRAINED, True, Reason.COMPLETED, f"student {student['digest'][:19]}")
-    for part in _LIVE:
+    for part in LIVE:
         d.status.pop(part, None)
     return True
 
@@ -64,6 +65,7 @@ def _deadlines(d: Draft) -> None:
 def _wait_in_queue(d: Draft, job: JobView) -> None:
     """The trainer holds nothing. Teachers that answer wait for it up to trainerReady, those of a trainer that was taken
     out of work no longer than it asks them: they would hold what their own trainer waits for."""
+    d.wait_in_queue()
     if d.completed(TRAINER_READY):
         d.run["evicted"] = True
         d.status["disruptions"] += 1
@@ -107,6 +109,8 @@ def _teachers(d: Draft) -> bool:
         d.begin(Stage.TEACHERS_READY)
     if refusal := _refusal(d):
         d.stop(Reason.USER_ERROR, refusal, Stage.TEACHERS_READY)
+        for row in d.status.get("teaching", []):
+            row.pop("digest", None)  # one that is trained may be gone: the next start looks again
         return False
     reason, message = d.observed.trouble(names.TEACHERS) or (Reason.RESTARTING if again else Reason.STARTING, "")
     if reason == Reason.QUEUED:
@@ -125,15 +129,16 @@ def _refusal(d: Draft) -> str:
     return ""
 
 
-def _job_name(d: Draft, number: int) -> str:
-    return names.trainer(d.name, d.run["attempt"], number)
+def _work(d: Draft) -> Work:
+    name = functools.partial(names.trainer, d.name, d.run["attempt"])
+    reached = min(d.status.get("checkpoint", {}).get("round", 0), d.spec.training.rounds)
+    begun = d.completed(TRAINER_READY)
+    return Work(names.TRAINER, Stage.TRAINED, d.spec.training.pod, name, begun, reached)
 
 
 def _trainer(d: Draft) -> None:
-    nodes, pod = d.spec.training.nodes, d.spec.training.pod
-    this = start(
-        d, names.TRAINER, Stage.TRAINED, pod, functools.partial(_job_name, d), begun=d.completed(TRAINER_READY)
-    )
+    nodes, work = d.spec.training.nodes, _work(d)
+    this = start(d, work)
     job = this.job
     d.wanted.trainer = this.number
     _workers(d, job)
@@ -142,7 +147,7 @@ def _trainer(d: Draft) -> None:
         return
     d.begin(TRAINER_READY)
     if job is not None and ended(d, job):
-        _finish(d, job)
+        _finish(d, work, job)
     elif job is not None and job.ready >= nodes:
         d.complete(TRAINER_READY)
         _progress(d)
@@ -152,7 +157,7 @@ def _trainer(d: Draft) -> None:
             _progress(d)  # a pod that turns unready for a moment is no new start
         else:
             default = Reason.RESUMED if this.number > 0 else Reason.STARTING
-            text = _missing(d, job) or f"{job.ready if job else 0} of {nodes} training pods run"
+            text = no_pods(d, job) or f"{job.ready if job else 0} of {nodes} training pods run"
             d.mark(Stage.TRAINED, False, default, text)
             if d.late(d.times[TRAINER_READY]["startTime"], d.spec.run_policy.stage_deadlines.trainer_ready):
                 deadline(d, Stage.TRAINED, "stageDeadlines.trainerReady", names.TRAINER)
@@ -168,28 +173,17 @@ def _workers(d: Draft, job: JobView | None) -> None:
     d.status["workersReady"] = f"{ready}/{nodes}"
 
 
-def _missing(d: Draft, job: JobView | None) -> str:
-    """Of a Job that makes no pods, which says why in events alone."""
-    if job is None or job.finished or pods_of(d, job):
-        return ""
-    return f"Job {job.name} has no pods; `kubectl describe job {job.name}` shows a quota or rule that refuses them"
-
-
 def _progress(d: Draft) -> None:
     if said := d.observed.progress:
-        fresh = {
-            "round": said.round,
-            "totalRounds": said.total_rounds,
-            "percentage": int(said.percentage),
-            "remainingSeconds": int(said.remaining_seconds or 0),
-            "metrics": [
-                {"name": f"{key}/{row.task}"[:253], "value": f"{value:.4g}"}
-                for row in said.metrics
-                for key, value in row.figures.items()
-            ][:64],
-        }
-        if {**d.status.get("progress", {}), **fresh} != d.status.get("progress"):
-            d.status["progress"] = {**fresh, "lastUpdateTime": timestamp(d.now)}
+        d.tell_progress(
+            {
+                "round": said.round,
+                "totalRounds": said.total_rounds,
+                "percentage": int(said.percentage),
+                "remainingSeconds": int(said.remaining_seconds or 0),
+            },
+            [said],
+        )
         if said.round > 0:
             first = {"startTime": d.status["startTime"], "completionTime": timestamp(d.now)}
             d.times.setdefault(FIRST_ROUND, first)
@@ -200,11 +194,10 @@ def _progress(d: Draft) -> None:
     d.mark(Stage.TRAINED, False, Reason.RUNNING, f"{at['totalRounds']} rounds" if at else "loading")
 
 
-def _finish(d: Draft, job: JobView) -> None:
-    first = next((pod for pod in pods_of(d, job) if pod.index == 0 and pod.ended), None)
-    said = first.ended.facts.digest if first and first.ended else None
+def _finish(d: Draft, work: Work, job: JobView) -> None:
+    said = result(d, job)
     if said is None:
-        ask_again(d, names.TRAINER, Stage.TRAINED, job)
+        ask_again(d, work, job)
         d.wanted.trainer = None
         d.times.pop(TRAINER_READY, None)
         return

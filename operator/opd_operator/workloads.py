@@ -1,11 +1,15 @@
-"""Teacher servers, trainer and evaluator as child objects. Pure."""
+"""What trains teachers, serves them, trains the student and evaluates it, as child objects. Pure."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from opd_core import roles
-from opd_core.api.digests import claims_of
+from opd_core.api.digests import claims_of, said
 from opd_core.api.pod import Pod
+from opd_core.api.teachers import trained_teachers
 from opd_core.api.types import Spec
 
 from opd_operator import names
@@ -14,6 +18,7 @@ from opd_operator.pods import pod_template
 
 _TRAINER_GRACE = 600  # a round of a large model, and its checkpoint
 _SERVER_GRACE = 30
+_NOWHERE = PurePosixPath("/tmp/opd")  # noqa: S108  a folder of the pod's own, for roles that work in no run's folder
 # Triton's metrics are at the family of this address alone.
 _POD_IP: dict[str, Any] = {"name": roles.POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
 
@@ -21,10 +26,12 @@ _POD_IP: dict[str, Any] = {"name": roles.POD_IP, "valueFrom": {"fieldRef": {"fie
 def teachers(context: Context) -> list[Manifest]:
     """A Deployment and a Service per server."""
     manifests = []
-    spec, here = context.spec, context.place(PurePosixPath("/tmp/opd"))  # noqa: S108
+    spec, here = context.spec, context.place(_NOWHERE)
     ports = {"grpc": names.GRPC, "http": names.HTTP, "metrics": names.TRITON_METRICS}
     config_map = context.config_map(names.TEACHERS)
     claims = claims_of([context.content["model"], context.content["teachers"]])
+    if trained_teachers(spec):
+        claims.add(context.output_claim)
     for index, group in enumerate(roles.teacher_servers(spec)):
         name = names.teachers(context.name, index)
         own = {"opd.dev/server": str(index)}
@@ -58,12 +65,49 @@ def teachers(context: Context) -> list[Manifest]:
     return manifests
 
 
+def teacher_trainer(context: Context, index: int, number: int) -> list[Manifest]:
+    """Trains the teacher with this index in the spec."""
+    teacher = context.spec.teachers[index]
+    recipe = roles.teacher_trainer(context.place(_NOWHERE), teacher.name, names.TRAINER_METRICS)
+    return _training(
+        context,
+        names.TEACH,
+        names.teach(context.name, index, context.run["attempt"], number),
+        f"{context.name}-teach-{index}",
+        replace(recipe, name=names.CONTAINERS[names.TEACH]),  # a teacher's name may be as long as a container's
+        {**dict.fromkeys(claims_of([context.content["model"], said(teacher)]), False), context.output_claim: True},
+        {names.TEACHER: teacher.name},
+    )
+
+
 def trainer(context: Context, number: int) -> list[Manifest]:
-    """An Indexed Job with a pod per node, and the headless Service by which the nodes find the first one."""
-    job, service = names.trainer(context.name, context.run["attempt"], number), f"{context.name}-trainer"
-    training = context.spec.training
     servers = range(len(roles.teacher_servers(context.spec)))
     addresses = [f"{names.teachers(context.name, i)}.{context.namespace}.svc:{names.GRPC}" for i in servers]
+    return _training(
+        context,
+        names.TRAINER,
+        names.trainer(context.name, context.run["attempt"], number),
+        f"{context.name}-trainer",
+        roles.trainer(context.place(context.run_folder), addresses, names.TRAINER_METRICS),
+        _claims(context),
+    )
+
+
+def _training(
+    context: Context,
+    role: str,
+    job: str,
+    service: str,
+    recipe: roles.Recipe,
+    claims: Mapping[str, bool],
+    own: Mapping[str, str] = MappingProxyType({}),
+) -> list[Manifest]:
+    """An Indexed Job with a pod per node, and the headless Service by which the nodes find the first one.
+
+    Args:
+        own: labels of this Job's pods beyond those of its role.
+    """
+    training = context.spec.training
     # torchrun's own names; the address is that of the first pod through the headless Service.
     wiring: list[dict[str, Any]] = [
         {"name": "PET_NNODES", "value": str(training.nodes)},
@@ -75,13 +119,13 @@ def trainer(context: Context, number: int) -> list[Manifest]:
         },
     ]
     template = pod_template(
-        roles.trainer(context.place(context.run_folder), addresses, names.TRAINER_METRICS),
+        recipe,
         training.pod,
         image=context.run["images"][names.TRAINER],
-        labels=context.pod_labels(names.TRAINER),
+        labels={**context.pod_labels(role), **own},
         service_account=context.account,
-        config_map=context.config_map(names.TRAINER),
-        claims=_claims(context),
+        config_map=context.config_map(role),
+        claims=claims,
         grace_seconds=_TRAINER_GRACE,
         fixed_user=context.settings.fixed_user,
         restart="Never",
@@ -91,13 +135,12 @@ def trainer(context: Context, number: int) -> list[Manifest]:
     headless = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,  # the ranks look for each other before they are ready
-        "selector": names.selector(context.name, names.TRAINER),
+        "selector": {**names.selector(context.name, role), **own},
         "ports": service_ports({"rendezvous": names.RENDEZVOUS, "metrics": names.TRAINER_METRICS}),
     }
-    return [
-        context.child("v1", "Service", service, names.TRAINER, spec=headless),
-        _job(context, job, names.TRAINER, template, pods=training.nodes),
-    ]
+    manifest = _job(context, job, role, template, pods=training.nodes)
+    manifest["metadata"]["labels"].update(own)
+    return [context.child("v1", "Service", service, role, spec=headless), manifest]
 
 
 def evaluator(context: Context, key: str, number: int) -> list[Manifest]:

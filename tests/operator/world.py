@@ -2,6 +2,7 @@
 controllers and the pods. The real API server has tests of its own."""
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,22 @@ def example(**changes_: Any) -> dict[str, Any]:
     return obj
 
 
+def teachers(*trained: str) -> list[dict[str, Any]]:
+    """The example's, `trained` ones by reinforcement learning."""
+    training = {"algorithm": "DiffusionNFT", "rounds": 100}
+    return [
+        {**{key: value for key, value in each.items() if key != "adapter"}, "training": dict(training)}
+        if each["name"] in trained
+        else each
+        for each in copy.deepcopy(_EXAMPLE)["spec"]["teachers"]
+    ]
+
+
+def adapter(teacher: str) -> str:
+    """Digest of a trained teacher's adapter."""
+    return f"sha256:{hashlib.sha256(teacher.encode()).hexdigest()}"
+
+
 class KilledError(Exception):
     """The operator, after a write."""
 
@@ -52,6 +69,7 @@ class World:
         self.children: dict[tuple[str, str], dict[str, Any]] = {}
         self.requests: Requests | None = Requests(failed=0, total=0)  # of the canary's pods, as they tell
         self.progress: dict[str, Any] | None = None
+        self.progress_of: dict[str, dict[str, Any]] = {}  # progress by teacher that is trained
         self.rejected: dict[str, str] = {}
         self.claims: dict[str, list[str]] = {}  # their access modes
         self.events: list[tuple[str, str]] = []
@@ -72,7 +90,8 @@ class World:
         """One reconciliation."""
         children = list(self.children.values())
         progress = Progress.model_validate(self.progress) if self.progress else None
-        observed = observe(children, progress, self.requests, self.rejected, self.claims)
+        taught = {name: Progress.model_validate(said) for name, said in self.progress_of.items()}
+        observed = observe(children, progress, self.requests, self.rejected, self.claims, taught)
         self.plan = plan = advance(self.obj, observed, SETTINGS.images, self.now)
         if plan.status != self.obj.get("status"):
             self.obj["status"] = plan.status
@@ -101,7 +120,7 @@ class World:
             self.obj["metadata"],
             self.obj["spec"],
             [run["key"], run["attempt"], run["images"]],
-            [wanted.teachers, wanted.trainer, wanted.evaluator, [vars(each) for each in wanted.served]],
+            [wanted.teach, wanted.teachers, wanted.trainer, wanted.evaluator, [vars(each) for each in wanted.served]],
         )
         key = json.dumps(asked, sort_keys=True)
         if key not in self._built:
@@ -219,20 +238,21 @@ class World:
         jobs = self.of("Job", role)
         return [job for job in jobs if not any(c["type"] in ended for c in job["status"].get("conditions", []))]
 
-    def job(self, role: str) -> dict[str, Any]:
-        (job,) = self.jobs(role)
+    def job(self, role: str, teacher: str = "") -> dict[str, Any]:
+        """The one that is at work for a role, or for one teacher that is trained."""
+        (job,) = [job for job in self.jobs(role) if teacher in ("", job["metadata"]["labels"].get(names.TEACHER))]
         return job
 
-    def run(self, role: str = names.TRAINER) -> "World":
-        job = self.job(role)
+    def run(self, role: str = names.TRAINER, teacher: str = "") -> "World":
+        job = self.job(role, teacher)
         pods = job["spec"]["completions"]
         job["status"] = {"active": pods, "ready": pods}
         for i in range(pods):
             self.pod(job, f"{job['metadata']['name']}-{i}", "Running", ready=True, index=i)
         return self.settle()
 
-    def finish(self, role: str, **facts: Any) -> "World":
-        job = self.job(role)
+    def finish(self, role: str, teacher: str = "", **facts: Any) -> "World":
+        job = self.job(role, teacher)
         pods = job["spec"]["completions"]
         job["status"] = {"succeeded": pods, "conditions": [{"type": "Complete", "status": "True"}]}
         words = json.dumps({"message": "done", "exitCode": 0, **facts})
@@ -243,11 +263,11 @@ class World:
 
     def fail(
         self, role: str, code: int, reason: str = "Error", message: str = "it broke", *, peers: int = 75,
-        gone: bool = False, **more: Any,
+        gone: bool = False, teacher: str = "", **more: Any,
     ) -> "World":  # fmt: skip
         """The first pod ends with `code`, the others of its Job with `peers`; `gone`: the first one has been deleted
         with its node before anybody looked."""
-        job = self.job(role)
+        job = self.job(role, teacher)
         job["status"] = {"failed": 1, "conditions": [{"type": "Failed", "status": "True", "message": "BackoffLimit"}]}
         for i in range(job["spec"]["completions"]):
             name = f"{job['metadata']['name']}-{i}"
@@ -268,9 +288,9 @@ class World:
         del self.children["Pod", name]
         return self.settle()
 
-    def suspend_job(self, role: str) -> "World":
+    def suspend_job(self, role: str, teacher: str = "") -> "World":
         """By somebody else, as Kueue does it to preempt: the Job controller takes the pods away, and nothing fails."""
-        job = self.job(role)
+        job = self.job(role, teacher)
         job["spec"]["suspend"] = True
         job["metadata"]["generation"] += 1
         done = job["status"].get("succeeded", 0)
@@ -278,9 +298,9 @@ class World:
         self.remove_pods(job["metadata"]["name"])
         return self.settle()
 
-    def admit(self, role: str) -> "World":
+    def admit(self, role: str, teacher: str = "") -> "World":
         """A queue lets a Job begin, on nodes of its choice."""
-        job = self.job(role)
+        job = self.job(role, teacher)
         job["spec"]["suspend"] = False
         job["spec"]["template"]["spec"]["nodeSelector"] = {"flavor": "spot"}
         job["metadata"]["generation"] += 1
@@ -353,6 +373,12 @@ class World:
         return self.settle()
 
     # ---------------------------------------------------------------------------------------- shortcuts
+
+    def taught(self, *teachers: str) -> "World":
+        """Each is trained, one after the other; its digest is of its name."""
+        for teacher in teachers:
+            self.run(names.TEACH, teacher).finish(names.TEACH, teacher, digest=adapter(teacher))
+        return self
 
     def trained(self, digest: str = STUDENT) -> "World":
         return self.settle().up(names.TEACHERS).run().finish(names.TRAINER, digest=digest)

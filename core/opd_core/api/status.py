@@ -30,10 +30,12 @@ class Verdict(Model):
 
 
 class Starts(Model):
-    """The Jobs of one role in this run."""
+    """The Jobs of one role, or of one teacher that is trained, in this run."""
 
     number: Count | None = Field(default=None, description="Number of the Job; each start has its own.")
     failures: Count | None = Field(default=None, description="Failed starts, disruptions left out.")
+    since: Time | None = Field(default=None, description="Since when all of its pods are waited for.")
+    ran: bool | None = Field(default=None, description="Whether all of its pods have run.")
     next_start: Time | None = Field(default=None, description="When it is started again.")
     pod: ShortText | None = Field(default=None, description="Names the settings that its pods were made with.")
     disrupted: ShortText | None = Field(default=None, description="A pod of this start that was evicted or lost.")
@@ -46,6 +48,9 @@ class Run(Model):
     key: ShortText | None = Field(default=None, description="Names what the weights depend on; a new key is a new run.")
     attempt: Count | None = Field(default=None, description="Runs of this object so far.")
     trainer: Starts | None = Field(default=None, description="Its trainer.")
+    teach: dict[ShortText, Starts] | None = Field(
+        default=None, max_length=16, description="By name, the teachers that it trains."
+    )
     evaluator: Starts | None = Field(default=None, description="Its evaluator.")
     images: dict[ShortText, ShortText] | None = Field(
         default=None, max_length=8, description="Images of the roles since this run began."
@@ -77,6 +82,19 @@ class CheckpointStatus(Model):
 class TeacherServer(Model):
     name: ShortText = Field(description="Name of the server.")
     ready: bool = Field(description="Whether it answers.")
+
+
+class TrainedTeacher(Model):
+    """A teacher that this spec trains."""
+
+    name: ShortText = Field(description="Name of the teacher.")
+    uri: Annotated[str, Field(max_length=720)] | None = Field(
+        default=None, description="Where it is, or will be; it names all that the teacher depends on."
+    )
+    digest: ShortText | None = Field(default=None, description="Digest of its adapter; absent: not trained yet.")
+    round: Count | None = Field(default=None, description="Rounds done.")
+    total_rounds: Count | None = Field(default=None, description="Rounds of its training.")
+    checkpoint: Count | None = Field(default=None, description="Round of its newest checkpoint.")
 
 
 class Workers(Model):
@@ -188,8 +206,13 @@ class Status(Model):
     )
     restarts: Count | None = Field(default=None, description="Restarts after failures; runPolicy.backoffLimit ends it.")
     disruptions: Count | None = Field(default=None, description="Restarts after evictions, preemptions, lost nodes.")
-    progress: Progress | None = Field(default=None, description="How far the training is.")
+    progress: Progress | None = Field(
+        default=None, description="How far the training is: of all teachers that are trained, then of the student."
+    )
     checkpoint: CheckpointStatus | None = Field(default=None, description="Where it would resume.")
+    teaching: list[TrainedTeacher] | None = Field(
+        default=None, max_length=16, description="The teachers that are trained, in the spec's order."
+    )
     teachers: list[TeacherServer] | None = Field(default=None, max_length=1024, description="The teacher servers.")
     teachers_ready: ShortText | None = Field(default=None, description="Teacher servers that answer, of all.")
     workers: Workers | None = Field(default=None, description="The training pods.")
