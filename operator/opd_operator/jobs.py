@@ -166,8 +166,10 @@ def pauses(d: Draft, work: Work) -> bool:
         del starts["nextStart"]
         return False
     d.wake.append(parse_time(at))
-    failure = d.status.get("lastFailure", {})
-    text = f"starts again at {at} after {failure.get('reason')}: {failure.get('message', '')}"
+    failure, text = d.status.get("lastFailure", {}), f"starts again at {at}"
+    # The last one may be of another teacher.
+    if not work.teacher or failure.get("pod", "").startswith(f"{work.name(starts['number'] - 1)}-"):
+        text += f" after {failure.get('reason')}: {failure.get('message', '')}"
     d.mark(work.stage, False, Reason.RESTARTING, text)
     return True
 

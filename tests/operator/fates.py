@@ -16,9 +16,10 @@ from opd_operator import names
 from opd_operator.observe import Requests
 from opd_operator.outcome import TRAINING
 
-from tests.operator.world import World
+from tests.operator.world import World, adapter, teachers
 
 _CODES = (1, 137, *(int(code) for code in ExitCode if code not in (ExitCode.OK, ExitCode.GATE)))
+_JOBS = (names.TEACH, names.TRAINER, names.EVALUATOR)
 _ROUNDS = 40  # of a cluster that works again, until all is well
 
 
@@ -36,8 +37,13 @@ class Fate:
             "training__nodes": pick([1, 1, 2]),
             "endpoint__replicas": pick([1, 2, 3]),
             "teacherServing": {"placement": pick(["Shared", "Dedicated", "InProcess"])},
-            "runPolicy": {"backoffLimit": pick([0, 1, 3]), "cleanPodPolicy": pick(["Running", "All"])},
+            "runPolicy": {
+                "backoffLimit": pick([0, 1, 3]),
+                "cleanPodPolicy": pick(["Running", "All"]),
+                "parallelTeachers": pick([1, 2]),
+            },
         }
+        self.spec["teachers"] = pick([teachers(), teachers("ocr"), teachers("geneval", "ocr", "aesthetic")])
         if pick([True, False]):
             self.spec["endpoint__route"] = {"gateway": "web", "hostnames": ["images.example.com"]}
         self.world = world = World(**self.spec)
@@ -79,8 +85,16 @@ class Fate:
             assert not world.of("Deployment", names.TEACHERS)
         if failed and world.condition("Failed")[1] not in ("RolledBack",) and world.status["run"].get("failed"):
             assert not working, "what is called failed holds nothing"
+        teaching = [pod for pod in working if pod["metadata"]["labels"][names.ROLE] == names.TEACH]
         writers = {pod["parent"] for pod in working if pod["metadata"]["labels"][names.ROLE] == names.TRAINER}
         assert len(writers) <= 1, "two trainers in one folder"
+        writers = {(pod["metadata"]["labels"][names.TEACHER], pod["parent"]) for pod in teaching}
+        taught = [teacher for teacher, _ in writers]
+        assert len(taught) == len(set(taught)), "two trainers in one teacher's folder"
+        if world.jobs(names.TEACH):
+            assert not world.of("Deployment", names.TEACHERS), "they hold what teachers are trained on"
+            assert not world.jobs(names.TRAINER)
+            assert len(world.jobs(names.TEACH)) <= self.spec["runPolicy"]["parallelTeachers"]
         endpoint = world.status.get("endpoint", {})
         if "deployed" in endpoint.get("stable", {}) and not world.obj["spec"]["endpoint"].get("suspend"):
             name = names.endpoint("tiny", endpoint["stable"]["revision"])
@@ -111,10 +125,13 @@ class Fate:
         """What kubelets, controllers, queues and programs do within a minute or two."""
         world = self.world
         self.do(world.leave)
-        for role in (names.TRAINER, names.EVALUATOR):
+        for role in _JOBS:
             for job in world.jobs(role):
                 if job["spec"].get("suspend"):
-                    self.do(lambda role=role: world.admit(role))
+                    self.do(lambda role=role, job=job: world.admit(role, teacher_of(job)))
+        for job in world.jobs(names.TEACH):
+            if not job["spec"].get("suspend"):
+                self.do(lambda teacher=teacher_of(job): world.taught(teacher))
         self.do(lambda: world.up(names.TEACHERS))
         if world.jobs(names.TRAINER) and not world.jobs(names.TRAINER)[0]["spec"].get("suspend"):
             self.do(lambda: world.run().finish(names.TRAINER, digest=self.digest()))
@@ -133,7 +150,7 @@ class Fate:
         self.do(lambda: world.wait(60))
         status, replicas = world.status, self.spec["endpoint__replicas"]
         Status.model_validate(status)
-        for kind in ("TeachersReady", "Trained", "Evaluated", "Deployed", "Serving", "Ready"):
+        for kind in ("TeachersTrained", "TeachersReady", "Trained", "Evaluated", "Deployed", "Serving", "Ready"):
             assert world.condition(kind)[0] == "True", (kind, world.condition(kind))
         assert status["student"]["digest"] == status["endpoint"]["stable"]["digest"] == self.digest()
         (serving,) = world.of("Deployment")
@@ -143,6 +160,11 @@ class Fate:
         assert not world.jobs()
         assert len(world.of("Job", names.TRAINER)) <= 1
         assert len(world.of("Job", names.EVALUATOR)) <= 1
+        finished = [teacher_of(job) for job in world.of("Job", names.TEACH)]
+        assert len(finished) == len(set(finished))
+        known = {row["name"]: row.get("digest") for row in status.get("teaching", [])}
+        trained = [each["name"] for each in self.spec["teachers"] if "training" in each]
+        assert known == {name: adapter(name) for name in trained}
         kept = {job["metadata"]["name"] for job in world.of("Job")}
         assert {pod["parent"] for pod in world.of("Pod")} <= kept | {serving["metadata"]["name"]}
         mounted = {
@@ -182,8 +204,18 @@ class Fate:
         job = self.job(role)
         return job is not None and not job["spec"].get("suspend")
 
+    def pupil(self, role: str) -> str:
+        """The teacher whose training `job` finds."""
+        job = self.job(role)
+        return teacher_of(job) if job else ""
+
     def role(self) -> str:
-        return self.random.choice([names.TRAINER, names.EVALUATOR])
+        return self.random.choice(_JOBS)
+
+
+def teacher_of(job: dict[str, Any]) -> str:
+    """The teacher that a Job trains, if any."""
+    return str(job["metadata"]["labels"].get(names.TEACHER, ""))
 
 
 # Each says whether it may happen, and makes it happen if `now`.
@@ -209,6 +241,35 @@ def endpoint_answers(fate: Fate, now: bool) -> bool:
     if now:
         fate.world.up(names.ENDPOINT)
     return bool(fate.world.of("Deployment", names.ENDPOINT))
+
+
+def teacher_is_trained_on(fate: Fate, now: bool) -> bool:
+    if now:
+        teacher, round_ = fate.pupil(names.TEACH), fate.random.randint(0, 100)
+        said = {"round": round_, "totalRounds": 100, "percentage": round_, "checkpoint": {"round": round_ // 2}}
+        fate.world.progress_of = {teacher: said}
+        fate.world.run(names.TEACH, teacher)
+    return fate.startable(names.TEACH)
+
+
+def teacher_is_trained(fate: Fate, now: bool) -> bool:
+    if now:
+        teacher = fate.pupil(names.TEACH)
+        fate.world.finish(names.TEACH, teacher, digest=adapter(teacher))
+    return fate.startable(names.TEACH) and fate.working(names.TEACH)
+
+
+def teachers_training_fails(fate: Fate, now: bool) -> bool:
+    if now:
+        code, gone = fate.random.choice(_CODES), fate.random.random() < 0.3
+        fate.world.fail(names.TEACH, code, gone=gone, teacher=fate.pupil(names.TEACH))
+    return fate.startable(names.TEACH) and fate.working(names.TEACH)
+
+
+def teachers_training_says_nothing(fate: Fate, now: bool) -> bool:
+    if now:
+        fate.world.finish(names.TEACH, fate.pupil(names.TEACH))
+    return fate.startable(names.TEACH) and fate.working(names.TEACH)
 
 
 def trainer_runs(fate: Fate, now: bool) -> bool:
@@ -265,17 +326,18 @@ def evaluator_fails(fate: Fate, now: bool) -> bool:
 
 
 def queue_admits(fate: Fate, now: bool) -> bool:
-    waiting = [role for role in (names.TRAINER, names.EVALUATOR) if (j := fate.job(role)) and j["spec"].get("suspend")]
+    waiting = [role for role in _JOBS if (j := fate.job(role)) and j["spec"].get("suspend")]
     if now:
-        fate.world.admit(waiting[0])
+        fate.world.admit(waiting[0], fate.pupil(waiting[0]))
     return bool(waiting)
 
 
 def queue_preempts(fate: Fate, now: bool) -> bool:
     role = fate.role()
-    able = [each for each in (names.TRAINER, names.EVALUATOR) if fate.startable(each)]
+    able = [each for each in _JOBS if fate.startable(each)]
     if now:
-        fate.world.suspend_job(role if role in able else able[0])
+        chosen = role if role in able else able[0]
+        fate.world.suspend_job(chosen, fate.pupil(chosen))
     return bool(able)
 
 
@@ -329,15 +391,16 @@ _EDITS: list[tuple[str, list[Any]]] = [
     ("evaluation__seed", [1, 2]),
     ("endpoint__replicas", [1, 2, 3]),
     ("endpoint__maxQueuedImages", [5, 6]),
+    ("teachers", [teachers(), teachers("ocr"), teachers("geneval", "ocr")]),
     ("suspend", [True, False, False]),
     ("endpoint__suspend", [True, False, False]),
 ]
 _WORK: tuple[Happening, ...] = (
-    teachers_answer, trainer_runs, trainer_ends_well, evaluator_runs, evaluator_ends_well, endpoint_answers,
+    teacher_is_trained_on, teacher_is_trained, teachers_answer, trainer_runs, trainer_ends_well, evaluator_runs, evaluator_ends_well, endpoint_answers,
     queue_admits, pods_leave,
 )  # fmt: skip
 _FAULTS: tuple[Happening, ...] = (
-    teachers_refuse, trainer_says_nothing, trainer_fails, trainer_loses_its_node, evaluator_fails, queue_preempts,
+    teachers_training_fails, teachers_training_says_nothing, teachers_refuse, trainer_says_nothing, trainer_fails, trainer_loses_its_node, evaluator_fails, queue_preempts,
     something_is_deleted_by_hand, canary_fails, figures_come_and_go,
 )  # fmt: skip
 _OTHERS: tuple[Happening, ...] = (time_passes, spec_is_edited)

@@ -11,6 +11,7 @@ import pytest
 from devcluster.control_plane import ControlPlane
 
 from tests.operator.live import STUDENT, Api, Operator, to_student, wait_for
+from tests.operator.world import teachers
 
 Start = Callable[..., Operator]
 
@@ -24,6 +25,12 @@ def everything(api: Api) -> list[str]:
 def gone(api: Api) -> bool:
     api.sweep()
     return not api.call("GET", api.path("opddistillations"))["items"] and not everything(api)
+
+
+def at_teaching(api: Api) -> None:
+    api.edit(teachers=teachers("ocr"))
+    api.run("teach")
+    api.until("TeachersTrained", "False", "Running")
 
 
 def at_teachers(api: Api) -> None:
@@ -76,7 +83,7 @@ def with_its_namespace(api: Api) -> None:
     wait_for(over, "the end of the namespace")
 
 
-STAGES = (at_teachers, at_training, at_pause, at_evaluation, at_rollout)
+STAGES = (at_teaching, at_teachers, at_training, at_pause, at_evaluation, at_rollout)
 ENDS = (partial(alone, policy="Background"), partial(alone, policy="Foreground"))
 CASES = [*itertools.product(STAGES, ENDS), (at_training, with_its_namespace)]
 

@@ -123,12 +123,13 @@ def family(
     cache: Cache | None = None,
     namespace: str = "team",
 ) -> Cache:
-    """A distillation with one training pod and one pod of a canary."""
+    """A distillation with one training pod, one that trains teacher ocr, and one pod of a canary."""
     cache = Cache() if cache is None else cache
     metadata = {"namespace": namespace, "name": owner, "uid": owner, "resourceVersion": "1"}
     cache.put({"kind": KIND, "apiVersion": "v", "metadata": metadata, "spec": {}, "status": status})
-    for role, revision in ((names.TRAINER, ""), (names.ENDPOINT, "r2")):
-        labels = {names.ROLE: role, names.OWNER: owner, names.DISTILLATION: owner, names.REVISION: revision}
+    own = {names.TRAINER: {}, names.TEACH: {names.TEACHER: "ocr"}, names.ENDPOINT: {names.REVISION: "r2"}}
+    for role, more in own.items():
+        labels = {names.ROLE: role, names.OWNER: owner, names.DISTILLATION: owner, **more}
         name = f"{owner}-{role}"
         pod = {"namespace": namespace, "name": name, "uid": name, "resourceVersion": "1", "labels": labels}
         conditions = [{"type": "Ready", "status": "True"}]
@@ -186,6 +187,7 @@ def test_trainer_and_canary_are_asked_and_whoever_has_news_is_woken(
     found, woken = asyncio.run(play(TRAINING))
     assert woken == [("team", "tiny")]
     assert found.answers["team", "tiny"].progress == progress(json.dumps(SAID))
+    assert found.answers["team", "tiny"].taught == {"ocr": progress(json.dumps(SAID))}
     found, _ = asyncio.run(play(CANARY))
     assert found.answers["team", "tiny"].requests == Requests(failed=0, total=7)
 
@@ -339,7 +341,13 @@ def test_an_exception_belongs_to_one_object(
 
 
 def test_nobody_is_asked_who_neither_trains_nor_rolls_out() -> None:
-    for status, asked in (({"workers": 1}, True), ({"workers": 1, "student": {"digest": "d"}}, False), ({}, False)):
+    for status, asked in (
+        ({"workers": 1}, True),
+        ({"workers": 1, "student": {"digest": "d"}}, False),
+        ({"teaching": [{"name": "geneval", "digest": "d"}, {"name": "ocr"}]}, True),
+        ({"teaching": [{"name": "ocr", "digest": "d"}]}, False),
+        ({}, False),
+    ):
         cache = family(status)
         obj = cache.get(("team", "tiny"))
         assert obj is not None

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from opd_core.stages import Stage
 from opd_operator import names
 from opd_operator.context import read_by
 
+from tests.operator.live import Api, Operator, quiet, to_student, wait_for
 from tests.operator.world import STUDENT, World, adapter, example, teachers
 
 BOTH = ("geneval", "ocr")
@@ -248,7 +251,12 @@ def test_a_failed_teacher_starts_again_later_then_the_run_fails() -> None:
 def test_each_teacher_has_its_own_failures_and_checkpoints_forgive_them() -> None:
     it = world(*BOTH, runPolicy={"backoffLimit": 1, "parallelTeachers": 2})
     for teacher in BOTH:
-        it.run(names.TEACH, teacher).fail(names.TEACH, 1, teacher=teacher).wait(60)
+        it.run(names.TEACH, teacher).fail(names.TEACH, 1, message=f"{teacher} broke", teacher=teacher)
+    said = dict(part.split(": ", 1) for part in it.message("TeachersTrained").split("; ")[1:])
+    assert "geneval" not in said["ocr"]
+    assert "ocr" not in said["geneval"]
+    assert said["ocr"].endswith("ocr broke")
+    it.wait(60)
     assert it.status["restarts"] == 2
     assert it.condition("Failed")[0] == "False"
     it.run(names.TEACH, "ocr")
@@ -396,3 +404,61 @@ def test_the_longest_names_fit() -> None:
     assert len({names.teach("n" * 40, 15, 999, number) for number in range(50)}) == 50
     for attempt, number in ((1, 0), (999, 99_999)):
         assert len(f"{names.teach('n' * 40, 15, attempt, number)}-1023") <= 63
+
+
+# ---------------------------------------------------------------------------------------------------- a real cluster
+
+
+def test_trained_then_they_teach_and_an_operator_that_dies_meanwhile_goes_on(
+    api: Api, start: Callable[..., Operator]
+) -> None:
+    first = start(api, "--no-leader-election").ready()
+    api.submit(teachers=teachers(*BOTH))
+    api.run("teach")
+    api.until("TeachersTrained", "False", "Running")
+    first.stop(signal.SIGKILL)
+    api.end("teach", digest=adapter("geneval"))
+    start(api, "--no-leader-election").ready()
+    wait_for(lambda: [pod["metadata"]["labels"][names.TEACHER] for pod in api.pods("teach")] == ["ocr"], "the next one")
+    assert not api.find("deployments")
+    assert {job["metadata"]["labels"][names.ROLE] for job in api.find("jobs")} == {"teach"}
+    api.run("teach")
+    api.end("teach", digest=adapter("ocr"))
+    api.until("TeachersTrained", "True", "Completed")
+    to_student(api)
+    api.run("endpoint")
+    api.until("Ready", "True")
+    assert [row["digest"] for row in api.status()["teaching"]] == [adapter(name) for name in BOTH]
+    quiet(api)
+    api.edit(training={"seed": 7})
+    api.until("TeachersTrained", "True", "UpToDate")
+    api.run("teachers")
+    assert not api.pods("teach")
+
+
+def test_a_refused_teacher_ends_the_run_and_one_that_is_suspended_frees_its_nodes(api: Api, operator: Operator) -> None:
+    spec = {"teachers": teachers("ocr"), "training__nodes": 2, "student__output": {"uri": "pvc://students/new"}}
+    api.submit(**spec)
+    api.run("teach", 2)
+    api.until("TeachersTrained", "False", "Running")
+    api.edit(suspend=True)
+
+    def free() -> bool:
+        api.sweep()
+        return not api.find("pods") and not api.find("jobs") and api.condition("Suspended")[0] == "True"
+
+    wait_for(free, "everything to be free")
+    api.edit(suspend=False)
+    api.run("teach", 2)
+    api.end("teach", ExitCode.REFUSED, "ocr: 0.31, the base has 0.33", reason="Error")
+
+    def failed() -> bool:
+        api.sweep()
+        return api.condition("Failed") == ("True", "UserError")
+
+    wait_for(failed, "the verdict")
+    (message,) = [c["message"] for c in api.status()["conditions"] if c["type"] == "TeachersTrained"]
+    assert "ocr: 0.31, the base has 0.33" in message
+    events = [event for event in api.find("events") if event["message"].startswith("TeachersTrained: ")]
+    assert {("Warning", "UserError"), ("Normal", "Running")} <= {(each["type"], each["reason"]) for each in events}
+    quiet(api)
