@@ -24,7 +24,7 @@ from opd_core.diffusion.transitions import transitions
 from opd_core.families.sd3 import SD3
 from opd_core.ports import free_ports
 from opd_trainer.engine import World, init_distributed, learning_rate, shutdown
-from opd_trainer.loop import distil
+from opd_trainer.loop import play_round
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.run import Run
 from opd_trainer.setup import build_run
@@ -101,11 +101,11 @@ def measure(name: str, distillation: OPDDistillation, world: World) -> dict[str,
     run = build_run(distillation.spec, SPEC.parent, [], "cpu", world)
     began = time.monotonic()
     for round_ in range(run.training.rounds):
-        distil(run, round_)
+        play_round(run, round_)
         run.engine.step(learning_rate(run.training.optimizer, run.training.rounds, round_))
     minutes = (time.monotonic() - began) / 60
     errors = held_out_errors(run, distillation)
-    run.teachers.close()
+    run.method.teachers.close()
     run.engine.close()
     return {"variant": name, "rounds": run.training.rounds, "minutes": minutes, "errors": errors}
 
@@ -128,7 +128,7 @@ def held_out_errors(run: Run, distillation: OPDDistillation) -> dict[str, float]
         for step in path:
             sigmas = torch.full((PROMPTS,), step.sigma)
             student = run.model.velocity(x, sigmas, prompts)
-            teacher = run.teachers.submit(task.name, x, sigmas, theirs, conditioning, run.negative).result()
+            teacher = run.method.teachers.submit(task.name, x, sigmas, theirs, conditioning, run.negative).result()
             total += (student - teacher).square().mean().item()
             x, before = step.mean(x, student, before), step.clean(x, student)
         errors[task.name] = total / len(path)

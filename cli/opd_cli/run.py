@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +62,32 @@ def run(
     """
     if serve and until != Until.DEPLOYED:
         raise InvalidError(f"--serve keeps the endpoint up, --until {until.value} starts none; leave one out")
+    with session(file, work, claim, changes, device, threads, tensorboard=tensorboard) as run:
+        began, missed = time.monotonic(), None
+        with run.display:
+            try:
+                run_stages(run, until=Stage(until.value.capitalize()), serve=serve)
+            except GateError as error:
+                missed = error
+            run.display.note(f"done in {time.monotonic() - began:.0f} s")
+        if until != Until.TRAINED:
+            _conclude(run.work, run.display, _picture(run.work) if until == Until.DEPLOYED and not missed else None)
+        if missed:
+            raise missed
+
+
+@contextmanager
+def session(
+    file: Path,
+    work: Path | None,
+    claim: list[str] | None,
+    changes: list[str] | None,
+    device: str,
+    threads: int | None,
+    *,
+    tensorboard: bool = False,
+) -> Iterator[Run]:
+    """A run of the spec in `file`, in its work folder, which nobody else uses meanwhile; for the options see `run`."""
     distillation = load_spec(file, changes or [])
     _check_machine(distillation.spec, ["tensorboard"] if tensorboard else [])
     folder = WorkFolder((work or Path("runs", distillation.metadata.name)).resolve())
@@ -73,21 +101,10 @@ def run(
             device=device,
             threads=threads or len(os.sched_getaffinity(0)),
         )
-        stop = StopSignal()
-        began = time.monotonic()
-        missed: GateError | None = None
-        with stop.listening(), Display(folder.path / "events.jsonl") as display:
-            display.note(f"{distillation.metadata.name}: work folder {folder.path}, logs in {folder.path / 'logs'}")
-            try:
-                stages = Run(distillation, folder, place, display, stop, began, tensorboard)
-                run_stages(stages, until=Stage(until.value.capitalize()), serve=serve)
-            except GateError as error:
-                missed = error
-            display.note(f"done in {time.monotonic() - began:.0f} s")
-        if until != Until.TRAINED:
-            _conclude(folder, display, _picture(folder) if until == Until.DEPLOYED and not missed else None)
-        if missed:
-            raise missed
+        stop, display = StopSignal(), Display(folder.path / "events.jsonl")
+        display.note(f"{distillation.metadata.name}: work folder {folder.path}, logs in {folder.path / 'logs'}")
+        with stop.listening():
+            yield Run(distillation, folder, place, display, stop, time.monotonic(), tensorboard)
 
 
 def _check_machine(spec: Spec, more: list[str]) -> None:

@@ -1,4 +1,5 @@
-"""What a student directory contains: LoRA weights that diffusers loads, and a manifest of their origin."""
+"""What the directory of a student or a trained teacher contains: LoRA weights that diffusers loads, and a manifest of
+their origin."""
 
 import hashlib
 import shutil
@@ -16,6 +17,7 @@ from opd_core.uris import claim_path
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 MANIFEST = "manifest.json"
+TEACHER_MANIFEST = "teacher.json"
 _PACKAGES = ("diffusion-opd", "torch", "diffusers", "transformers", "peft", "deepspeed", "tritonclient")
 
 
@@ -72,6 +74,29 @@ class StudentManifest(_Part):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+class TeacherManifest(_Part):
+    """`teacher.json`, beside the weights of a teacher that was trained.
+
+    Args:
+        digest: SHA-256 of the weights file. scores: of base and teacher on the held-out prompts, by reward.
+        gain: of the teacher over the base in the weighted sum of its rewards, image by image.
+    """
+
+    api_version: str = "opd.dev/teacher/v1"
+    name: str
+    digest: str
+    algorithm: str
+    round: int
+    guidance_scale: float
+    base: Source
+    prompts_uri: str
+    prompts_digest: str
+    scores: dict[str, dict[str, Score]]
+    gain: Score
+    license: str = Field(description="The licence of the base model applies to the teacher.")
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that take part in a result, as far as they are installed."""
     versions = {}
@@ -100,9 +125,40 @@ def write_student(
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
     """
-    with _replacing(directory) as scratch:
+    with _replacing(directory, "student") as scratch:
         manifest = describe(file_digest(save_weights(scratch)))
         (scratch / MANIFEST).write_text(_dump(manifest))
+    return manifest
+
+
+def write_teacher(
+    directory: Path, save_weights: Callable[[Path], Path], describe: Callable[[str], TeacherManifest]
+) -> TeacherManifest:
+    """Write the directory of a trained teacher as `write_student` does."""
+    with _replacing(directory, "teacher") as scratch:
+        manifest = describe(file_digest(save_weights(scratch)))
+        (scratch / TEACHER_MANIFEST).write_text(_dump(manifest))
+    return manifest
+
+
+def read_trained_teacher(directory: Path) -> TeacherManifest | None:
+    """The manifest of a trained teacher; None where there is none yet.
+
+    Raises:
+        InvalidError: it cannot be read. RefusedError: the weights are not those that it describes.
+    """
+    file = directory / TEACHER_MANIFEST
+    if not file.exists():
+        return None
+    try:
+        manifest = TeacherManifest.model_validate_json(file.read_text())
+    except ValidationError as error:
+        raise InvalidError(f"{file} is not a teacher's manifest: {error}; delete {directory} to train it") from error
+    if (digest := file_digest(directory / WEIGHTS)) != manifest.digest:
+        raise RefusedError(
+            f"{directory / WEIGHTS} has digest {digest}, its manifest says {manifest.digest}; delete {directory} to "
+            "train it again"
+        )
     return manifest
 
 
@@ -114,25 +170,25 @@ def publish_student(directory: Path, uri: str, claims: Path) -> Path:
     """
     target = claim_path(uri, claims)
     assert target is not None, "types.Output allows claims only"
-    with _replacing(target) as scratch:
+    with _replacing(target, "student") as scratch:
         shutil.copytree(directory, scratch, dirs_exist_ok=True)
     return target
 
 
 @contextmanager
-def _replacing(directory: Path) -> Iterator[Path]:
+def _replacing(directory: Path, what: str) -> Iterator[Path]:
     """A folder that takes the place of `directory` when its writer is done, and vanishes when it fails."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     except OSError as error:
-        raise StorageError(f"cannot write the student to {directory}: {error}") from error
+        raise StorageError(f"cannot write the {what} to {directory}: {error}") from error
     try:
         yield scratch
         scratch.chmod(0o755)  # mkdtemp's 0700 would lock out the endpoint's user
         _replace(scratch, directory)
     except OSError as error:
-        raise StorageError(f"cannot write the student to {directory}: {error}; the old one is untouched") from error
+        raise StorageError(f"cannot write the {what} to {directory}: {error}; the old one is untouched") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -173,7 +229,7 @@ def read_student(directory: Path) -> tuple[StudentManifest, Path]:
     return manifest, weights
 
 
-def _dump(manifest: StudentManifest) -> str:
+def _dump(manifest: StudentManifest | TeacherManifest) -> str:
     return manifest.model_dump_json(by_alias=True, indent=2) + "\n"
 
 

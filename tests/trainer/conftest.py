@@ -91,7 +91,7 @@ def make_run(make_spec: MakeSpec, world: World, tiny_claims: Path) -> Iterator[C
 
     yield make
     for run in runs:
-        run.teachers.close()
+        run.method.teachers.close()
         run.engine.close()
 
 

@@ -10,7 +10,7 @@ from opd_core.diffusion.noise import draw
 from opd_core.models.adapters import load_adapter, use_adapter
 from opd_core.models.pipeline import load_model
 from opd_core.uris import resolve
-from opd_trainer.loop import Sums, distil
+from opd_trainer.loop import Sums, play_round
 from opd_trainer.prompts import training_prompt
 from opd_trainer.run import Run
 from opd_trainer.setup import STUDENT, teacher_adapters
@@ -32,7 +32,7 @@ def started(make_run: MakeRun, changes: dict[str, Any]) -> Run:
 
 def gradient(run: Run, round_: int = 0) -> tuple[Sums, list[Tensor]]:
     """Losses and errors per task and step, and the gradient of one round."""
-    sums = distil(run, round_)
+    sums = play_round(run, round_)
     gradients = [parameter.grad.clone() for parameter in run.engine.parameters]
     for parameter in run.engine.parameters:
         parameter.grad = None
@@ -165,7 +165,7 @@ def test_gradient_is_that_of_the_papers_objective(
 
 def test_the_student_is_the_only_thing_that_learns(make_run: MakeRun) -> None:
     run = started(make_run, {})
-    distil(run, 0)
+    play_round(run, 0)
     trained = {name for name, p in run.model.transformer.named_parameters() if p.grad is not None}
     assert trained
     assert all(f".{STUDENT}." in name for name in trained)
@@ -176,7 +176,7 @@ def test_half_precision_follows_float32(make_run: MakeRun, precision: str) -> No
     """Also with losses so small that float16 gradients would vanish without their scale."""
     exact = gradient(started(make_run, {}))[1]
     run = started(make_run, {"spec.training.precision": precision})
-    run.weights = tuple(weight * 2.0**-30 for weight in run.weights)
+    run.method.weights = tuple(weight * 2.0**-30 for weight in run.method.weights)
     half = [g * 2.0**30 for g in gradient(run)[1]]
     ours, theirs = (torch.cat([g.flatten() for g in gradients]) for gradients in (half, exact))
     assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.98

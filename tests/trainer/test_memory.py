@@ -15,7 +15,7 @@ from opd_core.api.types import LoRA, Passes
 from opd_core.models.adapters import add_student_adapter
 from opd_core.models.pipeline import Model
 from opd_core.precision import arithmetic
-from opd_trainer.loop import distil
+from opd_trainer.loop import play_round
 from opd_trainer.memory import IN_FLIGHT, Footprint, Plan, measure, plan, saved_bytes
 from opd_trainer.methods.opd import one_pass
 from opd_trainer.run import Run
@@ -185,7 +185,7 @@ def test_the_plan_bounds_what_a_round_really_keeps(
         assert run.batches[0] == run.batches[0][: run.plan.micro_batch_size]
         count = Count({parameter.untyped_storage()._cdata for parameter in run.model.transformer.parameters()})
         with torch.autograd.graph.saved_tensors_hooks(partial(Kept, count), lambda kept: kept.tensor):
-            distil(run, 0)
+            play_round(run, 0)
         assert 0 < count.peak <= run.plan.needed
         assert count.alive == 0
 

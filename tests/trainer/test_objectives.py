@@ -11,7 +11,7 @@ from opd_core.api.types import Objective as ObjectiveSpec
 from opd_core.diffusion.schedule import Schedule, schedule_from_config
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
-from opd_trainer.loop import distil
+from opd_trainer.loop import play_round
 from opd_trainer.methods import sft
 from opd_trainer.objectives import policy, squared
 from opd_trainer.objectives.match import Match, Objective
@@ -254,7 +254,7 @@ def test_the_target_lies_on_the_way_from_the_base_through_the_teacher(make_run: 
     """A new student is the base: v_S - target is then extrapolation (v_base - v_T), with one guidance for both."""
     changes = {f"spec.teachers.{i}.guidanceScale": 2.0 for i in range(3)} | {"spec.training.guidanceScale": 2.0}
     drawn = {"type": "Velocity", "trainedSteps": [0]}
-    plain = distil(make_run({**changes, "spec.training.objective": drawn}), 0)
-    beyond = distil(make_run({**changes, "spec.training.objective": {**drawn, "extrapolation": 1.5}}), 0)
+    plain = play_round(make_run({**changes, "spec.training.objective": drawn}), 0)
+    beyond = play_round(make_run({**changes, "spec.training.objective": {**drawn, "extrapolation": 1.5}}), 0)
     assert float(plain.errors[:, 0].min()) > 0
     torch.testing.assert_close(beyond.errors, 1.5**2 * plain.errors, rtol=1e-4, atol=0)

@@ -36,7 +36,7 @@ from opd_trainer.encoders import PromptCache
 from opd_trainer.engine import Engine, World, init_distributed, is_peer_loss, learning_rate, shutdown
 from opd_trainer.launch import rank_environments, supervise
 from opd_trainer.log import RoundLog
-from opd_trainer.loop import EXPLODED, check_finite, distil, train
+from opd_trainer.loop import EXPLODED, check_finite, play_round, train
 from opd_trainer.metrics import Metrics
 from opd_trainer.rank import run_rank
 from opd_trainer.record import RoundRecord, TaskRecord, task_record
@@ -210,9 +210,9 @@ def test_the_kl_is_there_whatever_the_objective_where_there_is_noise() -> None:
     assert record.kl == pytest.approx(sum(expected))
     assert (record.loss, record.loss_per_step) == (7.0, mse)
 
-    part = task_record([0.0, 6.0, 0.0], mse, [0.0, 3.0, 0.0], noisy)
-    assert part.kl_per_step == [None, expected[1], None]
-    assert (part.loss, part.velocity_mse, part.kl) == (6.0, 2.0, expected[1])
+    half_the_images = task_record([0.0, 6.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.0], noisy)
+    assert half_the_images.kl_per_step == [None, expected[1], None]
+    assert (half_the_images.loss, half_the_images.velocity_mse, half_the_images.kl) == (6.0, 2.0, expected[1])
 
     deterministic = task_record(mse, mse, [1.0, 1.0, 1.0], transitions(schedule, "Flow", 0.0))
     assert (deterministic.kl, deterministic.kl_per_step) == (None, [])
@@ -280,7 +280,7 @@ def test_waiting_for_a_teacher_is_not_waiting_for_the_own_device(
 ) -> None:
     """A state is copied from the device while student forwards of 5 s are queued there; a teacher takes 1 s more."""
     run, clock, copy = make_run(), Clock(), torch.Tensor.cpu
-    real = run.teachers.submit
+    real = run.method.teachers.submit
 
     class Answer(Future[torch.Tensor]):
         def done(self) -> bool:
@@ -300,10 +300,10 @@ def test_waiting_for_a_teacher_is_not_waiting_for_the_own_device(
         clock.drain()
         return copy(tensor, *arguments, **named)
 
-    monkeypatch.setattr(run.teachers, "submit", submit)
+    monkeypatch.setattr(run.method.teachers, "submit", submit)
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
     monkeypatch.setattr("opd_trainer.run.time", SimpleNamespace(perf_counter=lambda: clock.now))
-    distil(run, 0)
+    play_round(run, 0)
     asked = len(run.tasks) * len(run.path)
     assert run.seconds["teacher_wait"] == asked * 1
     assert run.seconds["rollout"] >= 5 * (asked - len(run.tasks))
@@ -395,7 +395,7 @@ def test_a_student_with_more_layers_than_its_start_starts_as_that(make_run: Call
     x = torch.randn((1, *run.model.latent_shape(32, 32)), generator=torch.Generator().manual_seed(0))
     prompt, guidance, sigma = run.encode(["3 1"]), torch.tensor([4.5]), torch.tensor([0.9])
     student = run.model.velocity(x, sigma, run.model.prompts(prompt, [run.negative], [4.5]))
-    teacher = run.teachers.submit("ocr", x, sigma, guidance, prompt, run.negative).result()
+    teacher = run.method.teachers.submit("ocr", x, sigma, guidance, prompt, run.negative).result()
     torch.testing.assert_close(student, teacher, rtol=1e-4, atol=1e-4)
     wider = [p for name, p in run.model.transformer.named_parameters() if "ff.net.2.lora_" in name]
     assert wider

@@ -1,6 +1,5 @@
 """Defects found by reading the published code of DiffusionOPD, each with a test that this code does not have it."""
 
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ from opd_core.diffusion.schedule import Schedule
 from opd_core.diffusion.transitions import transitions
 from opd_core.errors import InvalidError, RefusedError
 from opd_core.teachers.client import ClientStats, TeacherClient
-from opd_trainer import train as program
+from opd_trainer import rounds
 from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import World
 from opd_trainer.launch import rank_environments
-from opd_trainer.loop import distil
+from opd_trainer.loop import play_round
 from opd_trainer.methods.opd import one_pass, two_passes
 from opd_trainer.methods.rollouts import advance
 from opd_trainer.metrics import Metrics
@@ -62,8 +61,8 @@ class Listening:
 
 
 def listen(run: Run) -> Listening:
-    listening = Listening(run.teachers)
-    run.teachers = listening  # type: ignore[assignment]
+    listening = Listening(run.method.teachers)
+    run.method.teachers = listening  # type: ignore[assignment]
     return listening
 
 
@@ -99,10 +98,10 @@ def test_a_the_kl_divides_by_the_variance_that_is_sampled(make_run: MakeRun) -> 
     """The published SDE loss leaves out the factor sqrt(-dt) of the standard deviation."""
     run = make_run(SDE)
     zero, batch = torch.zeros(64, 16, 8, 8), scripted(len(run.path), 64, 16, 8, 8)
-    for match in one_pass(run.path, run.weights, batch, in_flight=0):
+    for match in one_pass(run.path, run.method.weights, batch, in_flight=0):
         transition = match.transition
         sampled = float(advance(transition, zero, zero, None, match.noise)[0].std())
-        weight = float((run.loss(match) / match.error).mean())
+        weight = float((run.method.loss(match) / match.error).mean())
         assert weight == pytest.approx(transition.b**2 / (2 * sampled**2), rel=0.02)
 
 
@@ -124,7 +123,7 @@ def test_c_the_transition_that_is_trained_is_the_one_that_was_sampled(
     """The published dpm2 rolls out with a second-order step and trains a first-order one."""
     run = make_run(sampler)
     batch = scripted(len(run.path), 2, 16, 8, 8)
-    matches = list(order(run.path, run.weights, batch))
+    matches = list(order(run.path, run.method.weights, batch))
     assert [match.step for match in matches] == list(range(len(run.path)))
     for j, match in enumerate(matches):
         x = batch.states[j]
@@ -144,13 +143,13 @@ def test_d_every_step_is_trained_and_no_teacher_is_asked_in_vain(make_run: MakeR
     """The published timestep_fraction 0.99 drops the last step and still asks the teacher about it."""
     run = make_run(SDE)
     listening = listen(run)
-    distil(run, 0)
-    assert all(weight > 0 for weight in run.weights)
+    play_round(run, 0)
+    assert all(weight > 0 for weight in run.method.weights)
     assert len(listening.asked) == len(run.tasks) * len(run.path)
 
     chosen = make_run({"spec.training.objective": {"type": "Velocity", "trainedSteps": [1]}})
     listening = listen(chosen)
-    distil(chosen, 0)
+    play_round(chosen, 0)
     sigmas = torch.cat([sigmas for _, _, sigmas in listening.asked])
     assert torch.allclose(sigmas, torch.tensor(chosen.path[1].sigma))
     assert len(listening.asked) == len(chosen.tasks)
@@ -168,6 +167,7 @@ NOT_OF_THE_TRAINER = {
     ("TeacherServing", "pod"): "of who makes pods",
     ("TeacherServing", "replicas"): "of who starts servers",
     ("Student", "output"): "of the evaluator, which publishes what passes the gate",
+    ("Teacher", "training"): "of the program that trains a teacher",
     ("Evaluation", "gate"): "of the evaluator",
     ("Evaluation", "pod"): "of who makes pods",
     ("LoRA", "type"): "has one value",
@@ -215,10 +215,10 @@ def play(run: Run, work: Path, until: int) -> Metrics:
     """As the program does: continue at the newest checkpoint in `work`, stop after round `until`."""
     identity = Identity(training_digest="", base="", teachers={}, prompts={}, world_size=1, zero_stage=0)
     metrics = Metrics([task.name for task in run.tasks], run.training.rounds)
-    start = program.resume(run, work / program.CHECKPOINTS, identity, metrics)
+    start = rounds.resume(run, work, identity, metrics)
     left = iter(range(until - start))
     stop = SimpleNamespace(requested=lambda: next(left) == until - start - 1 and until < run.training.rounds)
-    assert program.play(run, Namespace(work=work, tensorboard=False), start, identity, metrics, stop) == until  # type: ignore[arg-type]
+    assert rounds.play(run, work, start, identity, metrics, stop) == until  # type: ignore[arg-type]
     return metrics
 
 
@@ -244,7 +244,7 @@ def test_g_a_missing_answer_never_becomes_a_target(make_run: MakeRun) -> None:
     run = make_run()
     listen(run).failing_request = 5
     with pytest.raises(RefusedError, match="answered NaN"):
-        distil(run, 0)
+        play_round(run, 0)
 
 
 def test_every_task_has_its_own_teacher_and_all_share_one_step(make_run: MakeRun) -> None:
@@ -253,6 +253,6 @@ def test_every_task_has_its_own_teacher_and_all_share_one_step(make_run: MakeRun
     steps: Sequence[bool] = []
     backward = run.engine.backward
     run.engine.backward = lambda loss, last: (steps.append(last), backward(loss, last))  # type: ignore
-    distil(run, 0)
+    play_round(run, 0)
     assert {name for name, _, _ in listening.asked} == {task.name for task in run.tasks}
     assert steps == [False] * (len(run.path) - 1) + [True]

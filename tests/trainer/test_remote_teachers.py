@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from opd_core.exit_codes import ExitCode
-from opd_trainer.loop import distil
+from opd_trainer.loop import play_round
 from opd_trainer.run import Run
 
 from tests.forks import Program
@@ -57,7 +57,7 @@ def test_a_server_lost_in_the_middle_changes_nothing_but_time(
 def test_remote_and_local_teachers_teach_the_same(make_run: Callable[..., Run], steady: list[dict[str, Any]]) -> None:
     """A velocity travels as float16, so the losses agree to about three digits."""
     run = make_run()
-    losses = (distil(run, 0).losses / run.training.images_per_task).sum(1).tolist()
+    losses = (play_round(run, 0).losses / run.training.images_per_task).sum(1).tolist()
     for task, loss in zip(run.tasks, losses, strict=True):
         assert steady[0]["tasks"][task.name]["loss"] == pytest.approx(loss, rel=2e-3)
 

@@ -23,6 +23,22 @@ def trainer() -> argparse.ArgumentParser:
     return parser
 
 
+def teacher_trainer() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m opd_trainer.launch teach",
+        description="Train a teacher by reinforcement learning, as spec.teachers[].training says.",
+        epilog="example: python -m opd_trainer.launch teach --spec spec.json --claims claims --teacher ocr",
+    )
+    parser.add_argument("--spec", type=Path, required=True, help="an OPDDistillation, YAML or JSON")
+    parser.add_argument("--claims", type=Path, required=True, help="folder with one entry per claim of pvc:// URIs")
+    parser.add_argument("--teacher", required=True, help="its name in spec.teachers")
+    parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics and /progress; 0: none")
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="its address; :: is all")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--debug", action="store_true", help="show stack traces of expected errors")
+    return parser
+
+
 def evaluator() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m opd_trainer.launch evaluate",

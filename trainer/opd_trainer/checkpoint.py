@@ -2,7 +2,7 @@
 
     checkpoints/round-000120/checkpoint.json         what it belongs to
                              student.safetensors     trained parameters
-                             ema.safetensors         their moving average
+                             ema.safetensors         their moving average, and what else the method keeps
                              optimizer-00000.safetensors   of every rank: its part of the optimiser's state
     checkpoints/latest                               name of the newest, written last
 
@@ -17,7 +17,7 @@ one pod does not leave the others in a collective.
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from opd_core.artifacts import installed_versions
@@ -27,10 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from opd_trainer.ema import Ema
-from opd_trainer.engine import Engine, World, broadcast, total
+from opd_trainer.engine import Engine, World, broadcast, copy_all, total
 
-MANIFEST, LATEST, STUDENT, EMA = "checkpoint.json", "latest", "student.safetensors", "ema.safetensors"
+MANIFEST, LATEST, STUDENT = "checkpoint.json", "latest", "student.safetensors"
+State = Mapping[str, Sequence[Tensor]]  # beside the trained parameters, by the name of their file: ema, old
 _FOLDER = re.compile(r"round-(\d{6,12})", re.ASCII)
 
 
@@ -62,7 +62,7 @@ def save(
     directory: Path,
     round_: int,
     engine: Engine,
-    ema: Ema,
+    state: State,
     identity: Identity,
     world: World,
     keep: int,
@@ -84,7 +84,8 @@ def save(
 
     def write_shared() -> None:
         _write(partial / STUDENT, engine.parameters)
-        _write(partial / EMA, ema.tensors)
+        for name, tensors in state.items():
+            _write(partial / f"{name}.safetensors", tensors)
         manifest = Manifest(round=round_, halvings=halvings, identity=identity, versions=installed_versions())
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         _sync_path(partial / MANIFEST)
@@ -146,8 +147,8 @@ def latest(directory: Path, world: World) -> tuple[Path, Manifest] | None:
     return folder, manifest
 
 
-def load(folder: Path, manifest: Manifest, engine: Engine, ema: Ema, identity: Identity, world: World) -> None:
-    """Continue from a checkpoint of the same identity.
+def load(folder: Path, manifest: Manifest, engine: Engine, state: State, identity: Identity, world: World) -> None:
+    """Continue from a checkpoint of the same identity; its numbers go into the tensors of `state`.
 
     Raises:
         RefusedError: it belongs to something else. InvalidError: its files are damaged.
@@ -159,9 +160,10 @@ def load(folder: Path, manifest: Manifest, engine: Engine, ema: Ema, identity: I
             + "\n".join(f"  {line}" for line in differences)
         )
     try:
-        average, parameters = _read(folder / EMA), _read(folder / STUDENT)
+        parameters, kept = _read(folder / STUDENT), {name: _read(folder / f"{name}.safetensors") for name in state}
         engine.restore(parameters, load_file(folder / _optimizer_file(world.rank)))
-        ema.load(average)
+        for name, tensors in state.items():
+            copy_all(kept[name], tensors)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise InvalidError(
             f"checkpoint {folder} is damaged: {error}; delete it and write the name of an older one to "

@@ -10,7 +10,7 @@ from opd_trainer.engine import copy_all
 
 
 class Ema:
-    """Averages float32 parameters over rounds, on their device."""
+    """Averages float32 parameters over optimiser steps, on their device."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         self._parameters = list(parameters)
@@ -18,9 +18,9 @@ class Ema:
         self.tensors: list[Tensor] = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
-    def update(self, round_: int) -> None:
-        """After the round with index `round_`. Early rounds forget faster, as in Flow-GRPO."""
-        decay = min(self._decay, (1 + round_) / (10 + round_))
+    def update(self, step: int) -> None:
+        """After the optimiser step with index `step`. Early ones forget faster, as in Flow-GRPO."""
+        decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.tensors, [p.detach() for p in self._parameters], 1 - decay)
 
     @contextmanager
@@ -35,7 +35,3 @@ class Ema:
             yield
         finally:
             copy_all(trained, self._parameters)
-
-    def load(self, tensors: Sequence[Tensor]) -> None:
-        """Raises ValueError: they are of other parameters."""
-        copy_all(tensors, self.tensors)

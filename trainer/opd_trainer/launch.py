@@ -30,12 +30,15 @@ _LEAST_TELLING = (ExitCode.UNAVAILABLE, ExitCode.INTERNAL)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Starts the evaluator's ranks, all on this machine, after the word `evaluate`; else the trainer's of this node."""
+    """Starts the evaluator's ranks, all on this machine, after the word `evaluate`; after `teach` this node's ranks of
+    a teacher's training; else the student's."""
     argv = sys.argv[1:] if argv is None else argv
     evaluating = argv[:1] == ["evaluate"]
     program, parser, options = (
         ("opd_trainer.evaluate", arguments.evaluator(), argv[1:])
         if evaluating
+        else ("opd_trainer.teach", arguments.teacher_trainer(), argv[1:])
+        if argv[:1] == ["teach"]
         else ("opd_trainer.train", arguments.trainer(), argv)
     )
     args = parser.parse_args(options)

@@ -69,6 +69,7 @@ def _scalars(record: RoundRecord) -> dict[str, float]:
         values.update({f"loss/{name}": task.loss, f"velocity_mse/{name}": task.velocity_mse})
         if task.kl is not None:
             values[f"kl/{name}"] = task.kl
+    values.update({f"policy/{figure}": value for figure, value in record.figures.items()})
     for name, rewards in record.rewards.items():
         values.update({f"reward/{name}/{reward}": mean for reward, mean in rewards.items()})
     return values

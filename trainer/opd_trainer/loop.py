@@ -1,33 +1,28 @@
 """The rounds of any method.
 
-A round brings matches of prompts of every task, and makes one optimiser step on
+A round makes one or more optimiser steps, each on
 
-    sum over tasks of share * mean over images of sum over steps of weight * loss(match)
+    sum over tasks of share * mean over images of sum over steps of a loss
+
+What is sampled, who is asked and what the loss is, the method knows (`methods`).
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from opd_core.api.types import Method
 from opd_core.errors import DivergedError
 from torch import Tensor
 
-from opd_trainer.batches import prompts_of
 from opd_trainer.engine import all_reduce, learning_rate
-from opd_trainer.methods import opd, sft
-from opd_trainer.objectives.match import Match
-from opd_trainer.objectives.registry import round_weights
 from opd_trainer.record import PHASES, RoundRecord, largest_term, task_record
 from opd_trainer.run import Run
-from opd_trainer.trajectories import Trajectories
 
 # Clipping makes a large gradient harmless once; one this far beyond maxGradNorm means that training has left the rails.
 EXPLODED = 1e4
-ENCODED_AHEAD = 512  # prompts: 0.9 GB of embeddings at Stable Diffusion 3.5's size
 MOST_SKIPPED = 20  # rounds in a row without a step: more than FP16's scale can be halved
 
 
@@ -48,18 +43,22 @@ def train(
         run.seconds = dict.fromkeys(PHASES, 0.0)
         rate = learning_rate(optimizer, run.training.rounds, round_)
 
-        sums = distil(run, round_)
-        with run.spent("update"):
-            grad_norm = run.engine.step(rate)
-            if run.scale is not None and not math.isfinite(grad_norm):
-                run.scale.halve()
-                skipped += 1
-            else:
-                run.ema.update(round_)
-                skipped = 0
+        norms: list[float] = []
 
-        record, stop = summarise(run, round_, sums, grad_norm, rate, began, stop_requested())
-        record = replace(record, skipped=skipped > 0)
+        def step(norms: list[float] = norms, rate: float = rate) -> None:
+            with run.spent("update"):
+                norms.append(run.engine.step(rate))
+                if run.scale is not None and not math.isfinite(norms[-1]):
+                    run.scale.halve()
+                else:
+                    run.ema.update(run.steps)
+                run.steps += 1
+
+        sums = play_round(run, round_, step)
+        record, stop = summarise(run, round_, sums, largest(norms), rate, began, stop_requested())
+        overflowed = run.scale is not None and not math.isfinite(record.grad_norm)
+        skipped = skipped + 1 if overflowed else 0
+        record = replace(record, skipped=overflowed)
         check_finite(record, {task.name: task.share for task in run.tasks}, optimizer.max_grad_norm)
         if skipped > MOST_SKIPPED:
             raise DivergedError(
@@ -72,62 +71,39 @@ def train(
 
 
 class Sums(NamedTuple):
-    """Of one round. `weights` [N]: of every step. By task and step, [T, N] each: what the images' `losses` and their
-    (v_S - v_T)^2, the `errors`, add up to."""
+    """Of one round. `trained` [N]: the share of the images that trained each solver step. By task and step, [T, N]
+    each: what the images' `losses` and `errors` add up to."""
 
-    weights: Sequence[float]
+    trained: Sequence[float]
     losses: Tensor
     errors: Tensor
 
 
-def distil(run: Run, round_: int) -> Sums:
-    """Accumulate the gradient of one round."""
-    look_ahead(run, round_)
-    weights = round_weights(run.weights, run.training.objective.steps_per_round, run.training.seed, round_)
+def play_round(run: Run, round_: int, step: Callable[[], None] = lambda: None) -> Sums:
+    """Accumulate the gradient of every update of a round, on this rank's images; `step` ends each of them."""
     losses, errors = torch.zeros((2, len(run.tasks), len(run.path)), dtype=torch.float64, device=run.model.device)
-    left = len(run.batches) * sum(weight > 0 for weight in weights)
-    for rows in run.batches:
-        trajectories = Trajectories.of(run, rows, round_)
-        batch = trajectories.batch
-        for match in matches(run, trajectories, weights):
+    for update in run.method.updates(run, round_):
+        left = update.count
+        for term in update.terms:
             left -= 1
             with run.spent("update"):
-                loss = weights[match.step] * run.loss(match)
-                run.engine.backward((batch.loss_weights * loss).sum(), last=left == 0)
-                for sums, values in ((losses, loss), (errors, match.error)):
-                    sums[:, match.step].index_add_(0, batch.task_of_row, values.detach().double())
-    return Sums(weights, losses, errors)
+                run.engine.backward((term.weights * term.loss).sum(), last=left == 0)
+                for sums, values in ((losses, term.loss), (errors, term.error)):
+                    sums.index_put_((term.tasks, term.steps), values.detach().double(), accumulate=True)
+        step()
+    return Sums(run.method.trained(run, round_), losses, errors)
 
 
-def matches(run: Run, trajectories: Trajectories, weights: Sequence[float]) -> Iterator[Match]:
-    """What the spec's method trains on."""
-    if run.training.method == Method.SFT:
-        return sft.matches(run.path, weights, trajectories)
-    return opd.matches(run.path, weights, trajectories, run.training.passes, run.plan.in_flight)
-
-
-def look_ahead(run: Run, round_: int) -> None:
-    """Encode the prompts of this round, and on a GPU those of later ones, so that the encoders come there seldom."""
-    rows = [row for batch in run.batches for row in batch]
-
-    def prompts(of: int) -> list[str]:
-        return prompts_of(run.tasks, rows, of, run.training.seed, run.training.images_per_task)
-
-    with run.spent("rollout"):
-        wanted = prompts(round_)
-        if run.model.device.type == "cuda" and not all(prompt in run.encode for prompt in wanted):
-            for later in range(round_ + 1, run.training.rounds):
-                if len(wanted) >= ENCODED_AHEAD:
-                    break
-                wanted += prompts(later)
-        run.encode.prepare(wanted)
+def largest(norms: Sequence[float]) -> float:
+    """The largest of them; NaN where one is."""
+    return math.nan if any(math.isnan(norm) for norm in norms) else max(norms)
 
 
 def summarise(
     run: Run, round_: int, sums: Sums, grad_norm: float, rate: float, began: float, stop: bool
 ) -> tuple[RoundRecord, bool]:
     """The round over all ranks, and whether any of them was told to stop."""
-    stats = run.teachers.stats
+    stats = run.method.stats
     phases = [run.seconds[phase] for phase in PHASES]
     local = torch.tensor([*phases, time.monotonic() - began, stats.requests, stats.retries, float(stop)])
     of_images = torch.stack([sums.losses, sums.errors])  # [2, T, N]
@@ -135,7 +111,7 @@ def summarise(
     losses, errors = total[: of_images.numel()].view(of_images.shape) / run.training.images_per_task
     *seconds, whole, requests, retries, stops = total[of_images.numel() :].tolist()
     tasks = {
-        task.name: task_record(losses[i].tolist(), errors[i].tolist(), sums.weights, run.path)
+        task.name: task_record(losses[i].tolist(), errors[i].tolist(), sums.trained, run.path)
         for i, task in enumerate(run.tasks)
     }
     record = RoundRecord(
@@ -149,6 +125,7 @@ def summarise(
         phases={phase: value / run.world.size for phase, value in zip(PHASES, seconds, strict=True)},
         teacher_requests=int(requests),
         teacher_retries=int(retries),
+        figures=run.method.figures(run),
     )
     return record, stops > 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from opd_trainer.record import PHASES, Rewards, RoundRecord, TaskRecord
+from opd_trainer.record import FIGURES, PHASES, Rewards, RoundRecord, TaskRecord
 
 _RECENT = 20  # rounds that the estimate of the time left looks back on
 
@@ -52,7 +52,11 @@ class Metrics:
             "reward", "Mean reward of the averaged student on the validation's prompts, by task and reward.",
             "task", "reward",
         )  # fmt: skip
-        self._mse = gauge("velocity_mse", "Mean squared velocity difference to the teacher, by task.", "task")
+        self._mse = gauge(
+            "velocity_mse", "Mean squared velocity difference to the teacher, or of a teacher to its base.", "task"
+        )
+        said = "; ".join(f"{name}: {text.rstrip('.')}" for name, text in FIGURES.items())
+        self._policy = gauge("policy", f"Of a teacher's training in the last round. {said}.", "task", "figure")
         self._norm = gauge("grad_norm", "Norm of the last round's gradient before clipping.")
         self._rate = gauge("learning_rate", "Learning rate of the last round.")
         self._speed = gauge("images_per_second", "Training images per second in the last round, over all ranks.")
@@ -98,6 +102,8 @@ class Metrics:
             for step, kl in enumerate(task.kl_per_step):
                 if kl is not None:
                     self._step_kl.labels(name, str(step)).set(kl)
+            for figure, value in record.figures.items():
+                self._policy.labels(name, figure).set(value)
         if record.rewards:
             self._rewards = record.rewards
         for name, rewards in record.rewards.items():
@@ -120,8 +126,13 @@ class Metrics:
             "percentage": self._percentage(record.round),
             "remainingSeconds": round(left, 1),
             "imagesPerSecond": round(record.images_per_second, 3),
-            "metrics": [_figures(name, task, self._rewards.get(name, {})) for name, task in record.tasks.items()],
+            "metrics": [_figures(name, task, self._told(name, record)) for name, task in record.tasks.items()],
         }
+
+    def _told(self, task: str, record: RoundRecord) -> Mapping[str, float]:
+        """Rewards of a task: of the newest validation, and of the images that a teacher's training has sampled."""
+        sampled = {"sampled": record.figures["reward"]} if "reward" in record.figures else {}
+        return {**self._rewards.get(task, {}), **sampled}
 
     def validated(self, began: float) -> None:
         """A validation is done; `began` is the value of time.monotonic() before it."""

@@ -9,7 +9,17 @@ from opd_core.diffusion.transitions import Transition
 
 from opd_trainer.objectives.squared import kl_weight
 
-PHASES = ("rollout", "teacher_wait", "update")
+PHASES = ("rollout", "reward", "teacher_wait", "update")
+# What is told of a round of reinforcement learning: means over its images, or over their trained steps.
+FIGURES = {
+    "reward": "Weighted sum of the rewards of the sampled images.",
+    "group_std": "Its standard deviation among the images of one prompt.",
+    "flat_groups": "Share of the prompts whose images all had the same reward, and taught nothing.",
+    "old_distance": "DiffusionNFT: squared distance of the trained policy's velocities to the sampling one's.",
+    "ratio": "GRPO: ratio of the trained policy's likelihood to the sampling one's; 1 before the first update.",
+    "clipped": "GRPO: share of the ratios outside the clip range.",
+    "norm_ratio": "Length of the policy's velocities, relative to the base's: growth brightens images.",
+}
 Rewards = Mapping[str, Mapping[str, float]]  # task -> reward -> mean over its validation prompts
 
 
@@ -19,7 +29,8 @@ class TaskRecord:
 
     Args:
         loss: the spec's objective. loss_per_step: what each solver step adds to it, 0 for a step that is not trained.
-        velocity_mse: (v_S - v_T)^2, mean over the steps that this round trained.
+        velocity_mse: (v_S - v_T)^2, mean over the steps that this round trained. A teacher that is trained is compared
+            with its base.
         kl_per_step: closed-form KL of the student's and the teacher's transition, whatever the objective; None for a
             step without noise or without training, and no entry at all under a deterministic sampler.
     """
@@ -37,14 +48,16 @@ class TaskRecord:
 
 
 def task_record(
-    losses: Sequence[float], mse: Sequence[float], weights: Sequence[float], path: Sequence[Transition]
+    losses: Sequence[float], errors: Sequence[float], trained: Sequence[float], path: Sequence[Transition]
 ) -> TaskRecord:
-    """From the mean loss and squared velocity difference of every step; a step with weight 0 was not looked at."""
-    trained = [weight > 0 for weight in weights]
-    kl_per_step = [kl_weight(step) * mse[j] if trained[j] and step.std > 0 else None for j, step in enumerate(path)]
+    """From the loss and squared velocity difference of every step, per image, and the share of the images that each
+    step trained."""
+    kl_per_step = [
+        kl_weight(step) * errors[j] / trained[j] if trained[j] and step.std > 0 else None for j, step in enumerate(path)
+    ]
     return TaskRecord(
         loss=sum(losses),
-        velocity_mse=sum(error for error, seen in zip(mse, trained, strict=True) if seen) / sum(trained),
+        velocity_mse=sum(errors) / sum(trained),
         loss_per_step=list(losses),
         kl_per_step=kl_per_step if any(step.std > 0 for step in path) else [],
     )
@@ -54,7 +67,7 @@ def task_record(
 class RoundRecord:
     """One round over all ranks. `round` counts finished rounds; seconds are means over ranks; requests and retries are
     counted since the process started; `rewards` are there in rounds with a validation; `skipped`: a float16 gradient
-    overflowed and no step was made."""
+    overflowed and no step was made; `figures`: of the method, by name (FIGURES)."""
 
     round: int
     seconds: float
@@ -68,6 +81,7 @@ class RoundRecord:
     teacher_retries: int
     rewards: Rewards = field(default_factory=dict)
     skipped: bool = False
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -88,6 +102,7 @@ class RoundRecord:
             "teacher_retries": self.teacher_retries,
             **({"rewards": self.rewards} if self.rewards else {}),
             **({"skipped": True} if self.skipped else {}),
+            **({"figures": self.figures} if self.figures else {}),
         }
 
 

@@ -4,37 +4,38 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from opd_core.api.types import Training
-from opd_core.conditioning import Conditioning
+from opd_core.conditioning import Conditioning, Prompts
 from opd_core.diffusion.transitions import Transition
 from opd_core.models.pipeline import Model
-from opd_core.teachers.client import TeacherClient
+from torch import Tensor
 
 from opd_trainer.batches import Row, Task
 from opd_trainer.ema import Ema
 from opd_trainer.encoders import PromptCache
 from opd_trainer.engine import Engine, World
 from opd_trainer.memory import Plan
-from opd_trainer.objectives.match import Loss
 from opd_trainer.precision import GradientScale
 from opd_trainer.record import PHASES
 from opd_trainer.validation import Validation
 
+if TYPE_CHECKING:  # a method knows the run that it is a method of
+    from opd_trainer.methods.method import Method
+
 
 @dataclass(eq=False)
 class Run:
-    """Built once by `setup.build_run`; only `seconds` changes from round to round."""
+    """Built once by `setup`; only `seconds` and `steps`, the optimiser steps so far, change from round to round."""
 
     training: Training
     tasks: Sequence[Task]
     model: Model
     path: Sequence[Transition]
-    loss: Loss
-    weights: Sequence[float]
+    method: "Method"
     encode: PromptCache
     negative: Conditioning
-    teachers: TeacherClient
     engine: Engine
     ema: Ema
     scale: GradientScale | None
@@ -42,7 +43,16 @@ class Run:
     plan: Plan
     batches: Sequence[list[Row]]
     validation: Validation | None = None
+    steps: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    def velocity(self, x: Tensor, sigma: Tensor | float, prompts: Prompts) -> Tensor:
+        """The student's guided velocity [B, ...] at `x` and `sigma`, one for all or [B], with its graph where gradients
+        are on."""
+        velocity = self.model.velocity(x, sigma, prompts)
+        if self.scale is not None and velocity.requires_grad:
+            self.scale.attach(velocity)
+        return velocity
 
     @contextmanager
     def spent(self, phase: str) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """From a spec to everything that a round needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,13 @@ from opd_trainer.ema import Ema
 from opd_trainer.encoders import PromptCache, encoders_on_device
 from opd_trainer.engine import Engine, World, maximum
 from opd_trainer.memory import Footprint, Plan, free_bytes, measure, plan
+from opd_trainer.methods.distillation import Distillation
+from opd_trainer.methods.method import Method
 from opd_trainer.objectives.registry import load_loss, step_weights
 from opd_trainer.precision import GradientScale
+from opd_trainer.prompt_files import PromptRecord
 from opd_trainer.prompts import task_prompts
-from opd_trainer.rewards.registry import load_rewards
+from opd_trainer.rewards.registry import RewardFn, load_rewards
 from opd_trainer.run import Run
 from opd_trainer.trajectories import student_prompts
 from opd_trainer.validation import build_validation, validation_prompts
@@ -43,46 +46,72 @@ _PROMPT_CACHE_BYTES = 2 << 30
 
 
 def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, world: World) -> Run:
-    """Load the base, put the student on it, hand its parameters to DeepSpeed, connect the teachers."""
-    training = spec.training
-    tasks = load_tasks(spec, claims)
+    """The run of a distillation: as `build`, with the teachers connected."""
+
+    def method(model: Model, path: Sequence[Transition]) -> Distillation:
+        objective = spec.training.objective
+        loss, weights = load_loss(objective, path), step_weights(objective, len(path))
+        return Distillation(loss, weights, open_teachers(spec, claims, addresses, device))
+
     validated = spec.evaluation.every_rounds is not None
     # First of all: a wrong name ends here and not at the first validation.
     prompts, rewards = (validation_prompts(spec, claims), load_rewards(spec, device)) if validated else ({}, {})
+    return build(spec, claims, device, world, method, prompts, rewards)
+
+
+def build(
+    spec: Spec,
+    claims: Path,
+    device: str,
+    world: World,
+    make_method: Callable[[Model, Sequence[Transition]], Method],
+    prompts: Mapping[str, Sequence[PromptRecord]],
+    rewards: Mapping[str, Mapping[str, RewardFn]],
+    *,
+    copies: Sequence[str] = (),
+    at_once: int | None = None,
+) -> Run:
+    """Load the base, put the student on it, hand its parameters to DeepSpeed.
+
+    Args:
+        make_method: called with the model, the student on it, and the sampler's path.
+        prompts: those of the validation, by task; none, and no `rewards`: there is no validation.
+        copies: names of frozen adapters that begin as the student does.
+        at_once: images that are computed together at most; None: all that one rank has in a round.
+    """
+    training = spec.training
+    tasks = load_tasks(spec, claims)
     base = resolve(spec.model.uri, claims)
-    parts = {"text", "transformer", *(["vae"] if validated else [])}
+    parts = {"text", "transformer", *(["vae"] if rewards else [])}
     model = load_model(base, device=device, dtype=TORCH_DTYPES[training.precision], parts=parts)
     if world.rank == 0:
         for note in model_notes(spec, model):
             print(f"note: {note}", flush=True)
     path = sampler_path(spec, model)
-    loss, weights = load_loss(training.objective, path), step_weights(training.objective, len(path))
     encode = cached_encoder(model, spec.model.max_sequence_length)
     with encoders_on_device(model):
         (negative,) = model.encode([""], spec.model.max_sequence_length, negative=True)
-    validation = build_validation(spec, prompts, rewards, model) if validated else None
-    add_student(spec, model, claims)
+    validation = build_validation(spec, prompts, rewards, model) if prompts else None
+    add_student(spec, model, claims, copies)
     parameters = adapter_parameters(model.transformer, STUDENT)
     # Before DeepSpeed, whose own hooks must see gradients without their scale.
     scale = GradientScale(parameters) if training.precision == Precision.FP16 else None
     engine = Engine(parameters, training.optimizer, training.deepspeed.zero_stage)
     ema = Ema(parameters, training.ema.decay)
-    teachers = open_teachers(spec, claims, addresses, device)
+    method = make_method(model, path)
     # After all that lives on the device.
-    plan = plan_round(spec, model, negative, world)
+    plan = plan_round(spec, model, negative, world, at_once or len(tasks) * training.images_per_task // world.size)
     return Run(
         training=training,
         tasks=tasks,
         model=model,
         path=path,
-        loss=loss,
-        weights=weights,
+        method=method,
         encode=encode,
         negative=negative,
         scale=scale,
         engine=engine,
         ema=ema,
-        teachers=teachers,
         world=world,
         plan=plan,
         batches=rank_rows(len(tasks), training.images_per_task, world.rank, world.size, plan.micro_batch_size),
@@ -90,8 +119,9 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
     )
 
 
-def plan_round(spec: Spec, model: Model, negative: Conditioning, world: World) -> Plan:
-    """What fits beside all that is on the device already, the same on all ranks; the student is on the model by now."""
+def plan_round(spec: Spec, model: Model, negative: Conditioning, world: World, images: int) -> Plan:
+    """How `images` of one rank are computed: what fits beside all that is on the device already, the same on all ranks;
+    the student is on the model by now."""
     training = spec.training
     measured = measure(model, partial(student_graph, model, training, negative))
     # Equal on all ranks whatever their cards are: with ZeRO they meet at every backward pass.
@@ -99,12 +129,11 @@ def plan_round(spec: Spec, model: Model, negative: Conditioning, world: World) -
     room = free_bytes(model.device)
     if room is not None:
         room = -int(maximum(-float(room), world))
-    images = len(spec.teachers) * training.images_per_task // world.size
     chosen = plan(footprint, images, room, training.passes, training.micro_batch_size, training.gradient_checkpointing)
     if chosen.gradient_checkpointing:
         model.transformer.enable_gradient_checkpointing()
     if world.rank == 0:
-        print(f"a rank's {images} images of a round: {chosen}", flush=True)
+        print(f"{images} images of a rank: {chosen}", flush=True)
     return chosen
 
 
@@ -144,25 +173,28 @@ def sampler_path(spec: Spec, model: Model) -> tuple[Transition, ...]:
     return transitions(schedule, training.sampler.solver, training.sampler.noise_level)
 
 
-def add_student(spec: Spec, model: Model, claims: Path) -> None:
+def add_student(spec: Spec, model: Model, claims: Path, copies: Sequence[str] = ()) -> None:
     """Put the trainable adapter on the base, with the numbers of `initFrom` where that has some; float32 whatever the
-    base is."""
+    base is. `copies`: names of adapters that begin as it does and are not trained."""
     adapter = spec.student.adapter
-    add_student_adapter(
-        model.transformer,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        target_modules=adapter.target_modules or model.family.targets,
-        seed=spec.training.seed,
-        name=STUDENT,
-    )
-    if spec.student.init_from:
-        start = read_adapter_file(resolve(spec.student.init_from, claims))
+    start = read_adapter_file(resolve(spec.student.init_from, claims)) if spec.student.init_from else None
+    if start is not None:
         refuse(list(start_problems(adapter, start, model.family.targets)), spec.student.init_from)
-        start_adapter(model.transformer, start, STUDENT)
-    for parameter in adapter_parameters(model.transformer, STUDENT):
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
+    for name in (*copies, STUDENT):  # the student last: it is what the model computes with
+        add_student_adapter(
+            model.transformer,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            target_modules=adapter.target_modules or model.family.targets,
+            seed=spec.training.seed,
+            name=name,
+        )
+        if start is not None:
+            start_adapter(model.transformer, start, name)
+    for name in (*copies, STUDENT):
+        for parameter in adapter_parameters(model.transformer, name):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(name == STUDENT)
 
 
 def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: str) -> TeacherClient:
@@ -189,14 +221,14 @@ def teacher_adapters(spec: Spec, claims: Path) -> dict[str, AdapterFile]:
     return {name: read_teacher(resolve(adapter.uri, claims), adapter.alpha) for name, adapter in given.items()}
 
 
-def agree(run: Run, spec: Spec, claims: Path) -> None:
+def agree(run: Run, teachers: TeacherClient, spec: Spec, claims: Path) -> None:
     """Check that the teachers are those of the spec, and that an answer does not depend on who else asks.
 
     Raises:
         RefusedError: with what differs.
     """
     check_identity(
-        run.teachers,
+        teachers,
         base=resolve(spec.model.uri, claims),
         teachers=teacher_adapters(spec, claims),
         max_sequence_length=spec.model.max_sequence_length,
@@ -212,4 +244,4 @@ def agree(run: Run, spec: Spec, claims: Path) -> None:
         return run.model.velocity(latents.to(run.model.device), sigma, prompts).cpu()
 
     for teacher in spec.teachers:
-        self_test(run.teachers, teacher.name, shape, teacher.guidance_scale, prompt, run.negative, student, rounding)
+        self_test(teachers, teacher.name, shape, teacher.guidance_scale, prompt, run.negative, student, rounding)

@@ -22,15 +22,18 @@ from opd_trainer.ema import Ema
 from opd_trainer.setup import STUDENT
 
 
+def averaged_state(model: Model, ema: Ema) -> dict[str, Tensor]:
+    """The averaged adapter by PEFT's key."""
+    names = [name for name, _ in model.transformer.named_parameters() if f".{STUDENT}." in name]
+    return {name.replace(f".{STUDENT}.", "."): tensor for name, tensor in zip(names, ema.tensors, strict=True)}
+
+
 def save_student(
     directory: Path, distillation: OPDDistillation, model: Model, ema: Ema, identity: Identity
 ) -> StudentManifest:
     """The averaged weights, in float32, with where they come from."""
     spec = distillation.spec
-    names = [name for name, _ in model.transformer.named_parameters() if f".{STUDENT}." in name]
-    state: dict[str, Tensor] = {
-        name.replace(f".{STUDENT}.", "."): tensor for name, tensor in zip(names, ema.tensors, strict=True)
-    }
+    state = averaged_state(model, ema)
 
     def describe(digest: str) -> StudentManifest:
         return StudentManifest(

@@ -1,11 +1,7 @@
 """One rank of the trainer: `python -m opd_trainer.train`, started by `opd_trainer.launch` or by torchrun."""
 
-import time
 from argparse import Namespace
-from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from opd_core.api.digests import digest, weights_fields
 from opd_core.api.load import load_spec
@@ -15,26 +11,25 @@ from opd_core.errors import UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.preflight import refuse
 from opd_core.process import die_with_parent, leave
+from opd_core.teachers.client import TeacherClient
 from opd_core.termination import last_words
 from opd_core.uris import resolve
 
-from opd_trainer import arguments, checkpoint, loop
+from opd_trainer import arguments
 from opd_trainer.checkpoint import Identity
-from opd_trainer.engine import World, barrier, init_distributed, shutdown
-from opd_trainer.log import RoundLog
+from opd_trainer.engine import barrier, init_distributed, shutdown
+from opd_trainer.methods.distillation import Distillation
 from opd_trainer.metrics import Metrics
 from opd_trainer.preflight import data_notes, data_problems
 from opd_trainer.prompts import prompts_digest
 from opd_trainer.rank import run_rank
-from opd_trainer.record import RoundRecord
+from opd_trainer.rounds import play, resume, say
 from opd_trainer.run import Run
 from opd_trainer.server import serve
 from opd_trainer.setup import STUDENT, agree, build_run
 from opd_trainer.stopping import StopSignal, leave_at_once
 from opd_trainer.student import save_student
-from opd_trainer.validation import validate
 
-CHECKPOINTS = "checkpoints"
 SMALLER = "lower training.microBatchSize, set training.gradientCheckpointing to true, or lower training.resolution"
 
 
@@ -63,18 +58,20 @@ def train(args: Namespace) -> int:
         say(world, note)
     addresses = [address for address in args.teachers.split(",") if address]
     run = build_run(distillation.spec, args.claims, addresses, device, world)
+    assert isinstance(run.method, Distillation)
+    teachers = run.method.teachers
     stop: StopSignal | None = None
     try:
         metrics.stage("WaitingForTeachers")
         if world.rank == 0:
-            agree(run, distillation.spec, args.claims)
-        identity = identify(run, distillation)
-        start = resume(run, args.work / CHECKPOINTS, identity, metrics)
+            agree(run, teachers, distillation.spec, args.claims)
+        identity = identify(run, teachers, distillation)
+        start = resume(run, args.work, identity, metrics)
         barrier(world)
         stop = StopSignal()
-        stop.then(run.teachers.stop_waiting)
+        stop.then(teachers.stop_waiting)
         metrics.stage("Training")
-        finished = play(run, args, start, identity, metrics, stop)
+        finished = play(run, args.work, start, identity, metrics, stop, tensorboard=args.tensorboard)
     except UnavailableError as error:
         if stop is None or not stop.requested():
             raise
@@ -85,7 +82,7 @@ def train(args: Namespace) -> int:
         last_words(stop.exit_code, message)
         return stop.exit_code
     finally:
-        run.teachers.close()
+        run.method.close()
 
     if finished < training.rounds:
         last_words(stop.exit_code, f"stopped after round {finished}; a new start continues there")
@@ -100,9 +97,9 @@ def train(args: Namespace) -> int:
     return ExitCode.OK if finished == training.rounds else stop.exit_code
 
 
-def identify(run: Run, distillation: OPDDistillation) -> Identity:
+def identify(run: Run, teachers: TeacherClient, distillation: OPDDistillation) -> Identity:
     """What a checkpoint of this run belongs to; the teachers' fingerprints have been compared with the spec's."""
-    info = run.teachers.describe()
+    info = teachers.describe()
     return Identity(
         training_digest=digest(weights_fields(distillation)),
         base=info.base,
@@ -111,67 +108,6 @@ def identify(run: Run, distillation: OPDDistillation) -> Identity:
         world_size=run.world.size,
         zero_stage=distillation.spec.training.deepspeed.zero_stage,
     )
-
-
-def resume(run: Run, checkpoints: Path, identity: Identity, metrics: Metrics) -> int:
-    """Rounds that are already finished."""
-    found = checkpoint.latest(checkpoints, run.world)
-    if found is None:
-        return 0
-    folder, manifest = found
-    checkpoint.load(folder, manifest, run.engine, run.ema, identity, run.world)
-    if run.scale is not None:
-        run.scale.halvings = manifest.halvings
-    metrics.resumed(manifest.round)
-    say(run.world, f"continuing after round {manifest.round} from {folder}")
-    return manifest.round
-
-
-def play(run: Run, args: Namespace, start: int, identity: Identity, metrics: Metrics, stop: StopSignal) -> int:
-    """All rounds that are left, with their log and checkpoints. Returns the rounds finished."""
-    training, world = run.training, run.world
-    log = RoundLog(args.work / "train", start, args.tensorboard) if world.rank == 0 else None
-    finished = start
-
-    def finish_round(record: RoundRecord, stopping: bool) -> None:
-        nonlocal finished
-        if run.validation is not None and run.validation.due(record.round) and not stopping:
-            metrics.stage("Validating")
-            began = time.monotonic()
-            record = replace(record, rewards=validate(run.validation, run.model, STUDENT, run.ema, world))
-            metrics.validated(began)
-            metrics.stage("Training")
-        if record.skipped:
-            say(world, f"round {record.round}: a float16 gradient overflowed; no step, and half the scale from now on")
-        metrics.finish_round(record)
-        if log is not None:
-            log.write(record, datetime.now(UTC).isoformat(timespec="seconds"))
-        if stopping or record.round == training.rounds or record.round % training.checkpoint.every_rounds == 0:
-            began = time.monotonic()
-            folder = checkpoint.save(
-                args.work / CHECKPOINTS, record.round, run.engine, run.ema, identity, world, training.checkpoint.keep,
-                halvings=run.scale.halvings if run.scale else 0,
-            )  # fmt: skip
-            metrics.saved(record.round, folder, began)
-            say(world, describe(record, training.rounds))
-        finished = record.round
-
-    try:
-        loop.train(run, start, finish_round, stop.requested)
-    finally:
-        if log is not None:
-            log.close()
-    return finished
-
-
-def say(world: World, text: str) -> None:
-    if world.rank == 0:
-        print(text, flush=True)
-
-
-def describe(record: RoundRecord, rounds: int) -> str:
-    tasks = ", ".join(f"{name} {task.velocity_mse:.4g}" for name, task in record.tasks.items())
-    return f"round {record.round}/{rounds}: loss {record.loss:.4g}, velocity error {tasks}, {record.seconds:.2f} s"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from opd_core.api.types import Training
 from opd_core.conditioning import Conditioning, Prompts
 from opd_core.errors import DivergedError
 from opd_core.models.pipeline import Model
+from opd_core.teachers.client import TeacherClient
 from torch import Tensor
 
 from opd_trainer.batches import Batch, Row, batch_noise, build_batch
@@ -22,16 +23,17 @@ class Trajectories:
     """B trajectories of one round that are computed at once. States and velocities are [B, C, h, w] float32."""
 
     run: Run
+    client: TeacherClient
     batch: Batch
 
     @classmethod
-    def of(cls, run: Run, rows: list[Row], round_: int) -> Self:
+    def of(cls, run: Run, client: TeacherClient, rows: list[Row], round_: int) -> Self:
         told = partial(student_prompts, run.model, run.training, negative=run.negative)
         with run.spent("rollout"):
             batch = build_batch(
                 run.tasks, rows, round_, run.training, run.world.size, run.encode, told, run.model.device
             )
-            return cls(run, batch)
+            return cls(run, client, batch)
 
     def start(self) -> Tensor:
         """Where the trajectories begin: standard normal."""
@@ -45,10 +47,7 @@ class Trajectories:
         """The student's guided velocity at `x`, with its graph where gradients are on."""
         run, batch = self.run, self.batch
         with run.spent("rollout"):
-            velocity = run.model.velocity(x, run.path[step].sigma, batch.prompts)
-        if run.scale is not None and velocity.requires_grad:
-            run.scale.attach(velocity)
-        return velocity
+            return run.velocity(x, run.path[step].sigma, batch.prompts)
 
     def teachers(self, x: Tensor, step: int) -> "TimedAnswers":
         """Ask the teacher of every row's task about `x`; returns at once.
@@ -70,7 +69,7 @@ class Trajectories:
 
     def _submit(self, task: int, states: Tensor, span: slice, step: int, base: bool) -> "Future[Tensor]":
         run, rows = self.run, (span.stop - span.start,)
-        return run.teachers.submit(
+        return self.client.submit(
             run.tasks[task].name,
             states[span],
             torch.full(rows, run.path[step].sigma),

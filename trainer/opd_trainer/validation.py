@@ -12,6 +12,7 @@ import torch
 from opd_core.api.types import Spec
 from opd_core.conditioning import Conditioning
 from opd_core.models.pipeline import Model
+from torch import Tensor
 
 from opd_trainer.ema import Ema
 from opd_trainer.encoders import encoders_on_device
@@ -36,8 +37,8 @@ class Validation:
 
     def due(self, round_: int) -> bool:
         """After `round_` finished rounds."""
-        assert self.spec.evaluation.every_rounds is not None
-        return round_ % self.spec.evaluation.every_rounds == 0
+        every = self.spec.evaluation.every_rounds
+        return every is not None and round_ % every == 0
 
 
 def validation_prompts(spec: Spec, claims: Path) -> dict[str, list[PromptRecord]]:
@@ -61,13 +62,21 @@ def build_validation(
 def validate(validation: Validation, model: Model, adapter: str, ema: Ema, world: World) -> Rewards:
     """Mean rewards of the averaged student, equal on all ranks. The weights are afterwards what they were before.
 
-    Every rank scores its share of the images; the means do not depend on how many ranks there are.
-
     Args:
         adapter: name of the student's adapter, whose weights `ema` averages.
     """
+    candidate = Candidate("student", adapter, student_guidance(validation.spec), fingerprint="")
+    with ema.applied():
+        scores = score(validation, model, candidate, world)
+    return {task: {name: float(of.mean()) for name, of in by_reward.items()} for task, by_reward in scores.items()}
+
+
+def score(validation: Validation, model: Model, candidate: Candidate, world: World) -> dict[str, dict[str, Tensor]]:
+    """Rewards [N] of a model's images by task and reward, float64, equal on all ranks.
+
+    Every rank scores its share of the images; the rewards do not depend on how many ranks there are.
+    """
     spec = validation.spec
-    candidate = Candidate("student", adapter, student_guidance(spec), fingerprint="")
     scores = {
         (task, name): torch.zeros(len(validation.prompts[task]), dtype=torch.float64)
         for task, rewards in validation.rewards.items()
@@ -75,19 +84,15 @@ def validate(validation: Validation, model: Model, adapter: str, ema: Ema, world
     }
     everything = [(task, number) for task, records in validation.prompts.items() for number in range(len(records))]
     mine = everything[world.rank :: world.size]
-    with ema.applied():
-        for task, records in validation.prompts.items():
-            numbers = [number for owner, number in mine if owner == task]
-            conditioning = [validation.conditioning[task][number] for number in numbers]
-            batches = sample_images(model, candidate, spec, task, numbers, conditioning, validation.negative)
-            for part, images in batches:
-                chosen = [records[number] for number in part]
-                for name, reward in validation.rewards[task].items():
-                    answer = reward(images, [r.prompt for r in chosen], [r.metadata for r in chosen])
-                    scores[task, name][part] = answer.double()
+    for task, records in validation.prompts.items():
+        numbers = [number for owner, number in mine if owner == task]
+        conditioning = [validation.conditioning[task][number] for number in numbers]
+        batches = sample_images(model, candidate, spec, task, numbers, conditioning, validation.negative)
+        for part, images in batches:
+            chosen = [records[number] for number in part]
+            for name, reward in validation.rewards[task].items():
+                answer = reward(images, [r.prompt for r in chosen], [r.metadata for r in chosen])
+                scores[task, name][part] = answer.double()
     total = all_reduce(torch.cat(list(scores.values())).to(model.device), world).cpu()
     parts = dict(zip(scores, torch.split(total, [len(values) for values in scores.values()]), strict=True))
-    return {
-        task: {name: float(parts[task, name].mean()) for name in rewards}
-        for task, rewards in validation.rewards.items()
-    }
+    return {task: {name: parts[task, name] for name in rewards} for task, rewards in validation.rewards.items()}

@@ -50,6 +50,7 @@ class Run:
         """A check that raises UnavailableError once the stage, or the whole run, has taken longer than allowed."""
         policy, began = self.spec.run_policy, time.monotonic()
         limits = {
+            Stage.TEACHERS_TRAINED: ("teachersTrained", policy.stage_deadlines.teachers_trained),
             Stage.TEACHERS_READY: ("teachersReady", policy.stage_deadlines.teachers_ready),
             Stage.TRAINED: ("trained", policy.stage_deadlines.trained),
             Stage.EVALUATED: ("evaluated", policy.stage_deadlines.evaluated),

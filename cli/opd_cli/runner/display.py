@@ -15,6 +15,7 @@ from rich.text import Text
 
 from opd_cli.terminal import make_console
 
+_TRAININGS = (Stage.TEACHERS_TRAINED, Stage.TRAINED)
 _LINE_EVERY_SECONDS = 15.0  # of progress, where there is no terminal
 
 
@@ -44,7 +45,7 @@ class Display:
         self._stages[stage] = (reason, message)
         self._record({"stage": stage.value, "reason": reason.value, "message": message})
         if not self._live:
-            self.console.print(f"{clock()}  {stage.value:14} {reason.value:12} {message}", markup=False)
+            self.console.print(f"{clock()}  {stage.value:15} {reason.value:12} {message}", markup=False)
 
     def interrupted(self, message: str) -> None:
         """The stage that was at work stops by the user's wish."""
@@ -73,7 +74,8 @@ class Display:
             reason, message = self._stages.get(stage, (Reason.WAITING, ""))
             style = STYLES.get(reason, "")
             table.add_row(Text(stage.value, style="bold"), Text(reason.value, style=style), Text(message))
-        if self._progress is None or self._stages[Stage.TRAINED][0] != Reason.RUNNING:
+        at_work = any(self._stages.get(stage, ("",))[0] == Reason.RUNNING for stage in _TRAININGS)
+        if self._progress is None or not at_work:
             return Group(table)
         bar = ProgressBar(total=100, completed=float(self._progress["percentage"]), width=40)
         return Group(table, bar, Text(_progress_line(self._progress)), task_table(self._progress))

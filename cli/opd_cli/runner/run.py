@@ -1,6 +1,6 @@
 """The stages of one distillation on one machine, in the operator's order and words."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from opd_core.api.load import spec_digest
@@ -15,18 +15,22 @@ from opd_cli.runner.endpoint import deploy
 from opd_cli.runner.evaluation import evaluate, is_evaluated
 from opd_cli.runner.preflight import Checked, check_files
 from opd_cli.runner.stop import InterruptedRunError
+from opd_cli.runner.teaching import teach
 from opd_cli.runner.training import is_trained, train
 
 
-def run(run: Run, *, until: Stage, serve: bool) -> None:
+def run(run: Run, *, until: Stage, serve: bool = False, teachers: Collection[str] = ()) -> None:
     """All stages up to `until`.
+
+    Args:
+        teachers: the only ones to train, of those that the spec trains; none: all.
 
     Raises:
         GateError: the student missed its gate; everything is written. InterruptedRunError: by the user.
         OPDError: a failure.
     """
     try:
-        _run(run, until, serve)
+        _run(run, until, serve, teachers)
     except InterruptedRunError as error:
         run.display.interrupted(str(error))
         raise
@@ -35,13 +39,19 @@ def run(run: Run, *, until: Stage, serve: bool) -> None:
         raise
 
 
-def _run(run: Run, until: Stage, serve: bool) -> None:
+def _run(run: Run, until: Stage, serve: bool, teachers: Collection[str]) -> None:
     checked = Checked()
     if not (is_trained(run) and is_evaluated(run)):
         checked = check_files(run.distillation.metadata.name, run.work.spec, run.work.claims, run.place.device)
         for note in checked.notes:
             run.display.note(note)
         run.stop.check()
+    if until == Stage.TEACHERS_TRAINED or not is_trained(run):
+        teach(run, checked.gpus, teachers)
+    else:
+        run.display.stage(Stage.TEACHERS_TRAINED, Reason.UP_TO_DATE, "not needed")
+    if until == Stage.TEACHERS_TRAINED:
+        return
     train(run, checked.gpus)
     if until == Stage.TRAINED:
         run.display.note(f"student: {run.work.student}")

@@ -1,11 +1,9 @@
 """TeachersReady and Trained: the teachers live exactly as long as the training."""
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 from opd_core import roles
 from opd_core.api.digests import weights_digest
@@ -13,13 +11,11 @@ from opd_core.api.types import Placement as TeacherPlacement
 from opd_core.ports import free_ports
 from opd_core.stages import Reason, Stage
 
-from opd_cli.runner.context import POLL_SECONDS, Run
+from opd_cli.runner.context import Run
+from opd_cli.runner.follow import follow
 from opd_cli.runner.gpus import Placement
 from opd_cli.runner.gpus import place as gpu_placement
 from opd_cli.runner.supervise import Job, Server
-from opd_cli.web import open_url
-
-_PROGRESS_SECONDS = 1.0
 
 
 def is_trained(run: Run) -> bool:
@@ -59,7 +55,7 @@ def train(run: Run, gpus: Sequence[str] = ()) -> None:
             return replace(started, env={**started.env, **placement.env_of_trainer})
 
         trainer = stack.enter_context(Job(run.supervision, Stage.TRAINED, recipe))
-        _follow(run, trainer, teachers)
+        follow(run, trainer, run.work.checkpoints, teachers)
         seconds = time.monotonic() - began
         student = run.student_digest()
         if student is None:
@@ -101,47 +97,6 @@ def _start_teachers(
     return servers
 
 
-def _follow(run: Run, trainer: Job, teachers: list[Server]) -> None:
-    """Until the trainer is done: restart what fails and may be retried, show progress, drain on Ctrl-C."""
-    check_deadline = run.deadline(Stage.TRAINED)
-    draining, running, asked_at = False, False, 0.0
-    while True:
-        if draining and (code := trainer.program.exit_code):
-            if code <= 128:
-                raise trainer.failure()
-            reached = run.work.checkpoint()
-            if reached is None:
-                raise run.stop.error("stopped before its first checkpoint; the same command begins again")
-            raise run.stop.error(f"stopped at the checkpoint of round {reached}; the same command continues there")
-        if trainer.finished():
-            return
-        if run.stop.asked and not draining:
-            run.display.note("stopping: the trainer finishes its round and saves a checkpoint; Ctrl-C again to kill")
-            trainer.program.terminate()
-            draining = True
-        for teacher in teachers:
-            teacher.keep_alive()
-        if time.monotonic() - asked_at > _PROGRESS_SECONDS:
-            asked_at = time.monotonic()
-            progress = _progress(trainer)
-            if progress and progress["metrics"]:
-                if not running:
-                    run.display.stage(Stage.TRAINED, Reason.RUNNING, f"{progress['totalRounds']} rounds")
-                run.display.progress(progress)
-            running = bool(progress and progress["metrics"])
-        check_deadline()
-        time.sleep(POLL_SECONDS)
-
-
 def _share(cores: int, processes: int) -> int:
     """Threads of each process where several compute at once: more would take turns, slowly."""
     return max(1, cores // processes)
-
-
-def _progress(trainer: Job) -> Mapping[str, Any] | None:
-    try:
-        with open_url(f"http://127.0.0.1:{trainer.recipe.ports['metrics']}/progress", timeout=2) as answer:
-            content: Mapping[str, Any] = json.load(answer)
-            return content
-    except (OSError, ValueError):
-        return None  # not up yet, or busy; the next poll asks again

@@ -45,9 +45,7 @@ class WorkFolder:
 
     def checkpoint(self) -> int | None:
         """Round of the checkpoint that a start continues from, if there is one."""
-        pointer = self.checkpoints / "latest"
-        found = re.search(r"\d+", pointer.read_text()) if pointer.exists() else None
-        return int(found[0]) if found else None
+        return newest_checkpoint(self.checkpoints)
 
     def log(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
@@ -159,6 +157,13 @@ class WorkFolder:
     def _state(self) -> dict[str, dict[str, Any]]:
         file = self.path / "state.json"
         return json.loads(file.read_text()) if file.exists() else {}
+
+
+def newest_checkpoint(folder: Path) -> int | None:
+    """Round of the checkpoint that a start continues from, of those in `folder`, if there is one."""
+    pointer = folder / "latest"
+    found = re.search(r"\d+", pointer.read_text()) if pointer.exists() else None
+    return int(found[0]) if found else None
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,92 @@
+"""One round of a distillation: matches of student and teachers along trajectories, and the loss of each."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from opd_core.api.types import Method as Kind
+from opd_core.teachers.client import ClientStats, TeacherClient
+from torch import Tensor
+
+from opd_trainer.batches import prompts_of
+from opd_trainer.methods import opd, sft
+from opd_trainer.methods.method import Term, Update
+from opd_trainer.objectives.match import Loss, Match
+from opd_trainer.objectives.registry import round_weights
+from opd_trainer.run import Run
+from opd_trainer.trajectories import Trajectories
+
+ENCODED_AHEAD = 512  # prompts: 0.9 GB of embeddings at Stable Diffusion 3.5's size
+
+
+@dataclass(eq=False)
+class Distillation:
+    """OPD or SFT, as the spec says. `weights` [N]: of every solver step."""
+
+    loss: Loss
+    weights: Sequence[float]
+    teachers: TeacherClient
+
+    @property
+    def updates_per_round(self) -> int:
+        return 1
+
+    @property
+    def state(self) -> Mapping[str, Sequence[Tensor]]:
+        return {}
+
+    @property
+    def stats(self) -> ClientStats:
+        return self.teachers.stats
+
+    def trained(self, run: Run, round_: int) -> Sequence[float]:
+        return [float(weight > 0) for weight in self.round_weights(run, round_)]
+
+    def round_weights(self, run: Run, round_: int) -> Sequence[float]:
+        return round_weights(self.weights, run.training.objective.steps_per_round, run.training.seed, round_)
+
+    def updates(self, run: Run, round_: int) -> Iterator[Update]:
+        look_ahead(run, round_)
+        weights = self.round_weights(run, round_)
+        yield Update(self._terms(run, round_, weights), len(run.batches) * sum(weight > 0 for weight in weights))
+
+    def _terms(self, run: Run, round_: int, weights: Sequence[float]) -> Iterator[Term]:
+        for rows in run.batches:
+            trajectories = Trajectories.of(run, self.teachers, rows, round_)
+            batch = trajectories.batch
+            for match in self._matches(run, trajectories, weights):
+                with run.spent("update"):
+                    loss = weights[match.step] * self.loss(match)
+                steps = torch.full_like(batch.task_of_row, match.step)
+                yield Term(batch.task_of_row, steps, batch.loss_weights, loss, match.error)
+
+    def _matches(self, run: Run, trajectories: Trajectories, weights: Sequence[float]) -> Iterator[Match]:
+        if run.training.method == Kind.SFT:
+            return sft.matches(run.path, weights, trajectories)
+        return opd.matches(run.path, weights, trajectories, run.training.passes, run.plan.in_flight)
+
+    def figures(self, run: Run) -> dict[str, float]:
+        return {}
+
+    def stop_waiting(self) -> None:
+        self.teachers.stop_waiting()
+
+    def close(self) -> None:
+        self.teachers.close()
+
+
+def look_ahead(run: Run, round_: int) -> None:
+    """Encode the prompts of this round, and on a GPU those of later ones, so that the encoders come there seldom."""
+    rows = [row for batch in run.batches for row in batch]
+
+    def prompts(of: int) -> list[str]:
+        return prompts_of(run.tasks, rows, of, run.training.seed, run.training.images_per_task)
+
+    with run.spent("rollout"):
+        wanted = prompts(round_)
+        if run.model.device.type == "cuda" and not all(prompt in run.encode for prompt in wanted):
+            for later in range(round_ + 1, run.training.rounds):
+                if len(wanted) >= ENCODED_AHEAD:
+                    break
+                wanted += prompts(later)
+        run.encode.prepare(wanted)

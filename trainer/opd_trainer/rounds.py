@@ -1,0 +1,99 @@
+"""All rounds of a run, with what is around them: the checkpoint that they continue from, validations, log, metrics,
+checkpoints."""
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from opd_trainer import checkpoint, loop
+from opd_trainer.checkpoint import Identity
+from opd_trainer.engine import World
+from opd_trainer.log import RoundLog
+from opd_trainer.metrics import Metrics
+from opd_trainer.record import RoundRecord
+from opd_trainer.run import Run
+from opd_trainer.setup import STUDENT
+from opd_trainer.stopping import StopSignal
+from opd_trainer.validation import validate
+
+CHECKPOINTS = "checkpoints"
+
+
+def resume(run: Run, work: Path, identity: Identity, metrics: Metrics) -> int:
+    """Rounds that are already finished, of which the run is what it was after the last."""
+    found = checkpoint.latest(work / CHECKPOINTS, run.world)
+    if found is None:
+        return 0
+    folder, manifest = found
+    checkpoint.load(folder, manifest, run.engine, state_of(run), identity, run.world)
+    run.steps = manifest.round * run.method.updates_per_round
+    if run.scale is not None:
+        run.scale.halvings = manifest.halvings
+    metrics.resumed(manifest.round)
+    say(run.world, f"continuing after round {manifest.round} from {folder}")
+    return manifest.round
+
+
+def state_of(run: Run) -> checkpoint.State:
+    """What a checkpoint holds beside the trained parameters and their optimiser."""
+    return {"ema": run.ema.tensors, **run.method.state}
+
+
+def play(
+    run: Run,
+    work: Path,
+    start: int,
+    identity: Identity,
+    metrics: Metrics,
+    stop: StopSignal,
+    *,
+    tensorboard: bool = False,
+) -> int:
+    """All rounds that are left. Returns the rounds finished."""
+    training, world = run.training, run.world
+    log = RoundLog(work / "train", start, tensorboard) if world.rank == 0 else None
+    finished = start
+
+    def finish_round(record: RoundRecord, stopping: bool) -> None:
+        nonlocal finished
+        if run.validation is not None and run.validation.due(record.round) and not stopping:
+            metrics.stage("Validating")
+            began = time.monotonic()
+            record = replace(record, rewards=validate(run.validation, run.model, STUDENT, run.ema, world))
+            metrics.validated(began)
+            metrics.stage("Training")
+        if record.skipped:
+            say(world, f"round {record.round}: a float16 gradient overflowed; no step, and half the scale from now on")
+        metrics.finish_round(record)
+        if log is not None:
+            log.write(record, datetime.now(UTC).isoformat(timespec="seconds"))
+        if stopping or record.round == training.rounds or record.round % training.checkpoint.every_rounds == 0:
+            began = time.monotonic()
+            folder = checkpoint.save(
+                work / CHECKPOINTS, record.round, run.engine, state_of(run), identity, world, training.checkpoint.keep,
+                halvings=run.scale.halvings if run.scale else 0,
+            )  # fmt: skip
+            metrics.saved(record.round, folder, began)
+            say(world, describe(record, training.rounds))
+        finished = record.round
+
+    try:
+        loop.train(run, start, finish_round, stop.requested)
+    finally:
+        if log is not None:
+            log.close()
+    return finished
+
+
+def say(world: World, text: str) -> None:
+    if world.rank == 0:
+        print(text, flush=True)
+
+
+def describe(record: RoundRecord, rounds: int) -> str:
+    tasks = ", ".join(f"{name} {task.velocity_mse:.4g}" for name, task in record.tasks.items())
+    told = f"velocity error {tasks}"
+    if "reward" in record.figures:
+        told = f"reward {record.figures['reward']:.4g}, distance to the base {tasks}"
+    return f"round {record.round}/{rounds}: loss {record.loss:.4g}, {told}, {record.seconds:.2f} s"

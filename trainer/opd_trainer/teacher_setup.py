@@ -1,0 +1,75 @@
+"""From a teacher of a spec to the run that trains it: a training like the student's, with one task and rewards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from opd_core.api.teachers import completed
+from opd_core.api.types import Algorithm, Spec, Teacher
+from opd_core.diffusion.transitions import Transition, transitions
+from opd_core.models.adapters import adapter_parameters
+from opd_core.models.pipeline import Model
+
+from opd_trainer.engine import World
+from opd_trainer.methods.grpo import GRPO
+from opd_trainer.methods.nft import OLD, DiffusionNFT
+from opd_trainer.methods.reinforcement import Reinforcement
+from opd_trainer.prompts import held_out_prompts
+from opd_trainer.rewards.registry import load_rewards
+from opd_trainer.run import Run
+from opd_trainer.setup import STUDENT, build
+
+
+def teacher_spec(spec: Spec, teacher: Teacher) -> Spec:
+    """The spec of the teacher's training: the same base, resolution, precision and ranks, and what the teacher's own
+    `training` says of all else. The base keeps the guidance that it is evaluated with."""
+    assert teacher.training is not None
+    settings = completed(teacher.training)
+    training = spec.training.model_copy(
+        update={
+            "rounds": settings.rounds,
+            "images_per_task": settings.prompts_per_round * settings.group_size,
+            "seed": settings.seed,
+            "guidance_scale": teacher.guidance_scale,
+            "sampler": settings.sampler,
+            "optimizer": settings.optimizer,
+            "ema": settings.ema,
+            "checkpoint": settings.checkpoint,
+        }
+    )
+    base_guidance = spec.evaluation.guidance_scale
+    evaluation = {
+        "every_rounds": None,
+        "guidance_scale": spec.training.guidance_scale if base_guidance is None else base_guidance,
+    }
+    student = spec.student.model_copy(update={"adapter": settings.adapter, "init_from": ""})
+    return spec.model_copy(
+        update={
+            "training": training,
+            "teachers": [teacher.model_copy(update={"weight": 1.0})],
+            "student": student,
+            "evaluation": spec.evaluation.model_copy(update=evaluation),
+        }
+    )
+
+
+def build_teacher_run(spec: Spec, claims: Path, device: str, world: World) -> Run:
+    """The run of a `teacher_spec`. Its validation is the whole evaluation of its task."""
+    (teacher,) = spec.teachers
+    assert teacher.training is not None
+    settings = completed(teacher.training)
+    nft = settings.algorithm == Algorithm.DIFFUSION_NFT
+    # First of all: a wrong name ends here and not at the first image.
+    prompts, rewards = held_out_prompts(spec, claims), load_rewards(spec, device)
+
+    def method(model: Model, path: Sequence[Transition]) -> Reinforcement:
+        student, old = (adapter_parameters(model.transformer, name) for name in (STUDENT, OLD))
+        algorithm = DiffusionNFT(settings, student, old) if nft else GRPO(settings)
+        return Reinforcement(settings, algorithm, rewards[teacher.name], _quiet(spec, model))
+
+    copies = [OLD] if nft else []
+    return build(spec, claims, device, world, method, prompts, rewards, copies=copies, at_once=settings.group_size)
+
+
+def _quiet(spec: Spec, model: Model) -> tuple[Transition, ...]:
+    sampler, resolution = spec.training.sampler, spec.training.resolution
+    return transitions(model.schedule(sampler.steps, resolution.width, resolution.height), sampler.solver, 0.0)
