@@ -43,7 +43,8 @@ def build(
 
 def _policy(context: Context, role: str) -> Manifest:
     more = context.settings.extra_egress
-    spec = network_policy(context.name, role, remote=context.remote(role), more=more)
+    outside = context.reward_ports(role) | ({443} if context.remote(role) else set())
+    spec = network_policy(context.name, role, outside=outside, more=more)
     return context.child("networking.k8s.io/v1", "NetworkPolicy", f"{context.name}-{role}", role, spec=spec)
 
 

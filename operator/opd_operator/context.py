@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from opd_core.api.digests import digest, said
 from opd_core.api.teachers import trained_teachers
@@ -40,6 +41,8 @@ def read_by(role: str, spec: Spec) -> Manifest:
     read = {key: value for key, value in content.items() if key not in ("endpoint", "runPolicy", "suspend")}
     # Where a trained teacher is depends on the prompts that are held out of its own.
     kept = ("promptsPerTask", "seed") if trained_teachers(spec) else ()
+    if role == names.TEACHERS:
+        read.pop("rewardServers", None)
     for part, fields in _NOT_READ[role].items():
         if part in read:
             gone = {field for field in fields if part != "evaluation" or field not in kept}
@@ -82,7 +85,14 @@ class Context:
             role == names.TRAINER and bool(self.spec.evaluation.every_rounds)
         )
         rewards = {reward for teacher in self.spec.teachers for reward in teacher.rewards}
-        return _remote(self.content) or (scores and not HUB_REWARDS.isdisjoint(rewards))
+        served = {servers.reward for servers in self.spec.reward_servers}
+        return _remote(self.content) or (scores and not HUB_REWARDS.isdisjoint(rewards - served))
+
+    def reward_ports(self, role: str) -> set[int]:
+        """Ports of the reward servers that a role asks."""
+        if role in (names.TEACHERS, names.ENDPOINT):
+            return set()
+        return {_port(url) for servers in self.spec.reward_servers for url in servers.urls}
 
     @property
     def account(self) -> str:
@@ -115,6 +125,11 @@ class Context:
     def child(self, api_version: str, kind: str, name: str, role: str, **content: Any) -> Manifest:
         metadata = {"name": name, "namespace": self.namespace, "labels": names.labels(self.name, role)}
         return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _remote(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Who may talk to whom, how many endpoint pods may leave at once and how many there shall be. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from opd_core.api.types import API_VERSION, KIND, Autoscaling, Route
@@ -10,14 +10,16 @@ from opd_operator import names
 _DNS = (53, 5353)  # policies see the pod behind the Service, and OpenShift's DNS pods listen on 5353
 
 
-def network_policy(name: str, role: str, *, remote: bool, more: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def network_policy(
+    name: str, role: str, *, outside: Set[int], more: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Everything that is not here is closed.
 
     Args:
-        remote: what the role reads comes from outside the cluster, over HTTPS. more: egress rules of the installation.
+        outside: TCP ports that the role asks at any address. more: egress rules of the installation.
     """
     dns = {"ports": [{"protocol": protocol, "port": port} for port in _DNS for protocol in ("UDP", "TCP")]}
-    outside = [{"ports": [{"protocol": "TCP", "port": 443}]}] if remote else []
+    anywhere = [{"ports": _ports(*sorted(outside))}] if outside else []
     ingress: dict[str, list[dict[str, Any]]] = {
         # Ranks of NCCL and gloo talk on ports that the kernel chooses.
         names.TEACH: [_from(name, names.TEACH), {"ports": _ports(names.TRAINER_METRICS)}],
@@ -29,7 +31,7 @@ def network_policy(name: str, role: str, *, remote: bool, more: Sequence[Mapping
         names.EVALUATOR: [],
         names.ENDPOINT: [{"ports": _ports(names.ENDPOINT_HTTP, names.ENDPOINT_METRICS)}],
     }
-    egress: list[dict[str, Any]] = [dns, *outside, *(dict(rule) for rule in more)]
+    egress: list[dict[str, Any]] = [dns, *anywhere, *(dict(rule) for rule in more)]
     if role in (names.TEACH, names.TRAINER):
         egress.append(_to(name, role))
     if role == names.TRAINER:

@@ -22,6 +22,7 @@ FULL["spec"]["endpoint"]["autoscaling"] = {}
 FULL["spec"]["endpoint"]["replicas"] = 2
 FULL["spec"]["endpoint"]["route"] = {"gateway": "web", "hostnames": ["images.example.com"]}
 FULL["spec"]["training"]["microBatchSize"] = 1
+FULL["spec"]["rewardServers"] = [{"reward": "tiny-ocr", "urls": ["http://ocr:8500"]}]
 FULL["spec"]["training"]["objective"] |= {"trainedSteps": [0, 1], "stepsPerRound": 1}
 for _part in ("training", "teacherServing", "endpoint"):
     FULL["spec"][_part]["pod"] = {

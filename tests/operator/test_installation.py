@@ -73,6 +73,31 @@ def test_who_computes_a_reward_of_ours_may_fetch_its_weights(every: int | None, 
     assert {role for role, policy in found.items() if 443 in open_to_everywhere(policy)} == fetches
 
 
+def test_who_asks_reward_servers_may_reach_their_ports_and_nobody_else() -> None:
+    """The trainer, too, which asks them before its first round; a reward that they compute fetches no weights here."""
+    teachers = example()["spec"]["teachers"]
+    teachers[0]["rewards"] = ["pickscore"]
+
+    def opened(*urls: str) -> dict[str, set[int]]:
+        servers = [{"reward": "pickscore", "urls": list(urls)}]
+        found = policies(teachers=teachers, evaluation={"promptsPerTask": 4}, rewardServers=servers)
+        return {role: open_to_everywhere(policy) - {53, 5353} for role, policy in found.items()}
+
+    others = {role: set[int]() for role in ROLES - {names.EVALUATOR, names.TRAINER}}
+    assert opened("http://a:8500") == others | {names.EVALUATOR: {8500}, names.TRAINER: {8500}}
+    several = opened("http://a:8500", "http://b", "https://c.example.com/pick")
+    assert several == others | {names.EVALUATOR: {80, 443, 8500}, names.TRAINER: {80, 443, 8500}}
+
+
+def test_teacher_servers_do_not_notice_another_reward_server() -> None:
+    def of_teachers(url: str) -> list[dict[str, Any]]:
+        servers = [{"reward": "tiny-ocr", "urls": [url]}]
+        found = children(rewardServers=servers)
+        return [child for child in found if child["metadata"]["labels"][names.ROLE] == names.TEACHERS]
+
+    assert of_teachers("http://a") == of_teachers("http://b")
+
+
 def test_the_rewards_with_weights_on_a_hub_are_ours_but_ocr() -> None:
     """Whose recognition network comes with its package."""
     import tomllib

@@ -129,6 +129,9 @@ _TAKEN = "self.map(t, self.exists_one(o, o.name == t.name)).lastIndexOf(false)"
 _WRONG_STEP = _first(_STEPS, "x", f"x <= {_LAST}")
 _WRONG_TASK = _first(_GATE, "g", _KNOWN_TASK)
 _WRONG_REWARD = _first(_GATE, "g", _KNOWN_REWARD)
+_SERVED = "self.rewardServers"
+_ONES_REWARD = "self.teachers.exists(t, s.reward in t.rewards)"
+_NO_ONES_REWARD = _first(_SERVED, "s", _ONES_REWARD)
 
 
 def _unchanged(path: str, sentence: Sentence) -> Cel:
@@ -381,6 +384,21 @@ RULES = (
         sentences.REWARD_TWICE,
         "self.rewards",
         "rewards",
+    ),
+    Cel(
+        "spec",
+        f"{_SERVED}.all(s, {_ONES_REWARD})",
+        sentences.NO_ONES_REWARD,
+        _quoted(f"{_SERVED}[{_NO_ONES_REWARD}].reward"),
+        "rewardServers",
+        {"index": _NO_ONES_REWARD},
+        "spec.rewardServers[{index}].reward",
+    ),
+    Cel(
+        "spec.rewardServers",
+        "self.all(s, self.exists_one(o, o.reward == s.reward))",
+        sentences.REWARD_TWICE,
+        "self.map(s, s.reward)",
     ),
     _divisible("width"),
     _divisible("height"),

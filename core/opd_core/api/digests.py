@@ -21,6 +21,7 @@ _NOT_WEIGHTS = {
     "spec.managedBy",
     "spec.runPolicy",
     "spec.student.output",
+    "spec.rewardServers",
     "spec.teacherServing.placement",
     "spec.teacherServing.replicas",
     "spec.teacherServing.pod",

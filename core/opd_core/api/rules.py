@@ -37,6 +37,16 @@ def _unique_rewards(spec: Spec) -> Iterator[Problem]:
             yield sentences.REWARD_TWICE.problem(f"spec.teachers[{i}].rewards", teacher.rewards)
 
 
+def _reward_servers(spec: Spec) -> Iterator[Problem]:
+    known = {reward for teacher in spec.teachers for reward in teacher.rewards}
+    names = [servers.reward for servers in spec.reward_servers]
+    for i, name in enumerate(names):
+        if name not in known:
+            yield sentences.NO_ONES_REWARD.problem(f"spec.rewardServers[{i}].reward", name)
+    if len(set(names)) < len(names):
+        yield sentences.REWARD_TWICE.problem("spec.rewardServers", names)
+
+
 def _resolution(spec: Spec) -> Iterator[Problem]:
     for side in ("width", "height"):
         pixels = getattr(spec.training.resolution, side)
@@ -299,6 +309,7 @@ RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
     _unique_teachers,
     _some_weight,
     _unique_rewards,
+    _reward_servers,
     _resolution,
     _samplers,
     _objective,

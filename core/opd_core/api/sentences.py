@@ -54,6 +54,8 @@ MODULE_PATTERN = r"^[A-Za-z0-9_.]+$"
 DIGEST_PATTERN = r"^$|^sha256:[0-9a-f]{64}$"
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$"
+_PORT = "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
+URL_PATTERN = rf"^https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:{_PORT})?(/[A-Za-z0-9._~-]+)*/?$"
 _DOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 _LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 LABEL_VALUE_PATTERN = f"^({_LABEL})?$"
@@ -79,6 +81,7 @@ PATTERNS = {
     PLUGIN_PATTERN: Sentence("not a plug-in's name", "write a registered name or module:function"),
     MODULE_PATTERN: Sentence("not the name of a layer", "use letters, digits, _ and ., e.g. attn.to_q"),
     DIGEST_PATTERN: Sentence("not a digest", "write sha256: and 64 hexadecimal digits, or leave it empty"),
+    URL_PATTERN: Sentence("not a server's URL", "write e.g. http://rewards:8500"),
     VARIABLE_PATTERN: Sentence("not the name of a variable", "use letters, digits and _, no digit first"),
     LABEL_VALUE_PATTERN: Sentence("not the value of a label", "use letters, digits, -, _ and ., at most 63"),
     LABEL_KEY_PATTERN: Sentence(
@@ -112,6 +115,7 @@ NFT_CLIP = Sentence("DiffusionNFT clips no ratio", "leave it out, or write anoth
 TEACHERS_FOLDER = Sentence("this folder holds trained teachers", "write another name, e.g. students")
 NO_WEIGHT = Sentence("the weights sum to zero", "give at least one teacher a weight above 0")
 REWARD_TWICE = Sentence("a reward is named twice", "name each reward once")
+NO_ONES_REWARD = Sentence("no teacher has this reward", "name one of a teacher's, or leave its servers out")
 NOT_DIVISIBLE = Sentence("not divisible by {multiple}", "write {below} or {above}")
 ODE_NOISE = Sentence("an ODE has no noise", "write 0, or type: SDE")
 SDE_NO_NOISE = Sentence("an SDE needs noise", "write 0.7 (the paper's), or type: ODE")

@@ -305,6 +305,18 @@ class Teacher(Model):
     )
 
 
+class RewardServers(Model):
+    """A reward that is computed behind HTTP, by `python -m opd_trainer.rewards.serve` or whoever answers alike."""
+
+    reward: PluginName = Field(description="One of the teachers' rewards, by the name that its servers know it by.")
+    urls: list[Annotated[str, Field(max_length=512, pattern=sentences.URL_PATTERN)]] = Field(
+        min_length=1, max_length=64, description="Servers with the same answers, e.g. http://geneval:8500."
+    )
+    timeout_seconds: int = Field(
+        default=120, ge=1, le=3600, description="Seconds until a server that has not answered counts as failed."
+    )
+
+
 class TeacherServing(Model):
     placement: Placement = Field(
         default=Placement.SHARED,
@@ -601,6 +613,9 @@ class Spec(Model):
     student: Student = Field(description="What is trained.")
     teachers: list[Teacher] = Field(min_length=1, max_length=16, description="The frozen teachers, one per task.")
     teacher_serving: TeacherServing = Field(default_factory=TeacherServing, description="How the teachers are served.")
+    reward_servers: list[RewardServers] = Field(
+        default_factory=list, max_length=16, description="Rewards that are not computed where they are asked for."
+    )
     training: Training = Field(description="The distillation.")
     evaluation: Evaluation = Field(
         default_factory=Evaluation, description="How base, teachers and student are compared."

@@ -1,28 +1,42 @@
 """Finds a reward by name, and checks what it answers."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from opd_core.api.types import Spec
+from opd_core.api.types import RewardServers, Spec
 from opd_core.errors import RefusedError
 from torch import Tensor
 
 from opd_trainer.plugins import find_plugin
 from opd_trainer.rewards.packages import need, needed_by
+from opd_trainer.rewards.remote import remote_reward
 
 # images [N, 3, H, W] float32 in 0..1, N prompts, N mappings with the rest of each prompt's line -> [N] float32
 RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
 
 
-def load_reward(name: str, device: torch.device) -> RewardFn:
-    """The reward `name`, ready to score on `device`. Its answers are checked for shape and finite numbers.
+def load_reward(name: str, device: torch.device, servers: RewardServers | None = None) -> RewardFn:
+    """The reward `name`, ready to score on `device` or by `servers`, from any thread. Its answers are checked for shape
+    and finite numbers.
 
     Raises:
         InvalidError: unknown, or what it needs is not installed. RefusedError (when called): a wrong answer.
+        UnavailableError (when called): no server answers.
     """
-    reward = find_reward(name)(device)
+    if servers is not None:
+        return _checked(name, remote_reward(servers))
+    reward, alone = find_reward(name)(device), threading.Lock()  # tokenisers and pipelines are of one thread at a time
 
+    def one_at_a_time(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        with alone:
+            return reward(images, prompts, metadata)
+
+    return _checked(name, one_at_a_time)
+
+
+def _checked(name: str, reward: RewardFn) -> RewardFn:
     def checked(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         scores = torch.as_tensor(reward(images, prompts, metadata)).detach().float().cpu()
         if scores.shape != (len(images),):
@@ -44,7 +58,8 @@ def load_rewards(spec: Spec, device: str) -> dict[str, dict[str, RewardFn]]:
         InvalidError: as `load_reward`.
     """
     names = dict.fromkeys(name for teacher in spec.teachers for name in teacher.rewards)
-    loaded = {name: load_reward(name, torch.device(device)) for name in names}
+    served = {servers.reward: servers for servers in spec.reward_servers}
+    loaded = {name: load_reward(name, torch.device(device), served.get(name)) for name in names}
     return {teacher.name: {name: loaded[name] for name in teacher.rewards} for teacher in spec.teachers}
 
 
