@@ -80,8 +80,23 @@ NAME = "tiny-three-tasks"  # of the example
 def say(api: Api, name: str = "tiny", conditions: dict[str, tuple[str, ...]] | None = None, **status: Any) -> None:
     """Write a status as the operator would: `conditions` as type -> (status, reason, message); the rest waits."""
     generation = api.get(name)["metadata"]["generation"]
-    wanted: dict[str, tuple[str, ...]] = {"Accepted": ("True", "Accepted", "the spec is valid"), **(conditions or {})}
-    kinds = ["Accepted", "TeachersReady", "Trained", "Evaluated", "Deployed", "Serving", "Suspended", "Failed", "Ready"]
+    wanted: dict[str, tuple[str, ...]] = {
+        "Accepted": ("True", "Accepted", "the spec is valid"),
+        "TeachersTrained": ("True", "Disabled", "no teacher is trained"),
+        **(conditions or {}),
+    }
+    kinds = [
+        "Accepted",
+        "TeachersTrained",
+        "TeachersReady",
+        "Trained",
+        "Evaluated",
+        "Deployed",
+        "Serving",
+        "Suspended",
+        "Failed",
+        "Ready",
+    ]
     written = []
     for kind in kinds:
         value, reason, message = (*wanted.get(kind, ("False", "Waiting")), "", "")[:3]

@@ -11,6 +11,7 @@ from opd_core.exit_codes import ExitCode
 from tests.cli.conftest import Done, make_pod, say
 from tests.cli.kubelet import Kubelet
 from tests.operator.live import Api, wait_for
+from tests.operator.world import teachers
 
 Opd = Callable[..., Done]
 
@@ -122,11 +123,31 @@ def test_without_a_role_it_is_the_stage_at_work(opd: Opd, api: Api) -> None:
     assert "tiny has no pod of role teachers" in opd("logs", "tiny").err
     say(api, conditions={"TeachersReady": ("True", "Completed"), "Trained": ("False", "Running")})
     assert "tiny has no pod of role trainer" in opd("logs", "tiny").err
+    api.edit(teachers=teachers("ocr"))
+    assert "tiny has no pod of role teach:" in opd("logs", "tiny").err
 
 
-def test_a_role_has_one_of_four_names(opd: Opd) -> None:
+def test_teachers_that_train_side_by_side_are_all_read_and_else_the_newest(
+    opd: Opd, api: Api, node: tuple[str, Kubelet]
+) -> None:
+    api.submit(teachers=teachers("geneval", "ocr"))
+    name, running = node
+    make_pod(api, "first", "teach", name, job="tiny-teach-0-1-0")
+    time.sleep(1.1)  # creation times have seconds
+    make_pod(api, "second", "teach", name, job="tiny-teach-1-1-0")
+    for pod in ("first", "second"):
+        running.prints(pod, "speaks\n", None)
+    assert opd("logs", "tiny", "teach").out == "first  speaks\nsecond  speaks\n"
+    for pod in ("first", "second"):
+        api.patch("pods", pod, {"status": {"phase": "Succeeded"}}, "status")
+        running.prints(pod, "spoke\n", None)
+    assert opd("logs", "tiny", "teach").out == "spoke\n"
+    assert {container for _, container, _ in running.asked} == {"teach"}
+
+
+def test_a_role_has_one_of_five_names(opd: Opd) -> None:
     done = opd("logs", "tiny", "teacher")
     assert done.code == ExitCode.INVALID
     words: Any = done.err
-    for role in ("teachers", "trainer", "evaluator", "endpoint"):
+    for role in ("teach", "teachers", "trainer", "evaluator", "endpoint"):
         assert role in words

@@ -16,6 +16,7 @@ from opd_core.exit_codes import ExitCode
 
 from tests.cli.conftest import Done, say
 from tests.operator.live import Api, wait_for
+from tests.operator.world import teachers
 
 Opd = Callable[..., Done]
 
@@ -119,6 +120,28 @@ def test_the_page_of_a_training(opd: Opd, api: Api) -> None:
     assert rows["Ready"] == ["False", "Waiting"]
 
 
+def test_the_page_of_teachers_in_training(opd: Opd, api: Api) -> None:
+    api.submit(teachers=teachers("geneval", "ocr"))
+    said = "1 of 2 teachers are trained; ocr: 100 rounds"
+    where = "pvc://students/opd-teachers/geneval-0123456789ab/adapter"
+    say(
+        api,
+        phase="TrainingTeachers",
+        conditions={"TeachersTrained": ("False", "Running", said)},
+        progress={"round": 150, "totalRounds": 200, "percentage": 75, "metrics": []},
+        teaching=[
+            {"name": "geneval", "uri": where, "digest": NEW, "round": 100, "totalRounds": 100},
+            {"name": "ocr", "uri": where, "round": 50, "totalRounds": 100, "checkpoint": 30},
+        ],
+    )
+    page = opd("status", "tiny").out
+    for words in (
+        said, "round 150/200", f"trained, sha256:bbbbbbbbbbbb, in {where}", "round 50/100, checkpoint of round 30",
+        f"opd logs tiny teach -f -n {api.namespace}",
+    ):  # fmt: skip
+        assert words in page, page
+
+
 def test_the_page_of_a_served_student(opd: Opd, api: Api) -> None:
     api.submit()
     say(api, **READY)
@@ -203,16 +226,17 @@ def test_following_prints_a_line_per_change(opd: Opd, api: Api) -> None:
     lines = [line.split(maxsplit=1)[1] for line in done[0].out.partition("\ntiny  ")[0].splitlines()]
     assert lines == [
         "the operator has not judged this spec yet",
-        "TeachersReady  Completed    1 servers answer",
-        "Trained        Running      500 rounds",
+        "TeachersTrained Disabled     no teacher is trained",
+        "TeachersReady   Completed    1 servers answer",
+        "Trained         Running      500 rounds",
         "round 256/500  3 min 17 s left  loss ocr 1.983",
         "round 300/500  1 min 40 s left  loss ocr 1.983",
-        "TeachersReady  Freed",
-        "Trained        Completed",
-        "Evaluated      Completed    ocr 0.95",
-        "Deployed       Completed",
-        "Serving        Available",
-        "Ready          Completed",
+        "TeachersReady   Freed",
+        "Trained         Completed",
+        "Evaluated       Completed    ocr 0.95",
+        "Deployed        Completed",
+        "Serving         Available",
+        "Ready           Completed",
     ]
 
 

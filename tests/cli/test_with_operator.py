@@ -56,7 +56,7 @@ def test_a_student_a_newer_one_back_again_suspended_and_deleted(
     assert followed, "it still follows"
     assert followed[0].code == 0, followed[0]
     for stage in ("TeachersReady", "Trained", "Evaluated", "Deployed"):
-        assert f"{stage:14} Completed" in followed[0].out
+        assert f"{stage:15} Completed" in followed[0].out
     assert "sha256:aaaaaaaaaaaa, passed its gate" in followed[0].out
     assert {"Starting", "Completed"} <= {event.reason for event in cluster.events("tiny")}
 

@@ -103,7 +103,7 @@ class Distillations:
         all_ranks: bool = False,
         tell: Callable[[str], None] = lambda _: None,
     ) -> Generator[logs.LogLine, None, None]:
-        """Lines of the pods of a role: teachers, trainer, evaluator, endpoint.
+        """Lines of the pods of a role: teach, teachers, trainer, evaluator, endpoint.
 
         Args:
             role: default: that of the stage at work.

@@ -75,7 +75,9 @@ class Distillation:
     @property
     def stage(self) -> Stage:
         """The first stage that is not done, else the last."""
-        return next((stage for stage in Stage if not self.holds(Condition(stage.value))), Stage.DEPLOYED)
+        trains = any(teacher.get("training") for teacher in self.spec["teachers"])
+        stages = [stage for stage in Stage if trains or stage != Stage.TEACHERS_TRAINED]
+        return next((stage for stage in stages if not self.holds(Condition(stage.value))), Stage.DEPLOYED)
 
     @property
     def finished(self) -> bool:

@@ -22,6 +22,7 @@ _LOOK_SECONDS = 1.0  # between two looks for pods
 
 
 class Role(StrEnum):
+    TEACH = names.TEACH
     TEACHERS = names.TEACHERS
     TRAINER = names.TRAINER
     EVALUATOR = names.EVALUATOR
@@ -29,14 +30,15 @@ class Role(StrEnum):
 
 
 ROLES = {
+    Stage.TEACHERS_TRAINED: Role.TEACH,
     Stage.TEACHERS_READY: Role.TEACHERS,
     Stage.TRAINED: Role.TRAINER,
     Stage.EVALUATED: Role.EVALUATOR,
     Stage.DEPLOYED: Role.ENDPOINT,
 }
 _STAGES = {role: stage for stage, role in ROLES.items()}
-_JOBS = (Role.TRAINER, Role.EVALUATOR)
-_CONTAINERS = {role: "teacher" if role == Role.TEACHERS else role.value for role in Role}
+_JOBS = (Role.TEACH, Role.TRAINER, Role.EVALUATOR)
+_RANKS = (Role.TEACH, Role.TRAINER)
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,13 @@ def labelled(connection: Connection, distillation: Distillation, role: str = "")
 
 
 def choose(pods: list[dict[str, Any]], wanted: Wanted) -> list[PodView]:
-    """Of Deployments every pod; of Jobs those of the newest, and of the trainer the first unless all are wanted."""
+    """Of Deployments every pod; of Jobs those at work, else those of the newest, and of what trains the first of each
+    unless all are wanted."""
     pods = sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
     views = [_view(pod) for pod in pods]
     if wanted.role in _JOBS and views:
-        views = [view for view in views if view.job == views[-1].job]
+        jobs = {view.job for view in views if view.active} or {views[-1].job}
+        views = [view for view in views if view.job in jobs]
         if not wanted.all_ranks:
             views = [view for view in views if view.index == 0]
     return sorted(views, key=lambda view: (view.index, view.name))
@@ -124,7 +128,7 @@ def _view(pod: dict[str, Any]) -> PodView:
 
 def why_not(distillation: Distillation, wanted: Wanted, pods: list[PodView]) -> str:
     """Why there is nothing to read yet; empty if there is."""
-    every_rank = wanted.role == Role.TRAINER and wanted.all_ranks
+    every_rank = wanted.role in _RANKS and wanted.all_ranks
     needed = distillation.spec["training"]["nodes"] if every_rank else 1
     if sum(_started(pod) for pod in pods) >= needed:
         return ""
@@ -151,7 +155,7 @@ def _nothing_comes(distillation: Distillation, role: Role) -> bool:
 def _open(opened: ExitStack, connection: Connection, distillation: Distillation, pod: str, wanted: Wanted) -> Lines:
     """The log of a pod, until `opened` is left."""
     query = {
-        "container": _CONTAINERS[wanted.role],
+        "container": names.CONTAINERS[wanted.role],
         "follow": "true" if wanted.follow else "",
         "previous": "true" if wanted.previous else "",
     }

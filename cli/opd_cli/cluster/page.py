@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from opd_core.api.status import EndpointStatus, LastFailure, Progress, Score
+from opd_core.api.status import EndpointStatus, LastFailure, Progress, Score, TrainedTeacher
 from opd_core.stages import Condition, Reason
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -75,7 +75,7 @@ def lines(before: Distillation | None, now: Distillation) -> Iterator[str]:
             or (each.type == Condition.READY and each.status != "True")
         ):
             continue
-        yield f"{clock()}  {each.type:14} {each.reason:12} {each.message}".rstrip()
+        yield f"{clock()}  {each.type:15} {each.reason:12} {each.message}".rstrip()
     progress = now.status.progress
     if progress and not now.holds(Condition.TRAINED) and (before is None or before.status.progress != progress):
         yield f"{clock()}  {_progress_line(progress)}  loss {losses(_metrics(progress))}"
@@ -116,6 +116,8 @@ def _metrics(progress: Progress) -> dict[str, Any]:
 
 def _facts(distillation: Distillation, now: datetime) -> Iterator[tuple[str, str]]:
     status = distillation.status
+    for taught in status.teaching or []:
+        yield f"teacher {taught.name}", _taught(taught)
     if status.teachers:
         missing = [each.name for each in status.teachers if not each.ready]
         yield "teachers", f"{status.teachers_ready} answer" + (f", not {', '.join(missing)}" if missing else "")
@@ -132,6 +134,13 @@ def _facts(distillation: Distillation, now: datetime) -> Iterator[tuple[str, str
         yield "student", f"{students.short(status.student.digest)}{gate}, in {status.student.uri}"
     if status.endpoint:
         yield from _endpoint(status.endpoint)
+
+
+def _taught(teacher: TrainedTeacher) -> str:
+    if teacher.digest:
+        return f"trained, {students.short(teacher.digest)}, in {teacher.uri}"
+    resumes = f", checkpoint of round {teacher.checkpoint}" if teacher.checkpoint else ""
+    return f"round {teacher.round or 0}/{teacher.total_rounds or 0}{resumes}"
 
 
 def _failure(failure: LastFailure, now: datetime) -> Iterator[tuple[str, str]]:
