@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from opd_core.errors import InvalidError
+from opd_trainer.evaluation.statistics import mean
 from opd_trainer.rewards.geneval import clip_colours, geneval_reward, mask2former
 from opd_trainer.rewards.geneval_rules import COLOURS, OBJECT_NAMES, Found, correct, flow_grpo_score, relations
 from opd_trainer.rewards.hub import Hub
@@ -51,6 +52,14 @@ def test_of_the_reference_verdicts_every_kind_is_there():
     kinds = {(case["record"]["tag"], case["correct"]) for case in REFERENCE}
     tags = {"counting", "colors", "color_attr", "position", "two_object"}
     assert kinds == {(tag, verdict) for tag in tags for verdict in (True, False)}
+
+
+def test_the_official_score_of_the_reference_detections_is_the_mean_of_its_tasks_means():
+    verdicts, tags = [case["correct"] for case in REFERENCE], [case["record"]["tag"] for case in REFERENCE]
+    tasks = {tag: [each for each, own in zip(verdicts, tags, strict=True) if own == tag] for tag in tags}
+    official = sum(sum(task) / len(task) for task in tasks.values()) / len(tasks)
+    assert official != pytest.approx(sum(verdicts) / len(verdicts), abs=1e-3)
+    assert mean(verdicts, tags) == pytest.approx(official)
 
 
 def test_colour_is_that_of_the_most_confident_object():

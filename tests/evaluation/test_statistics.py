@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import reproduce
 from opd_cli.runner.display import teacher_lines
-from opd_core.api.load import load_spec
+from opd_core.api.load import check_spec, dump_spec, load_spec
 from opd_core.api.types import GateRule
 from opd_trainer.evaluation import statistics
 from opd_trainer.evaluation.checks import failures
 from opd_trainer.evaluation.gate import check_gate
 from opd_trainer.evaluation.statistics import kept_share, mean_score
 from opd_trainer.evaluation.summary import summarise
+from opd_trainer.evaluation.tags import tags_of
+from opd_trainer.prompt_files import PromptRecord
 
 
 def names(count, images=1):
@@ -106,7 +108,7 @@ def constant(**means):
 )
 def test_the_gate_takes_a_number_or_a_share_of_the_gain(rule, required, passed):
     models = constant(base=0.2, teacher_ocr=0.8, student=0.65)
-    (check,) = check_gate([GateRule(task="ocr", reward="read", **rule)], models, {"ocr": names(8)}, seed=0)
+    (check,) = check_gate([GateRule(task="ocr", reward="read", **rule)], models, {"ocr": names(8)}, seed=0, tags={})
     assert check["required"] == pytest.approx(required)
     assert check["passed"] is passed
     words = f"ocr: read is 0.650, {check['rule']} needs {required:.3f} (less 0.000 for chance)"
@@ -116,7 +118,7 @@ def test_the_gate_takes_a_number_or_a_share_of_the_gain(rule, required, passed):
 def test_the_gate_works_for_rewards_below_zero():
     models = constant(base=-2.0, teacher_ocr=-1.0, student=-1.4)
     rule = GateRule(task="ocr", reward="read", of_teacher=0.5)
-    (check,) = check_gate([rule], models, {"ocr": names(8)}, seed=0)
+    (check,) = check_gate([rule], models, {"ocr": names(8)}, seed=0, tags={})
     assert (check["required"], check["passed"]) == (-1.5, True)
 
 
@@ -134,7 +136,7 @@ def gates(student_share: float, prompts: int, trials: int) -> float:
             return {"ocr": {"read": (rng.random(prompts) < np.clip(mean + difficulty, 0, 1)).astype(float).tolist()}}
 
         models = {"base": drawn(0.45), "teacher:ocr": drawn(0.75), "student": drawn(0.45 + student_share * 0.3)}
-        (check,) = check_gate([rule], models, {"ocr": names(prompts)}, seed=trial)
+        (check,) = check_gate([rule], models, {"ocr": names(prompts)}, seed=trial, tags={})
         passed += check["passed"]
     return passed / trials
 
@@ -156,13 +158,13 @@ def test_the_summary_has_every_model_share_and_check(repository):
 
     models = {"base": rewards(0.2), **{f"teacher:{task}": rewards(0.8) for task in tasks}, "student": rewards(0.7)}
     prompts = dict.fromkeys(tasks, names(16))
-    summary = summarise(spec, models, prompts)
+    summary = summarise(spec, models, prompts, {})
     assert set(summary["scores"]) == set(models)
     assert set(summary["scores"]["base"]) == set(tasks.values())
     assert set(summary["kept"]) == set(tasks)
     assert all(0.7 < kept["share"] < 0.95 for kept in summary["kept"].values())
     assert [check["passed"] for check in summary["gate"]] == [True] * len(spec.evaluation.gate)
-    assert set(summarise(spec, {"base": models["base"]}, prompts)) == {"scores"}
+    assert set(summarise(spec, {"base": models["base"]}, prompts, {})) == {"scores"}
 
 
 def test_a_teacher_below_the_base_at_its_own_task_is_named_before_anybody_trains(repository):
@@ -175,10 +177,62 @@ def test_a_teacher_below_the_base_at_its_own_task_is_named_before_anybody_trains
         return {each.name: {each.rewards[0]: mean + 0.1 * rng.standard_normal(64)} for each in spec.teachers}
 
     prompts = {teacher.name: names(64) for teacher in spec.teachers}
-    summary = summarise(spec, {model: rewards(mean) for model, mean in level.items()}, prompts)
+    summary = summarise(spec, {model: rewards(mean) for model, mean in level.items()}, prompts, {})
     assert summary["belowBase"] == ["ocr"]  # the third is within chance
     (line,) = teacher_lines(summary)
     assert line.startswith("teacher ocr is worse than the base at its own task")
+
+
+# ---------------------------------------------------------------- GenEval's mean of its tasks' means
+
+
+TAGGED = [*["counting"] * 30, *["position"] * 90]
+
+
+def test_with_tags_a_mean_is_that_of_the_tags_means():
+    """And its interval that of two independent samples: what one tag has more of counts no more."""
+    rng = np.random.default_rng(0)
+    counting, position = rng.random(30) < 0.9, rng.random(90) < 0.2
+    score = mean_score([*counting, *position], names(120), seed=0, tags=TAGGED)
+    assert score.mean == pytest.approx((counting.mean() + position.mean()) / 2)
+    half = 1.96 * np.sqrt(counting.var() / 30 + position.var() / 90) / 2
+    assert (score.low, score.high) == pytest.approx((score.mean - half, score.mean + half), abs=0.01)
+    assert score.mean - np.mean([*counting, *position]) > 0.1
+
+
+def test_scores_shares_and_gate_of_geneval_are_of_its_tasks_means(repository):
+    """Without tags, and for any other reward, they are over the images."""
+    content = dump_spec(load_spec(repository / "examples" / "tiny" / "distill.yaml"))
+    content["spec"]["teachers"] = content["spec"]["teachers"][:1]
+    content["spec"]["teachers"][0]["rewards"] = ["geneval", "geneval-partial"]
+    rule = {"task": "geneval", "reward": "geneval", "atLeast": 0.45}
+    content["spec"]["evaluation"]["gate"] = [rule, {**rule, "reward": "geneval-partial"}]
+    spec = check_spec(content).spec
+
+    def rewards(counting, position):
+        values = [*[counting] * 30, *[position] * 90]
+        return {"geneval": {"geneval": values, "geneval-partial": values}}
+
+    models = {"base": rewards(0, 0), "teacher:geneval": rewards(1.0, 0.2), "student": rewards(0.8, 0.1)}
+    prompts = {"geneval": names(120)}
+    summary = summarise(spec, models, prompts, {"geneval": TAGGED})
+    scores = {model: {name: score["mean"] for name, score in by.items()} for model, by in summary["scores"].items()}
+    assert scores["student"] == {"geneval": pytest.approx(0.45), "geneval-partial": pytest.approx(0.275)}
+    assert summary["kept"]["geneval"]["share"] == pytest.approx(0.45 / 0.6)
+    assert [check["passed"] for check in summary["gate"]] == [True, False]
+    assert summary["gate"][0]["actual"] == pytest.approx(0.45)
+    assert summary["byTag"]["student"] == {
+        "geneval": {"tags": {"counting": pytest.approx(0.8), "position": pytest.approx(0.1)}, "perImage": 0.275}
+    }
+    untagged = summarise(spec, models, prompts, {"geneval": []})
+    assert untagged["scores"]["student"]["geneval"]["mean"] == pytest.approx(0.275)
+    assert "byTag" not in untagged
+
+
+def test_tags_are_those_of_the_records_if_all_have_one():
+    tagged = [PromptRecord("a", {"tag": "counting"}), PromptRecord("b", {"tag": "colors"})]
+    assert tags_of(tagged) == ["counting", "colors"]
+    assert tags_of([*tagged, PromptRecord("c", {})]) == []
 
 
 # ---------------------------------------------------------------- the page of `make reproduce`

@@ -38,6 +38,7 @@ from opd_trainer.engine import ALONE, World, all_reduce, join, shutdown, total
 from opd_trainer.evaluation.checks import failures
 from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
 from opd_trainer.evaluation.summary import scores_of, summarise, task_means
+from opd_trainer.evaluation.tags import tags_of
 from opd_trainer.prompt_files import PromptRecord
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.rank import run_rank
@@ -116,6 +117,7 @@ def evaluate(
     base = resolve(spec.model.uri, claims)
     model = load_model(base, device=device, dtype=TORCH_DTYPES[spec.training.precision.value])
     prompts = {task: [record.prompt for record in of_task] for task, of_task in records.items()}
+    tags = {task: tags_of(of_task) for task, of_task in records.items()}
     length = spec.model.max_sequence_length
     with encoders_on_device(model):
         (negative,) = model.encode([""], length, negative=True)
@@ -145,13 +147,14 @@ def evaluate(
         assert known is not None
         results[candidate.name] = known["rewards"]
         if not quiet and world.rank == 0:
-            means = "  ".join(f"{name} {s.mean:.3f}" for name, s in scores_of(spec, known["rewards"], prompts).items())
+            scores = scores_of(spec, known["rewards"], prompts, tags)
+            means = "  ".join(f"{name} {score.mean:.3f}" for name, score in scores.items())
             print(f"evaluator: {candidate.name:20s} {means}", flush=True)
-    summary = summarise(spec, results, prompts)
+    summary = summarise(spec, results, prompts, tags)
     if world.rank == 0:
         _write(output / "summary.json", summary)
         if student is not None and "student" in results:
-            update_scores(student, scores_of(spec, results["student"], prompts))
+            update_scores(student, scores_of(spec, results["student"], prompts, tags))
         if not quiet and "gateNeeds" in summary:
             print(f"evaluator: the gate is not judged, it needs {', '.join(summary['gateNeeds'])} as well", flush=True)
     return summary

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from opd_core.api.types import GateRule
 
-from opd_trainer.evaluation.statistics import upper_bound
+from opd_trainer.evaluation.statistics import mean, upper_bound
+from opd_trainer.evaluation.tags import Tags, tags_for
 
 Rewards = Mapping[str, Mapping[str, Sequence[float]]]  # task -> reward -> [N]
 FALSE_ALARMS = 0.05  # of a student that is exactly as good as all rules ask for
@@ -25,7 +26,11 @@ def compared_with(rules: Sequence[GateRule]) -> list[str]:
 
 
 def check_gate(
-    rules: Sequence[GateRule], models: Mapping[str, Rewards], prompts: Mapping[str, Sequence[str]], seed: int
+    rules: Sequence[GateRule],
+    models: Mapping[str, Rewards],
+    prompts: Mapping[str, Sequence[str]],
+    seed: int,
+    tags: Tags,
 ) -> list[dict[str, Any]]:
     """One check per rule: {task, reward, rule, required, actual, chance, passed}, with `required` as a mean reward.
 
@@ -34,7 +39,7 @@ def check_gate(
 
     Args:
         models: "student" and the models that the rules are `compared_with` -> their per-image rewards.
-        prompts: of each task, [N]; images of one prompt count together.
+        prompts: of each task, [N]; images of one prompt count together. tags: of each task, [N] or none.
     """
     checks = []
     for rule in rules:
@@ -51,15 +56,16 @@ def check_gate(
             required = base + rule.of_teacher * (rewards(f"teacher:{rule.task}") - base)
             words = f"ofTeacher {rule.of_teacher:g}"
         above = student - required
-        most = upper_bound(above, prompts[rule.task], seed, FALSE_ALARMS / len(rules))
+        of_images = tags_for(rule.reward, rule.task, tags)
+        most = upper_bound(above, prompts[rule.task], seed, FALSE_ALARMS / len(rules), of_images)
         checks.append(
             {
                 "task": rule.task,
                 "reward": rule.reward,
                 "rule": words,
-                "required": float(required.mean()),
-                "actual": float(student.mean()),
-                "chance": most - float(above.mean()),
+                "required": mean(required, of_images),
+                "actual": mean(student, of_images),
+                "chance": most - mean(above, of_images),
                 "passed": most >= -1e-12,  # of rounding, where nothing varies
             }
         )

@@ -3,6 +3,9 @@
 Images of one prompt are not independent: a prompt that is hard is hard in all of them. So whole prompts are drawn, each
 with all its images (the cluster bootstrap; Davison and Hinkley 1997, section 3.8). Where every prompt occurs once, this
 is the ordinary bootstrap over images.
+
+With `tags` [N] a mean is the mean of the tags' means, and every tag's prompts are drawn among themselves (the
+stratified bootstrap, section 3.2 there).
 """
 
 from collections.abc import Sequence
@@ -18,23 +21,27 @@ _DRAWS_AT_ONCE = 4_000_000  # of 8 bytes
 Floats = NDArray[np.float64]
 
 
-def mean_score(values: ArrayLike, prompts: Sequence[str], seed: int) -> Score:
+def mean_score(values: ArrayLike, prompts: Sequence[str], seed: int, tags: Sequence[str] = ()) -> Score:
     """Mean of [N] rewards with its 95 % percentile bootstrap interval over `prompts` [N]."""
     values = np.asarray(values, np.float64)
-    sums = resampled_sums(per_prompt(np.stack([values, np.ones_like(values)], 1), prompts), seed)
-    low, high = interval(sums[:, 0] / sums[:, 1])
-    return Score(mean=float(values.mean()), low=low, high=high, n=len(values))
+    low, high = interval(_resampled_means(values[:, None], prompts, seed, tags)[:, 0])
+    return Score(mean=mean(values, tags), low=low, high=high, n=len(values))
 
 
-def upper_bound(values: ArrayLike, prompts: Sequence[str], seed: int, chance: float) -> float:
+def upper_bound(values: ArrayLike, prompts: Sequence[str], seed: int, chance: float, tags: Sequence[str] = ()) -> float:
     """The mean of [N] values is above this with probability `chance`: one-sided percentile bootstrap over `prompts`."""
     values = np.asarray(values, np.float64)
-    sums = resampled_sums(per_prompt(np.stack([values, np.ones_like(values)], 1), prompts), seed)
-    return max(float(np.quantile(sums[:, 0] / sums[:, 1], 1 - chance)), float(values.mean()))
+    resampled = _resampled_means(values[:, None], prompts, seed, tags)[:, 0]
+    return max(float(np.quantile(resampled, 1 - chance)), mean(values, tags))
 
 
 def kept_share(
-    base: ArrayLike, teacher: ArrayLike, student: ArrayLike, prompts: Sequence[str], seed: int
+    base: ArrayLike,
+    teacher: ArrayLike,
+    student: ArrayLike,
+    prompts: Sequence[str],
+    seed: int,
+    tags: Sequence[str] = (),
 ) -> dict[str, float | None]:
     """The share of the teacher's gain over the base that the student keeps, with a paired 95 % bootstrap interval.
 
@@ -42,15 +49,35 @@ def kept_share(
     where the teacher gains nothing, be it in one resample: a share of what may be nothing says nothing.
     """
     b, t, s = (np.asarray(values, np.float64) for values in (base, teacher, student))
-    gain = t.mean() - b.mean()
+    gain = mean(t - b, tags)
     if gain <= 0:
         return {"share": None, "low": None, "high": None}
-    share = float((s - b).mean() / gain)
-    sums = resampled_sums(per_prompt(np.stack([t - b, s - b], 1), prompts), seed)
-    if (sums[:, 0] <= 0).any():
+    means = _resampled_means(np.stack([t - b, s - b], 1), prompts, seed, tags)
+    if (means[:, 0] <= 0).any():
         return {"share": None, "low": None, "high": None}
-    low, high = interval(sums[:, 1] / sums[:, 0])
-    return {"share": share, "low": low, "high": high}
+    low, high = interval(means[:, 1] / means[:, 0])
+    return {"share": mean(s - b, tags) / gain, "low": low, "high": high}
+
+
+def mean(values: ArrayLike, tags: Sequence[str] = ()) -> float:
+    """Over all [N] values, or over the means of their tags."""
+    values = np.asarray(values, np.float64)
+    return float(np.mean([values[rows].mean() for rows in _rows_by_tag(len(values), tags)]))
+
+
+def _rows_by_tag(count: int, tags: Sequence[str]) -> list[NDArray[np.intp]]:
+    """Numbers of each tag's rows, the tags in the order of their names; without tags all in one."""
+    return [np.flatnonzero(np.asarray(tags) == tag) for tag in sorted(set(tags))] if tags else [np.arange(count)]
+
+
+def _resampled_means(columns: Floats, prompts: Sequence[str], seed: int, tags: Sequence[str]) -> Floats:
+    """Means [RESAMPLES, K] of the columns of [N, K]."""
+    counted = np.concatenate([columns, np.ones((len(columns), 1))], 1)
+    total, parts = np.zeros((RESAMPLES, columns.shape[1])), _rows_by_tag(len(columns), tags)
+    for i, rows in enumerate(parts):
+        sums = resampled_sums(per_prompt(counted[rows], [prompts[row] for row in rows]), (seed, i) if i else seed)
+        total += sums[:, :-1] / sums[:, -1:]
+    return total / len(parts)
 
 
 def per_prompt(columns: Floats, prompts: Sequence[str]) -> Floats:
@@ -61,7 +88,7 @@ def per_prompt(columns: Floats, prompts: Sequence[str]) -> Floats:
     return sums
 
 
-def resampled_sums(clusters: Floats, seed: int) -> Floats:
+def resampled_sums(clusters: Floats, seed: int | Sequence[int]) -> Floats:
     """Column sums [RESAMPLES, K] of P rows drawn from `clusters` [P, K] with replacement; the draws depend on P and
     `seed` alone."""
     count, generator = len(clusters), np.random.default_rng(seed)
