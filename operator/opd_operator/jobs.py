@@ -11,6 +11,7 @@ from opd_core.stages import Reason, Stage
 
 from opd_operator.draft import Draft, timestamp
 from opd_operator.observe import Failure, JobView, PodView, failure_of, parse_time
+from opd_operator.words import Facts
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 360.0  # seconds
 
@@ -97,10 +98,11 @@ def in_queue(d: Draft, work: Work, job: JobView) -> bool:
     return True
 
 
-def result(d: Draft, job: JobView) -> str | None:
-    """The digest of what a Job that trains has made, as its first pod said it."""
+def result(d: Draft, job: JobView) -> Facts | None:
+    """What the first pod of a Job that trains has said, with the digest of what was made; None if it said no such
+    thing."""
     first = next((pod for pod in pods_of(d, job) if pod.index == 0 and pod.ended), None)
-    return first.ended.facts.digest if first and first.ended else None
+    return first.ended.facts if first and first.ended and first.ended.facts.digest else None
 
 
 def no_pods(d: Draft, job: JobView | None) -> str:

@@ -119,7 +119,7 @@ def _train(d: Draft, index: int, teacher: Teacher, row: dict[str, Any]) -> bool:
         if said is None:
             ask_again(d, work, job)
             return False
-        row.update(digest=said, round=row["totalRounds"])
+        row.update(digest=said.digest, verdict=said.message[:1024], round=row["totalRounds"])
         return True
     if job and job.ready >= nodes:
         starts["ran"] = True

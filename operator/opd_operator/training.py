@@ -203,7 +203,7 @@ def _finish(d: Draft, work: Work, job: JobView) -> None:
         return
     rounds = d.spec.training.rounds
     d.status["student"] = {
-        "digest": said,
+        "digest": said.digest,
         "key": d.run["key"],
         "uri": f"{d.spec.student.output.uri.rstrip('/')}.runs/{d.run['key']}/student",
     }

@@ -295,6 +295,7 @@ def test_each_role_is_scraped_once_where_it_exports_something(documents: list[di
     ports = {"grpc": names.GRPC, "http": names.HTTP, "metrics": names.TRITON_METRICS}
     recipes = {
         names.TEACHERS: roles.teacher_server(place, "teacher", (), ports),
+        names.TEACH: roles.teacher_trainer(place, "ocr", names.TRAINER_METRICS),
         names.TRAINER: roles.trainer(place, (), names.TRAINER_METRICS),
         names.ENDPOINT: roles.endpoint(place, spec, names.ENDPOINT_HTTP, names.ENDPOINT_METRICS),
     }
@@ -306,6 +307,7 @@ def test_each_role_is_scraped_once_where_it_exports_something(documents: list[di
         for role in roles_["values"]:
             scraped[role].append(recipes[role].ports[where["port"]])
     assert scraped == {
+        names.TEACH: [names.TRAINER_METRICS],
         names.TEACHERS: [names.TRITON_METRICS],
         names.TRAINER: [names.TRAINER_METRICS],
         names.ENDPOINT: [names.ENDPOINT_METRICS],
@@ -328,6 +330,7 @@ def test_a_plain_prometheus_finds_the_same_with_the_configuration_of_the_page(tm
     ports = {
         "operator": ["metrics", "probes"],
         "teachers": ["grpc", "http", "metrics"],
+        "teach": ["metrics"],
         "trainer": ["metrics"],
         "endpoint": ["http", "metrics"],
     }
@@ -341,6 +344,7 @@ def test_a_plain_prometheus_finds_the_same_with_the_configuration_of_the_page(tm
     assert {labels["instance"] for labels in scraped} == {
         "operator-metrics:1",
         "teachers-metrics:1",
+        "teach-metrics:1",
         "trainer-metrics:1",
         "endpoint-metrics:1",
     }

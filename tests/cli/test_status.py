@@ -123,6 +123,7 @@ def test_the_page_of_a_training(opd: Opd, api: Api) -> None:
 def test_the_page_of_teachers_in_training(opd: Opd, api: Api) -> None:
     api.submit(teachers=teachers("geneval", "ocr"))
     said = "1 of 2 teachers are trained; ocr: 100 rounds"
+    better = "teacher geneval is better than the base"
     where = "pvc://students/opd-teachers/geneval-0123456789ab/adapter"
     say(
         api,
@@ -130,13 +131,13 @@ def test_the_page_of_teachers_in_training(opd: Opd, api: Api) -> None:
         conditions={"TeachersTrained": ("False", "Running", said)},
         progress={"round": 150, "totalRounds": 200, "percentage": 75, "metrics": []},
         teaching=[
-            {"name": "geneval", "uri": where, "digest": NEW, "round": 100, "totalRounds": 100},
+            {"name": "geneval", "uri": where, "digest": NEW, "verdict": better, "round": 100, "totalRounds": 100},
             {"name": "ocr", "uri": where, "round": 50, "totalRounds": 100, "checkpoint": 30},
         ],
     )
     page = opd("status", "tiny").out
     for words in (
-        said, "round 150/200", f"trained, sha256:bbbbbbbbbbbb, in {where}", "round 50/100, checkpoint of round 30",
+        said, "round 150/200", f"sha256:bbbbbbbbbbbb in {where}; {better}", "round 50/100, checkpoint of round 30",
         f"opd logs tiny teach -f -n {api.namespace}",
     ):  # fmt: skip
         assert words in page, page

@@ -52,8 +52,9 @@ def test_teachers_are_trained_one_after_the_other_and_nothing_else_holds_a_devic
     assert "waiting: ocr" in it.message("TeachersTrained")
     it.run(names.TEACH)
     assert it.condition("TeachersTrained") == ("False", "Running")
-    it.finish(names.TEACH, digest=adapter("geneval"))
+    it.finish(names.TEACH, digest=adapter("geneval"), message="better than the base: gain 0.3")
     assert at_work(it) == ["ocr"]
+    assert known(it)["geneval"]["verdict"] == "better than the base: gain 0.3"
     assert it.message("TeachersTrained").startswith("1 of 2 teachers are trained; ocr: ")
     assert not it.of("Deployment")
     it.taught("ocr")

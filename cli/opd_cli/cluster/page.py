@@ -138,7 +138,7 @@ def _facts(distillation: Distillation, now: datetime) -> Iterator[tuple[str, str
 
 def _taught(teacher: TrainedTeacher) -> str:
     if teacher.digest:
-        return f"trained, {students.short(teacher.digest)}, in {teacher.uri}"
+        return f"{students.short(teacher.digest)} in {teacher.uri}; {teacher.verdict or 'trained'}"
     resumes = f", checkpoint of round {teacher.checkpoint}" if teacher.checkpoint else ""
     return f"round {teacher.round or 0}/{teacher.total_rounds or 0}{resumes}"
 

@@ -92,6 +92,7 @@ class TrainedTeacher(Model):
         default=None, description="Where it is, or will be; it names all that the teacher depends on."
     )
     digest: ShortText | None = Field(default=None, description="Digest of its adapter; absent: not trained yet.")
+    verdict: Text | None = Field(default=None, description="How it compares with the base.")
     round: Count | None = Field(default=None, description="Rounds done.")
     total_rounds: Count | None = Field(default=None, description="Rounds of its training.")
     checkpoint: Count | None = Field(default=None, description="Round of its newest checkpoint.")
