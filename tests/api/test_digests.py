@@ -7,6 +7,7 @@ import pytest
 import yaml
 from opd_core.api.digests import digest, evaluation_digest, said, weights_digest, weights_fields
 from opd_core.api.load import check_spec, dump_spec, parse_spec
+from opd_core.api.teachers import adapter_of, teacher_digest, teacher_folder
 from opd_core.api.types import OPDDistillation
 
 CONSTANT = {"training__optimizer": {"schedule": "Constant"}}
@@ -121,3 +122,66 @@ def test_names_stay_what_they_were_in_released_versions() -> None:
     assert weights_digest(stored)[:12] == "74d5021e1aa8"
     assert evaluation_digest(stored, STUDENT)[:12] == "387bd970f423"
     assert digest(said(stored.spec.endpoint))[:12] == "acb16f8f74b2"
+
+
+# ---------------------------------------------------------------------------------------------------- trained teachers
+
+MADE = {
+    "teachers__0__adapter": None,
+    "teachers__0__training": {"algorithm": "DiffusionNFT", "rounds": 9},
+}
+
+
+def made(spec, **changes: Any) -> tuple[str, str]:
+    """Digest and place of the trained teacher."""
+    found = spec(**{**MADE, **changes}).spec
+    return teacher_digest(found, found.teachers[0]), teacher_folder(found, found.teachers[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training__rounds": 90},
+        {"training__guidanceScale": 1.0},
+        {"teachers__0__weight": 5.0},
+        {"teachers__1__guidanceScale": 1.0},
+        {"teacherServing__precision": "BF16"},
+        {"evaluation__promptsPerTask": 9},
+        {"student__output__uri": "pvc://students/beside"},
+        {"teachers__0__training": {"algorithm": "DiffusionNFT", "rounds": 9, "mustBeatBase": False}},
+        {"teachers__0__training": {"algorithm": "DiffusionNFT", "rounds": 9, "checkpoint": {"everyRounds": 3}}},
+        {"teachers__0__training": {"algorithm": "DiffusionNFT", "rounds": 9, "groupSize": 24}},  # the default
+    ],
+)
+def test_a_teacher_is_not_trained_again_for_it(spec, change) -> None:
+    assert made(spec, **change) == made(spec)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teachers__0__training": {"algorithm": "DiffusionNFT", "rounds": 10}},
+        {"teachers__0__rewards": ["tiny-geneval", "tiny-ocr"]},
+        {"teachers__0__guidanceScale": 1.0},
+        {"teachers__0__prompts__uri": "pvc://tiny-world/other.jsonl"},
+        {"training__resolution": {"width": 64, "height": 64}},
+        {"training__precision": "BF16"},
+        {"model__uri": "pvc://tiny-world/another"},
+    ],
+)
+def test_a_teacher_is_another_one_for_it(spec, change) -> None:
+    assert made(spec, **change)[0] != made(spec)[0]
+    assert weights_digest(spec(**{**MADE, **change})) != weights_digest(spec(**MADE)), "and so is its student"
+
+
+def test_prompts_held_out_of_a_teachers_own_are_part_of_it(spec) -> None:
+    own = {"teachers__0__prompts": {"uri": "pvc://tiny-world/prompts/geneval.train.jsonl"}}
+    assert made(spec, **own)[0] != made(spec, **own, evaluation__promptsPerTask=9)[0]
+
+
+def test_a_trained_teacher_lies_beside_the_students(spec) -> None:
+    digest_, place = made(spec)
+    assert place == f"pvc://students/opd-teachers/geneval-{digest_[:12]}"
+    found = spec(**MADE).spec
+    assert adapter_of(found, found.teachers[0]).uri == f"{place}/adapter"
+    assert adapter_of(found, found.teachers[1]).uri == "pvc://tiny-world/teachers/ocr"

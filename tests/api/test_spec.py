@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -11,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opd_core.api import rules
 from opd_core.api.load import SpecError, check_spec, dump_spec, load_spec, parse_spec, spec_digest
-from opd_core.api.types import OPDDistillation, Spec
+from opd_core.api.teachers import completed, trained_teachers
+from opd_core.api.types import Algorithm, OPDDistillation, Sampler, Spec, TeacherTraining
 from pydantic import BaseModel
 
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*/*.yaml"))
+EXAMPLES = [file for file in EXAMPLES if file.name != "claims.yaml"]
 
-@pytest.mark.parametrize("example", ["tiny", "sd35", "flux1", "flux2-klein", "qwen-image", "sana", "z-image"])
-def test_examples_are_valid_and_survive_a_round_trip(repository, example):
-    distillation = load_spec(repository / "examples" / example / "distill.yaml")
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[f"{file.parent.name}/{file.stem}" for file in EXAMPLES])
+def test_examples_are_valid_and_survive_a_round_trip(example):
+    distillation = load_spec(example)
     again = parse_spec(yaml.safe_dump(dump_spec(distillation)))
     assert again == distillation
     assert spec_digest(again) == spec_digest(distillation)
@@ -36,6 +41,35 @@ def test_the_sd35_example_is_the_papers_run(repository):
         0.961,
     )
     assert (training.resolution.width, training.world_size, spec.evaluation.sampler.steps) == (512, 8, 40)
+
+
+def test_the_sd35_example_from_the_base_trains_the_papers_teachers(repository):
+    spec = load_spec(repository / "examples" / "sd35" / "from-base.yaml").spec
+    second_half = load_spec(repository / "examples" / "sd35" / "distill.yaml").spec
+    assert (spec.training, spec.evaluation) == (second_half.training, second_half.evaluation)
+    made = {teacher.name: teacher.training for teacher in trained_teachers(spec)}
+    assert {name: training.algorithm for name, training in made.items()} == {
+        "geneval": "DiffusionNFT",
+        "ocr": "GRPOGuard",
+        "aesthetic": "GRPOGuard",
+    }
+    assert {(each.group_size, each.prompts_per_round) for each in made.values()} == {(24, 48)}
+
+
+def test_what_an_algorithm_uses_by_itself_is_its_authors():
+    nft, flow, guard = (
+        completed(TeacherTraining(algorithm=algorithm, rounds=1))
+        for algorithm in (Algorithm.DIFFUSION_NFT, Algorithm.FLOW_GRPO, Algorithm.GRPO_GUARD)
+    )
+    assert (nft.sampler.solver, nft.sampler.noise_level, nft.steps_per_image) == ("DPM2", 0.0, 9)
+    assert (nft.kl_weight, nft.clip_range) == (1e-4, None)
+    assert (flow.sampler.type, flow.sampler.noise_level, flow.steps_per_image) == ("SDE", 0.7, 9)
+    assert (flow.kl_weight, flow.clip_range) == (0.04, 1e-4)
+    assert (guard.kl_weight, guard.clip_range) == (0.0, 2e-6)
+    own = completed(
+        TeacherTraining(algorithm=Algorithm.DIFFUSION_NFT, rounds=1, sampler=Sampler(steps=1), kl_weight=0.5)
+    )
+    assert (own.steps_per_image, own.kl_weight) == (1, 0.5)
 
 
 MINIMAL = {

@@ -104,11 +104,22 @@ def start(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     spec["evaluation"].update(promptsPerTask=4, sampler={"steps": 3})
     started: list[Opd] = []
 
-    def run(work: str, *options: str, gate: float | None = None, world: Path | None = None) -> Opd:
+    def run(
+        work: str,
+        *options: str,
+        gate: float | None = None,
+        world: Path | None = None,
+        train: dict[str, Any] | None = None,
+    ) -> Opd:
+        """`train`: how the last teacher is made, whose adapter is not given then."""
         rules = [] if gate is None else [{"task": "ocr", "reward": "tiny-ocr", "atLeast": gate}]
         spec["evaluation"]["gate"] = rules
         file = folder / f"{work}.yaml"
-        file.write_text(yaml.safe_dump(content))
+        teachers = spec["teachers"]
+        if train is not None:
+            own = {key: value for key, value in teachers[-1].items() if key != "adapter"}
+            teachers = [*teachers[:-1], {**own, "training": train}]
+        file.write_text(yaml.safe_dump({**content, "spec": {**spec, "teachers": teachers}}))
         claim = f"tiny-world={world or repository / 'examples' / 'tiny' / 'tiny-world'}"
         started.append(Opd(file, folder / work, claim, *options))
         return started[-1]
@@ -302,3 +313,38 @@ def test_second_ctrl_c_kills_at_once(start: Callable[..., Opd]) -> None:
     assert time.monotonic() - began < 10
     assert not alive(sorted(opd.seen))
     assert os.path.exists(opd.work / "spec.json")
+
+
+def test_a_teacher_is_trained_first_and_again_only_if_it_changes(start: Callable[..., Opd]) -> None:
+    """From the base to a student, with a Ctrl-C in the teacher's training."""
+    settings = {
+        "algorithm": "DiffusionNFT",
+        "rounds": 6,
+        "groupSize": 2,
+        "promptsPerRound": 2,
+        "sampler": {"steps": 2},
+        "checkpoint": {"everyRounds": 1},
+        "mustBeatBase": False,
+    }
+    first = start("from-base", "--until", "trained", train=settings)
+    folder = first.work / "claims" / "students" / "opd-teachers"
+
+    def rounds() -> int:
+        return sum(len(log.read_text().splitlines()) for log in folder.glob("*/train/log.jsonl"))
+
+    first.until(lambda: rounds() >= 1)
+    first.process.send_signal(signal.SIGINT)
+    assert first.wait() == ExitCode.INTERRUPTED, first.text()
+    second = start("from-base", "--until", "trained", train=settings)
+    assert second.wait() == 0, second.text()
+    assert "Resumed" in second.reasons("TeachersTrained")
+    assert second.reasons("TeachersTrained")[-1] == "Completed"
+    assert rounds() == 6
+    (teacher,) = folder.iterdir()
+    trained = json.loads((second.work / "student" / "manifest.json").read_text())["teachers"]
+    assert trained[-1]["uri"] == f"pvc://students/opd-teachers/{teacher.name}/adapter"
+
+    other = start("from-base-again", "--until", "trained", "--claim", f"students={folder.parent}", train=settings)
+    other.until(lambda: other.reasons("TeachersReady"))
+    assert other.reasons("TeachersTrained") == ["UpToDate"], "another run with outputs in this folder"
+    other.process.kill()
