@@ -1,6 +1,7 @@
 """Rewards behind HTTP: real servers as processes, replicas that die, hang or lie, and questions that are none."""
 
 import base64
+import io
 import json
 import signal
 import socket
@@ -11,15 +12,21 @@ import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import torch
 from opd_core.api.load import check_spec, dump_spec, load_spec
 from opd_core.api.types import RewardServers
 from opd_core.errors import OPDError, RefusedError, UnavailableError
 from opd_core.ports import free_ports
+from opd_core.uris import resolve
+from opd_trainer.preflight import data_problems
 from opd_trainer.rewards import replicas, serve, wire
 from opd_trainer.rewards.registry import load_reward, load_rewards
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+from PIL import Image
+from pydantic import TypeAdapter
 
 from tests.forks import Program
 
@@ -282,6 +289,69 @@ def test_the_first_question_that_fails_ends_the_others():
     assert len(asked) < 10
 
 
+# ---------------------------------------------------------------- UnifiedReward behind OpenAI's API
+
+
+def completion(said):
+    """What a server of OpenAI's API answers, by the types of its own client."""
+    choice = Choice(
+        index=0, finish_reason="stop", message=ChatCompletionMessage(role="assistant", content=said)
+    )  # fmt: skip
+    whole = ChatCompletion(id="1", choices=[choice], created=0, model="m", object="chat.completion")
+    return whole.model_dump_json().encode()
+
+
+def test_unified_reward_is_the_final_score_of_a_chat(monkeypatch):
+    """Each image by itself, at temperature 0, at most 512 pixels wide; the question is one of OpenAI's."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with answering(200, completion("The cat is there.\nFinal Score: 3.5\n")) as (url, asked):
+        scores = reward_of("unified-reward", f"{url}/v1")(images_of(3, size=1024), ["a cat"] * 3, [{}] * 3)
+    assert scores.tolist() == [3.5] * 3
+    assert len(asked) == 3
+    for question in asked:
+        TypeAdapter(CompletionCreateParamsNonStreaming).validate_python(question)
+        assert question["temperature"] == 0
+        picture, text = question["messages"][0]["content"]
+        assert "a cat" in text["text"]
+        file = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(file)).size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("It is lovely.", "no \"Final Score:\" of 1 to 5 in it, but 'It is lovely.'"),
+        ("Final Score: 5.7", "of 1 to 5 in it"),
+        ("Final Score: 0", "of 1 to 5 in it"),
+        (None, "of 1 to 5 in it, but None"),
+    ],
+)
+def test_an_answer_without_a_score_is_no_zero(said, words):
+    with answering(200, completion(said)) as (url, _), pytest.raises(RefusedError) as error:
+        reward_of("unified-reward", url)(images_of(1), ["a cat"], [{}])
+    assert f"reward unified-reward, the image of 'a cat': the answer of {url} is wrong: " in str(error.value)
+    assert words in str(error.value)
+    with answering(200, b'{"choices": []}') as (url, _), pytest.raises(RefusedError, match="no chat completion"):
+        reward_of("unified-reward", url)(images_of(1), ["a cat"], [{}])
+
+
+def test_its_words_and_its_model_can_be_the_authors(monkeypatch):
+    monkeypatch.setenv("OPD_UNIFIED_REWARD_PROMPT", "Rate {prompt}!")
+    monkeypatch.setenv("OPD_UNIFIED_REWARD_MODEL", "ours")
+    with answering(200, completion("Final Score: 4")) as (url, asked):
+        assert reward_of("unified-reward", url)(images_of(1), ["{a} cat"], [{}]).tolist() == [4.0]
+    assert asked[0]["model"] == "ours"
+    assert asked[0]["messages"][0]["content"][1]["text"] == "Rate {a} cat!"
+
+
+def test_without_servers_it_is_a_problem_of_the_spec(repository, tiny_claims):
+    content = dump_spec(load_spec(repository / "examples" / "tiny" / "distill.yaml"))
+    content["spec"]["teachers"][0]["rewards"].append("unified-reward")
+    (problem,) = data_problems(check_spec(content).spec, tiny_claims, lambda uri: resolve(uri, tiny_claims))
+    assert problem.startswith("spec.teachers[0].rewards[1] is unified-reward: reward unified-reward is a model behind")
+    assert "spec.rewardServers" in problem
+
+
 # ---------------------------------------------------------------- the server
 
 
@@ -296,7 +366,7 @@ def ask(url, body, headers=None):
 
 
 def picture(width, height, value=0):
-    return base64.b64encode(wire.png(np.full((height, width, 3), value, np.uint8))).decode()
+    return base64.b64encode(wire.png(torch.full((3, height, width), value / 255))).decode()
 
 
 def question(*pngs, **changes):

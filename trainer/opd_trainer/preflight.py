@@ -64,8 +64,11 @@ def _prompts(spec: Spec, claims: Path, find: Find) -> Iterator[str]:
 
 
 def _rewards(spec: Spec) -> Iterator[str]:
+    served = {servers.reward for servers in spec.reward_servers}
     for i, teacher in enumerate(spec.teachers):
         for j, name in enumerate(teacher.rewards):
+            if name in served:
+                continue
             try:
                 find_reward(name)
             except InvalidError as error:

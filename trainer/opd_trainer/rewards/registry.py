@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from opd_core.api.types import RewardServers, Spec
-from opd_core.errors import RefusedError
+from opd_core.errors import InvalidError, RefusedError
 from torch import Tensor
 
 from opd_trainer.plugins import find_plugin
 from opd_trainer.rewards.packages import need, needed_by
 from opd_trainer.rewards.remote import remote_reward
+from opd_trainer.rewards.unified import NAME as UNIFIED
+from opd_trainer.rewards.unified import unified_reward
 
 # images [N, 3, H, W] float32 in 0..1, N prompts, N mappings with the rest of each prompt's line -> [N] float32
 RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
@@ -26,7 +28,7 @@ def load_reward(name: str, device: torch.device, servers: RewardServers | None =
         UnavailableError (when called): no server answers.
     """
     if servers is not None:
-        return _checked(name, remote_reward(servers))
+        return _checked(name, unified_reward(servers) if name == UNIFIED else remote_reward(servers))
     reward, alone = find_reward(name)(device), threading.Lock()  # tokenisers and pipelines are of one thread at a time
 
     def one_at_a_time(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -67,8 +69,13 @@ def find_reward(name: str) -> Callable[[torch.device], RewardFn]:
     """The factory of the reward `name`, whose packages are here; its weights are not loaded.
 
     Raises:
-        InvalidError: unknown, or a package of it cannot be imported.
+        InvalidError: unknown, only to be had from servers, or a package of it cannot be imported.
     """
+    if name == UNIFIED:
+        raise InvalidError(
+            f"reward {UNIFIED} is a model behind OpenAI's API; name its servers in spec.rewardServers, as {{reward: "
+            f'{UNIFIED}, urls: ["http://sglang:30000/v1"]}}'
+        )
     factory: Callable[[torch.device], RewardFn] = find_plugin("reward", name)
     for module, package in needed_by(factory):
         need(module, package, name)

@@ -34,10 +34,9 @@ class Question:
 
 
 def write_question(question: Question) -> bytes:
-    pictures = (question.images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     rows = [
-        {"png": base64.b64encode(png(picture)).decode(), "prompt": prompt, "metadata": dict(metadata)}
-        for picture, prompt, metadata in zip(pictures, question.prompts, question.metadata, strict=True)
+        {"png": base64.b64encode(png(image)).decode(), "prompt": prompt, "metadata": dict(metadata)}
+        for image, prompt, metadata in zip(question.images, question.prompts, question.metadata, strict=True)
     ]
     return json.dumps({"reward": question.reward, "images": rows}).encode()
 
@@ -98,10 +97,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text[:_MESSAGE])
 
 
-def png(picture: "np.ndarray[Any, Any]") -> bytes:
-    """A picture [H, W, 3] uint8 as a file."""
+def data_url(image: Tensor) -> str:
+    """An image [1, 3, H, W] as browsers and chat models take it in a text."""
+    return f"data:image/png;base64,{base64.b64encode(png(image[0])).decode()}"
+
+
+def png(image: Tensor) -> bytes:
+    """An image [3, H, W] in 0..1 as a file, of 8 bits a colour."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    pixels = (image * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
