@@ -8,7 +8,6 @@ from opd_core.stages import Reason, Stage
 from opd_operator import names
 from opd_operator.draft import Draft, timestamp
 from opd_operator.jobs import Work, ask_again, ended, in_queue, pods_of, start
-from opd_operator.outcome import deadline
 from opd_operator.words import Words
 from opd_operator.workloads import evaluation_pod
 
@@ -46,10 +45,6 @@ def evaluate(d: Draft) -> bool:
             return _judge(d)
         reason, message = d.observed.trouble(names.EVALUATOR) or (Reason.RUNNING, "base, teachers and student")
         d.mark(Stage.EVALUATED, False, reason, message)
-    if "stopping" not in d.status and d.late(
-        d.times[Stage.EVALUATED]["startTime"], d.spec.run_policy.stage_deadlines.evaluated
-    ):
-        deadline(d, Stage.EVALUATED, "stageDeadlines.evaluated", names.EVALUATOR)
     return False
 
 

@@ -21,13 +21,17 @@ class Event:
     message: str
 
 
-def deadline(d: Draft, stage: Stage, field: str, role: str, teacher: str = "") -> None:
-    """End the run because of a limit; `role`, `teacher`: whose trouble explains it."""
+def late(d: Draft, since: str | None, stage: Stage, field: str, role: str, teacher: str = "") -> bool:
+    """Whether a limit of runPolicy, counted from `since`, is over, which ends the run; `role`, `teacher`: whose trouble
+    explains it."""
     limits = d.spec.run_policy.model_dump(by_alias=True)
     limit = limits["stageDeadlines"][field.split(".")[1]] if "." in field else limits[field]
+    if not d.late(since, limit):
+        return False
     why = d.observed.trouble(role, teacher)
     message = f"took longer than spec.runPolicy.{field} = {limit} s" + (f"; {why[0].value}: {why[1]}" if why else "")
     d.stop(Reason.DEADLINE_EXCEEDED, message, stage)
+    return True
 
 
 def stop(d: Draft) -> None:

@@ -5,7 +5,7 @@ any point, the next look comes to the same decision again. No decision waits for
 look decides, its `Wanted` already has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,34 @@ from opd_operator.draft import TRAINER_READY, Draft, Wanted, draft, timestamp
 from opd_operator.evaluation import KEY_LENGTH, evaluate, evaluation_key
 from opd_operator.jobs import advance_number
 from opd_operator.observe import Observed
-from opd_operator.outcome import TRAINING, Event, conclude, deadline, events, expired, keep_finished, stop
+from opd_operator.outcome import TRAINING, Event, conclude, events, expired, keep_finished, late, stop
 from opd_operator.rollout import serve
 from opd_operator.teaching import remember, teach, there
-from opd_operator.training import train
+from opd_operator.training import have_teachers, train
 from opd_operator.words import printable
 
 # Of a run; the next one has its own.
 _OF_A_RUN = ("student", "stopping", "lastFailure", "completionTime", "stageTimes", "progress", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage of a run: whose pods do its work, its limit in runPolicy.stageDeadlines, and whether it is `done`, which
+    wants what is missing for it."""
+
+    stage: Stage
+    role: str
+    limit: str
+    done: Callable[[Draft], bool]
+
+
+# In this order: none begins before the one above it is done. What serves, does so whatever becomes of a run: `rollout`.
+STAGES = (
+    Row(Stage.TEACHERS_TRAINED, names.TEACH, "teachersTrained", teach),
+    Row(Stage.TEACHERS_READY, names.TEACHERS, "teachersReady", have_teachers),
+    Row(Stage.TRAINED, names.TRAINER, "trained", train),
+    Row(Stage.EVALUATED, names.EVALUATOR, "evaluated", evaluate),
+)
 
 
 @dataclass(frozen=True)
@@ -172,20 +192,23 @@ def _play(d: Draft) -> None:
         d.status.pop("stopping", None)
         verdict = None
     if verdict is None:
-        taught = teach(d)
-        trained = taught and train(d)
-        evaluated = trained and evaluate(d)
+        at = next((row for row in STAGES if not row.done(d)), None)
         if not d.in_queue and d.run.pop("queued", None):
             d.run.pop("evicted", None)
             d.status["startTime"] = timestamp(d.now)  # admitted
-        if not evaluated and not d.in_queue and "stopping" not in d.status:
-            limit = d.spec.run_policy.active_deadline_seconds
-            if d.late(d.status["startTime"], limit):
-                at = (Stage.TRAINED, names.TRAINER) if taught else (Stage.TEACHERS_TRAINED, names.TEACH)
-                stage, role = (Stage.EVALUATED, names.EVALUATOR) if trained else at
-                deadline(d, stage, "activeDeadlineSeconds", role)
+        if at and not d.in_queue and "stopping" not in d.status:
+            _see_limits(d, at)
     if "failed" in d.run or "stopping" in d.status:
         stop(d)
+
+
+def _see_limits(d: Draft, at: Row) -> None:
+    """Of each stage that has begun, and of the whole run, which is `at` a stage."""
+    for row in STAGES:
+        since = None if d.completed(row.stage) else d.times.get(row.stage, {}).get("startTime")
+        if late(d, since, row.stage, f"stageDeadlines.{row.limit}", row.role):
+            return
+    late(d, d.status["startTime"], at.stage, "activeDeadlineSeconds", at.role)
 
 
 def _refuse(obj: Mapping[str, Any], now: float, error: SpecError) -> Plan:

@@ -14,7 +14,7 @@ from opd_core.stages import Condition, Reason, Stage
 from opd_operator import names
 from opd_operator.draft import Draft, timestamp
 from opd_operator.jobs import Work, ask_again, ended, in_queue, no_pods, result, start
-from opd_operator.outcome import deadline
+from opd_operator.outcome import late
 from opd_operator.training import LIVE
 
 
@@ -79,8 +79,6 @@ def teach(d: Draft) -> bool:
     if all(reason == Reason.QUEUED for _, reason, _ in at_work):
         d.wait_in_queue()
         del d.times[Stage.TEACHERS_TRAINED]  # its time begins at its admission
-    elif d.late(d.times[Stage.TEACHERS_TRAINED]["startTime"], d.spec.run_policy.stage_deadlines.teachers_trained):
-        deadline(d, Stage.TEACHERS_TRAINED, "stageDeadlines.teachersTrained", names.TEACH)
     return False
 
 
@@ -134,8 +132,8 @@ def _train(d: Draft, index: int, teacher: Teacher, row: dict[str, Any]) -> bool:
         text = no_pods(d, job) or f"{job.ready if job else 0} of {nodes} training pods run"
         again = Reason.RESUMED if this.number > 0 else Reason.STARTING
         d.mark(Stage.TEACHERS_TRAINED, False, again, text)
-        if d.late(starts.setdefault("since", timestamp(d.now)), d.spec.run_policy.stage_deadlines.trainer_ready):
-            deadline(d, Stage.TEACHERS_TRAINED, "stageDeadlines.trainerReady", names.TEACH, teacher.name)
+        since = starts.setdefault("since", timestamp(d.now))
+        if late(d, since, work.stage, "stageDeadlines.trainerReady", work.role, work.teacher):
             return False
     if trouble := d.observed.trouble(names.TEACH, teacher.name):
         d.mark(Stage.TEACHERS_TRAINED, False, *trouble)

@@ -11,16 +11,17 @@ from opd_operator.context import teachers_revision
 from opd_operator.draft import TRAINER_READY, Draft, timestamp
 from opd_operator.jobs import Work, ask_again, ended, in_queue, no_pods, outdated, pauses, pods_of, result, start
 from opd_operator.observe import JobView
-from opd_operator.outcome import deadline
+from opd_operator.outcome import late
 
 FIRST_ROUND = "FirstRound"  # a time that is kept beside those of the stages: how long nothing was learnt
 LIVE = ("teachers", "teachersReady", "workers", "workersReady")  # status of what exists only while training goes on
 
 
-def train(d: Draft) -> bool:
-    """Whether there is a student. The teachers live exactly as long as the training works or is about to."""
+def have_teachers(d: Draft) -> bool:
+    """Whether there are teachers for the trainer. They live exactly as long as the training works or is about to, and
+    one that is at work waits for teachers that come back."""
     if "student" in d.status:
-        return _trained(d)
+        return True
     work = _work(d)
     job = d.observed.jobs.get(work.name(d.starts(names.TRAINER)["number"]))
     stays = job and not job.succeeded and not outdated(d, work)
@@ -31,35 +32,25 @@ def train(d: Draft) -> bool:
     if "stopping" in d.status:
         return False
     if ready or job:
-        d.begin(Stage.TRAINED)
-        _trainer(d)
-        if "student" in d.status:
-            d.wanted.teachers, d.wanted.trainer = False, None
-            return _trained(d)
-    elif not pauses(d, work):
+        return True
+    if not pauses(d, work):
         d.mark(Stage.TRAINED, False, Reason.WAITING, "for the teachers")
-    if "stopping" not in d.status:
-        _deadlines(d)
     return False
 
 
-def _trained(d: Draft) -> bool:
-    student = d.status["student"]
+def train(d: Draft) -> bool:
+    """Whether there is a student."""
+    if "student" not in d.status:
+        d.begin(Stage.TRAINED)
+        _trainer(d)
+        if "student" not in d.status:
+            return False
+        d.wanted.teachers, d.wanted.trainer = False, None
     d.mark(Stage.TEACHERS_READY, True, Reason.FREED, "training is done")
-    d.mark(Stage.TRAINED, True, Reason.COMPLETED, f"student {student['digest'][:19]}")
+    d.mark(Stage.TRAINED, True, Reason.COMPLETED, f"student {d.status['student']['digest'][:19]}")
     for part in LIVE:
         d.status.pop(part, None)
     return True
-
-
-def _deadlines(d: Draft) -> None:
-    """Of the stages; what waits in a queue has none."""
-    limits = d.spec.run_policy.stage_deadlines
-    teachers, trained = d.times.get(Stage.TEACHERS_READY, {}), d.times.get(Stage.TRAINED, {})
-    if not d.completed(Stage.TEACHERS_READY) and d.late(teachers.get("startTime"), limits.teachers_ready):
-        deadline(d, Stage.TEACHERS_READY, "stageDeadlines.teachersReady", names.TEACHERS)
-    elif d.late(trained.get("startTime"), limits.trained):
-        deadline(d, Stage.TRAINED, "stageDeadlines.trained", names.TRAINER)
 
 
 def _wait_in_queue(d: Draft, job: JobView) -> None:
@@ -159,8 +150,8 @@ def _trainer(d: Draft) -> None:
             default = Reason.RESUMED if this.number > 0 else Reason.STARTING
             text = no_pods(d, job) or f"{job.ready if job else 0} of {nodes} training pods run"
             d.mark(Stage.TRAINED, False, default, text)
-            if d.late(d.times[TRAINER_READY]["startTime"], d.spec.run_policy.stage_deadlines.trainer_ready):
-                deadline(d, Stage.TRAINED, "stageDeadlines.trainerReady", names.TRAINER)
+            since = d.times[TRAINER_READY]["startTime"]
+            if late(d, since, Stage.TRAINED, "stageDeadlines.trainerReady", names.TRAINER):
                 return
         if trouble:
             d.mark(Stage.TRAINED, False, *trouble)

@@ -15,7 +15,7 @@ from opd_operator.settings import Settings
 
 from tests.operator.world import REPOSITORY, SETTINGS, example
 
-ROLES = {names.TEACHERS, names.TRAINER, names.EVALUATOR, names.ENDPOINT}
+ROLES = {names.TEACH, names.TEACHERS, names.TRAINER, names.EVALUATOR, names.ENDPOINT}
 
 
 def children(settings: Settings = SETTINGS, **changes: Any) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def children(settings: Settings = SETTINGS, **changes: Any) -> list[dict[str, An
     obj = example(**changes)
     run = {"key": "k", "attempt": 1, "images": dict(SETTINGS.images)}
     served = [Served(revision="r", digest="sha256:" + "a" * 64, key="k", image="endpoint:1", replicas=1, weight=100)]
-    wanted = Wanted(teachers=True, trainer=1, evaluator=("e", 1), served=served)
+    wanted = Wanted(teach={0: 0}, teachers=True, trainer=1, evaluator=("e", 1), served=served)
     obj_of_user = {key: obj[key] for key in ("apiVersion", "kind", "metadata", "spec")}
     return build(obj, check_spec(obj_of_user), run, wanted, settings)
 
@@ -64,7 +64,10 @@ def test_a_variable_that_looks_like_a_uri_opens_nothing() -> None:
     assert all(443 not in open_to_everywhere(policy) for policy in policies(training__pod={"env": variables}).values())
 
 
-@pytest.mark.parametrize(("every", "fetches"), [(None, {names.EVALUATOR}), (10, {names.EVALUATOR, names.TRAINER})])
+@pytest.mark.parametrize(
+    ("every", "fetches"),
+    [(None, {names.TEACH, names.EVALUATOR}), (10, {names.TEACH, names.EVALUATOR, names.TRAINER})],
+)
 def test_who_computes_a_reward_of_ours_may_fetch_its_weights(every: int | None, fetches: set[str]) -> None:
     teachers = example()["spec"]["teachers"]
     teachers[0]["rewards"] = ["pickscore"]
@@ -83,10 +86,11 @@ def test_who_asks_reward_servers_may_reach_their_ports_and_nobody_else() -> None
         found = policies(teachers=teachers, evaluation={"promptsPerTask": 4}, rewardServers=servers)
         return {role: open_to_everywhere(policy) - {53, 5353} for role, policy in found.items()}
 
-    others = {role: set[int]() for role in ROLES - {names.EVALUATOR, names.TRAINER}}
-    assert opened("http://a:8500") == others | {names.EVALUATOR: {8500}, names.TRAINER: {8500}}
+    asking = (names.TEACH, names.TRAINER, names.EVALUATOR)
+    others = {role: set[int]() for role in ROLES.difference(asking)}
+    assert opened("http://a:8500") == others | {role: {8500} for role in asking}
     several = opened("http://a:8500", "http://b", "https://c.example.com/pick")
-    assert several == others | {names.EVALUATOR: {80, 443, 8500}, names.TRAINER: {80, 443, 8500}}
+    assert several == others | {role: {80, 443, 8500} for role in asking}
 
 
 def test_teacher_servers_do_not_notice_another_reward_server() -> None:
@@ -150,7 +154,8 @@ def test_or_as_whom_the_cluster_gives_them() -> None:
 def test_pods_listen_on_whatever_family_the_cluster_has() -> None:
     commands = [container["command"] for pod in pods(SETTINGS) for container in pod["containers"]]
     hosts = [word for command in commands for word in command if word.startswith(("--host", "--metrics-host"))]
-    assert sorted(hosts) == ["--host=::", "--host=::", "--metrics-host=::"]  # the evaluator listens nowhere
+    # The evaluator listens nowhere.
+    assert sorted(hosts) == ["--host=::", "--host=::", "--metrics-host=::", "--metrics-host=::"]
 
 
 def test_policies_name_no_addresses_so_that_they_are_for_either_family() -> None:
