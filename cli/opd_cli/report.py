@@ -8,8 +8,12 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
+from opd_core.api.load import load_spec
+from opd_core.api.teachers import teacher_folder, trained_teachers
 from opd_core.errors import StorageError
+from opd_core.uris import claim_path
 from opd_trainer.evaluation import VALIDATION_PROMPTS
+from opd_trainer.figures import FIGURES
 
 from opd_cli.charts import Line, Style, line_chart
 
@@ -20,7 +24,8 @@ Chart = tuple[str, str, str]  # title, explanation, SVG
 
 
 def write_report(work: Path) -> Path:
-    """Write WORK/report.html from summary.json, train/log.jsonl, evaluation/ and spec.json.
+    """Write WORK/report.html from summary.json, train/log.jsonl, evaluation/, spec.json and the logs of the teachers
+    that it trains.
 
     Raises:
         StorageError: it cannot be written.
@@ -34,7 +39,7 @@ def write_report(work: Path) -> Path:
         summary=summary,
         rewards=list(next(iter(summary["scores"].values()))),
         best=_best(summary["scores"]),
-        charts=_charts(rounds, objective) + _reward_charts(work, rounds),
+        charts=_charts(rounds, objective) + _reward_charts(work, rounds) + _teacher_charts(work),
         grids=_grids(work, [teacher["name"] for teacher in spec["spec"]["teachers"]]),
         rounds=rounds[-1] if rounds else None,
         spec=yaml.safe_dump(spec, sort_keys=False),
@@ -113,6 +118,41 @@ def _reward_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Char
                 lines.append(Line(name, [0.0, numbers[-1]], [sum(first) / len(first)] * 2, style))
             why = f"{reward} of the first {len(first)} held-out prompts"
             charts.append((f"Reward: {task}", why, line_chart(lines, "round", from_zero=False)))
+    return charts
+
+
+def _teacher_charts(work: Path) -> list[Chart]:
+    """Of every teacher that was trained: reward, way from the base, and what the images of one prompt differ in."""
+    spec, charts = load_spec(work / "spec.json").spec, []
+    for teacher in trained_teachers(spec):
+        folder = claim_path(teacher_folder(spec, teacher), work / "claims")
+        assert folder is not None, "types.Output allows claims only"
+        rounds = _rounds(folder / "train" / "log.jsonl")
+        if len(rounds) < 2:
+            continue
+        numbers = [float(r["round"]) for r in rounds]
+        window = max(1, int(len(rounds) * _SMOOTHING))
+
+        def curve(
+            key: str, rounds: list[dict[str, Any]] = rounds, numbers: list[float] = numbers, window: int = window
+        ) -> Line:
+            return Line(key, numbers, _smooth([r["figures"][key] for r in rounds], window))
+
+        reward, error = ([r["figures"][key] for r in rounds] for key in ("reward", "reward_error"))
+        limits = [[r + side * e for r, e in zip(reward, error, strict=True)] for side in (-1.96, 1.96)]
+        bounds = [Line("reward, 95 %", numbers, limit, "dotted") for limit in limits]
+        away = [r["tasks"][teacher.name]["velocity_mse"] for r in rounds]
+        figures = [key for key in ("ratio", "clipped", "old_distance") if key in rounds[0]["figures"]]
+        name = f"Teacher {teacher.name}"
+        charts += [
+            (f"{name}: reward", "of the images of each round, with its interval over prompts",
+             line_chart([Line("reward", numbers, reward), *bounds], "round", from_zero=False)),
+            (f"{name}: way from the base", "squared distance of the velocities",
+             line_chart([Line("distance", numbers, _smooth(away, window))], "round")),
+            (f"{name}: groups", "deviation within, and share of those without any",
+             line_chart([curve("group_std"), curve("flat_groups")], "round")),
+            *((f"{name}: {key}", FIGURES[key], line_chart([curve(key)], "round", from_zero=False)) for key in figures),
+        ]  # fmt: skip
     return charts
 
 

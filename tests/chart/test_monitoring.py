@@ -29,6 +29,7 @@ from opd_operator.metrics import Metrics as OperatorMetrics
 from opd_operator.queue import WorkQueue
 from opd_serving.endpoint.metrics import Metrics as EndpointMetrics
 from opd_serving.teacher.server_binary import find_server
+from opd_trainer.figures import FIGURES
 from opd_trainer.metrics import Metrics as TrainerMetrics
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -216,7 +217,7 @@ def test_every_panel_draws_something(exported: Exported, tmp_path: Path) -> None
     """One alert a query: it fires where the query finds something among one sample of everything that is exported."""
     values = {
         "namespace": ["research"], "name": ["digits"], "job": ["opd"], "le": ["1", "+Inf"], "status": ["True", "False"],
-        "type": ["Failed", "Ready"], "phase": ["teacher_wait", "update"],
+        "type": ["Failed", "Ready"], "phase": ["teacher_wait", "update"], "figure": [*FIGURES],
     }  # fmt: skip
     series = [
         name + "{" + ",".join(f'{label}="{value}"' for label, value in zip(labels, chosen, strict=True)) + "}"

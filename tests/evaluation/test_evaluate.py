@@ -11,11 +11,13 @@ import torch
 import yaml
 from opd_cli.report import write_report
 from opd_core.api.load import check_spec, dump_spec, load_spec
+from opd_core.api.teachers import teacher_folder
 from opd_core.artifacts import SamplingDefaults, Source, StudentManifest, read_student, write_student
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import load_adapter, save_adapter
 from opd_core.models.pipeline import load_model
+from opd_core.uris import claim_path
 from opd_trainer import evaluate as program
 from opd_trainer.engine import World
 from opd_trainer.evaluate import GRID_IMAGES, evaluate
@@ -344,3 +346,27 @@ def test_the_report_shows_rewards_over_time_beside_base_and_teacher(report, eval
     assert [heights[value] for value in sorted(heights)] == sorted(heights.values(), reverse=True)
     assert base[0] == base[1]
     assert "teacher ocr" in page.text
+
+
+def test_the_report_shows_how_teachers_were_trained(report, distillation, student):
+    content = dump_spec(distillation)
+    own = content["spec"]["teachers"][2]
+    own.pop("adapter")
+    own["training"] = {"algorithm": "GRPOGuard", "rounds": 9}
+    spec = check_spec(content).spec
+    folder = claim_path(teacher_folder(spec, spec.teachers[2]), student.parent / "claims")
+    (folder / "train").mkdir(parents=True)
+    figures = {"reward": 0.25, "reward_error": 0.01, "group_std": 0.1, "flat_groups": 0.0, "ratio": 1.0, "clipped": 0.5}
+    lines = [{**line(i), "figures": {**figures, "reward": i / 20}} for i in range(1, 10)]
+    (folder / "train" / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    (student.parent / "spec.json").write_text(json.dumps(content))
+    source = write_report(student.parent).read_text()
+    for title in ("reward", "way from the base", "groups", "ratio", "clipped"):
+        assert f"Teacher aesthetic: {title}" in source
+    assert "old_distance" not in source
+    chart = source.partition("Teacher aesthetic: reward")[2].partition("</figure>")[0]
+    mean, low, high = (
+        [float(point.split(",")[1]) for point in points.split()] for points in re.findall(r'points="([^"]*)"', chart)
+    )
+    assert mean == sorted(mean, reverse=True), "a reward that rises is drawn ever higher"
+    assert all(h < m < lo for h, m, lo in zip(high, mean, low, strict=True))

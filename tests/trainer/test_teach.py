@@ -115,7 +115,9 @@ def test_a_teacher_is_an_adapter_with_its_origin_and_its_scores(teach: Teach, re
     assert {adapter.rank(layer) for layer in adapter.layers} == {4}
     lines = teach.log("reference")
     assert [line["round"] for line in lines] == [1, 2, 3]
-    assert {"reward", "group_std", "flat_groups", "ratio", "clipped", "norm_ratio"} == set(lines[0]["figures"])
+    assert {"reward", "reward_error", "group_std", "flat_groups", "ratio", "clipped", "norm_ratio"} == set(
+        lines[0]["figures"]
+    )
 
 
 def test_one_that_is_there_is_not_trained_again_unless_it_depends_on_the_change(teach: Teach, reference: Path) -> None:

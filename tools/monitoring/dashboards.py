@@ -28,6 +28,11 @@ def train(series: str, legend: str, by: str = "") -> Draw:
     return f"max{_by(by)} (opd_train_{series}{{{_OBJECT}}})", legend
 
 
+def policy(figure: str) -> Draw:
+    """Of the teachers that are trained, by name."""
+    return f'max by (task) (opd_train_policy{{{_OBJECT},figure="{figure}"}})', "{{task}}"
+
+
 def train_rate(counter: str, legend: str, by: str = "") -> Draw:
     return f"max{_by(by)} (rate(opd_train_{counter}{{{_OBJECT}}}[$__rate_interval]))", legend
 
@@ -74,6 +79,13 @@ TRAINING = Dashboard(
             panel("KL by solver step", train("step_kl", "{{task}} {{step}}", "task, step"), logarithmic=True),
             panel("Gradient norm", train("grad_norm", "before clipping")),
             panel("Learning rate", train("learning_rate", "rate"), unit="sci"),
+        ),
+        row(
+            "Teachers in training",
+            panel("Reward of the images", policy("reward")),
+            panel("Deviation among the images of a prompt", policy("group_std")),
+            panel("Prompts without any", policy("flat_groups"), unit="percentunit"),
+            panel("Policy ratios that were clipped", policy("clipped"), unit="percentunit"),
         ),
         row(
             "Evaluation",

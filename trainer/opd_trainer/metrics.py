@@ -8,7 +8,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from opd_trainer.record import FIGURES, PHASES, Rewards, RoundRecord, TaskRecord
+from opd_trainer.figures import FIGURES
+from opd_trainer.record import PHASES, Rewards, RoundRecord, TaskRecord
 
 _RECENT = 20  # rounds that the estimate of the time left looks back on
 

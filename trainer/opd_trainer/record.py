@@ -10,16 +10,6 @@ from opd_core.diffusion.transitions import Transition
 from opd_trainer.objectives.squared import kl_weight
 
 PHASES = ("rollout", "reward", "teacher_wait", "update")
-# What is told of a round of reinforcement learning: means over its images, or over their trained steps.
-FIGURES = {
-    "reward": "Weighted sum of the rewards of the sampled images.",
-    "group_std": "Its standard deviation among the images of one prompt.",
-    "flat_groups": "Share of the prompts whose images all had the same reward, and taught nothing.",
-    "old_distance": "DiffusionNFT: squared distance of the trained policy's velocities to the sampling one's.",
-    "ratio": "GRPO: ratio of the trained policy's likelihood to the sampling one's; 1 before the first update.",
-    "clipped": "GRPO: share of the ratios outside the clip range.",
-    "norm_ratio": "Length of the policy's velocities, relative to the base's: growth brightens images.",
-}
 Rewards = Mapping[str, Mapping[str, float]]  # task -> reward -> mean over its validation prompts
 
 
@@ -67,7 +57,7 @@ def task_record(
 class RoundRecord:
     """One round over all ranks. `round` counts finished rounds; seconds are means over ranks; requests and retries are
     counted since the process started; `rewards` are there in rounds with a validation; `skipped`: a float16 gradient
-    overflowed and no step was made; `figures`: of the method, by name (FIGURES)."""
+    overflowed and no step was made; `figures`: of the method, by name (`figures`)."""
 
     round: int
     seconds: float

@@ -159,7 +159,10 @@ class Reinforcement:
         """
         std = rewards.std(1, correction=0)
         flat = std < 1e-12
-        for name, values in (("reward", rewards), ("group_std", std), ("flat_groups", flat.double())):
+        error = rewards.mean(1).std() / len(rewards) ** 0.5 if len(rewards) > 1 else rewards.new_tensor(0.0)
+        for name, values in (
+            ("reward", rewards), ("reward_error", error), ("group_std", std), ("flat_groups", flat.double())
+        ):  # fmt: skip
             self._count(name, values)
         self._flat_rounds = self._flat_rounds + 1 if flat.all() else 0
         if self._flat_rounds >= _MOST_FLAT:
