@@ -1,6 +1,7 @@
 """Teachers made by reinforcement learning: what the losses are, and that rounds are what their papers say."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from opd_core.api.types import AdvantageScale, OldPolicy
+from opd_core.api.types import AdvantageScale, OldPolicy, TeacherTraining
 from opd_core.diffusion.transitions import Transition
 from opd_core.errors import InvalidError, RefusedError
 from opd_core.models.adapters import adapter_parameters
@@ -16,6 +17,7 @@ from opd_trainer import rounds
 from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import World
 from opd_trainer.loop import play_round
+from opd_trainer.methods import reinforcement
 from opd_trainer.methods.advantages import advantages
 from opd_trainer.methods.grpo import kl_rate, log_ratio, surrogate
 from opd_trainer.methods.nft import OLD, nft_loss, old_decay, optimality
@@ -322,3 +324,40 @@ def test_an_image_that_has_left_the_numbers_is_the_students_fault(make: Make) ->
             parameter.fill_(float("inf"))
     with pytest.raises(Exception, match="images of task aesthetic have left the finite numbers"):
         play_round(run, 0)
+
+
+def test_rewards_are_computed_while_the_next_images_are_sampled(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first reward waits for the second batch, which only then has been sampled."""
+    run = make(ALGORITHMS["GRPOGuard"])
+    sampled, scored, real = threading.Event(), [], reinforcement.sample
+
+    def sample(run: Run, numbers: Any, *more: Any) -> Any:
+        found = real(run, numbers, *more)
+        if numbers[0] > 0:
+            sampled.set()
+        return found
+
+    def answer(count: int) -> Tensor:
+        assert sampled.wait(60), "the second batch is not sampled before the first is scored"
+        scored.append(count)
+        return torch.arange(count, dtype=torch.float32)
+
+    monkeypatch.setattr(reinforcement, "sample", sample)
+    play_round(rewarded(run, answer), 0)
+    assert scored == [3, 3]
+    assert run.method.figures(run)["reward"] == 1.0
+
+
+def test_every_option_of_a_teachers_training_is_read(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+
+    def spy(self: TeacherTraining, name: str) -> Any:
+        if name in TeacherTraining.model_fields:
+            read.add(name)
+        return object.__getattribute__(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherTraining, "__getattribute__", spy)
+        for name in ("DiffusionNFT", "GRPOGuard"):
+            play_round(make(ALGORITHMS[name]), 0)
+    assert set(TeacherTraining.model_fields) - read == {"must_beat_base"}, "which test_teach is about"

@@ -7,6 +7,7 @@ Images, prompts, noise and times are keyed by round and number: neither ranks no
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -81,19 +82,8 @@ class Reinforcement:
 
     def updates(self, run: Run, round_: int) -> Iterator[Update]:
         self._figures = {}
-        settings, images = self.settings, run.training.images_per_task
-        parts = rank_images(images, self.updates_per_round, run.plan.micro_batch_size, run.world.rank, run.world.size)
-        share = images // self.updates_per_round // run.world.size
-        window = self.algorithm.window(run, round_)
-        samples = [
-            [
-                sample(run, list(numbers), round_, settings.group_size, self.algorithm.samples_with, window,
-                       self.quiet, share)
-                for numbers in batches
-            ]
-            for batches in parts
-        ]  # fmt: skip
-        scores = self.score(run, [batch for batches in samples for batch in batches])
+        settings = self.settings
+        samples, scores = self._sampled(run, round_)
         grouped = scores.view(-1, settings.group_size, len(self.rewards))
         self._see(run, round_, weighted(grouped, self.weights))
         gained = advantages(
@@ -113,22 +103,6 @@ class Reinforcement:
         told = {each.reward: each.weight for each in self.settings.reward_weights}
         return [told.get(name, 1.0) for name in self.rewards]
 
-    def score(self, run: Run, samples: Sequence[Samples]) -> Tensor:
-        """Scores [M, R] of all images of the round, by all ranks, float64 on the CPU.
-
-        Raises:
-            RefusedError: a reward has no number for an image.
-        """
-        scores = torch.zeros(run.training.images_per_task, len(self.rewards), dtype=torch.float64)
-        with run.spent("reward"):
-            for batch in samples:
-                self._check(batch)
-                images = run.model.decode(batch.x0).cpu()
-                prompts, metadata = [r.prompt for r in batch.records], [r.metadata for r in batch.records]
-                for i, reward in enumerate(self.rewards.values()):
-                    scores[list(batch.numbers), i] = reward(images, prompts, metadata).double()
-            return all_reduce(scores.to(run.world.device), run.world).cpu()
-
     def figures(self, run: Run) -> dict[str, float]:
         names = list(self._figures)
         if not names:
@@ -142,6 +116,39 @@ class Reinforcement:
 
     def close(self) -> None:
         """It holds nothing."""
+
+    def _sampled(self, run: Run, round_: int) -> tuple[list[list[Samples]], Tensor]:
+        """This rank's images by update, and the scores [M, R] of all ranks' images, float64 on the CPU.
+
+        Raises:
+            RefusedError: a reward has no number for an image. UnavailableError: its servers do not answer.
+        """
+        size, images = run.plan.micro_batch_size, run.training.images_per_task
+        parts = rank_images(images, self.updates_per_round, size, run.world.rank, run.world.size)
+        share = images // self.updates_per_round // run.world.size
+        window, policy = self.algorithm.window(run, round_), self.algorithm.samples_with
+        scores = torch.zeros(images, len(self.rewards), dtype=torch.float64)
+        samples: list[list[Samples]] = [[] for _ in parts]
+        # While rewards are computed, or waited for, the next images are sampled.
+        scorer, asked = ThreadPoolExecutor(1, thread_name_prefix="rewards"), []
+        try:
+            for update, batches in enumerate(parts):
+                for numbers in batches:
+                    batch = sample(run, numbers, round_, self.settings.group_size, policy, window, self.quiet, share)
+                    self._check(batch)
+                    samples[update].append(batch)
+                    asked.append((batch, scorer.submit(self._score, batch, run.model.decode(batch.x0).cpu())))
+            with run.spent("reward"):
+                for batch, answer in asked:
+                    scores[list(batch.numbers)] = answer.result()
+        finally:
+            scorer.shutdown(cancel_futures=True)
+        return samples, all_reduce(scores.to(run.world.device), run.world).cpu()
+
+    def _score(self, batch: Samples, images: Tensor) -> Tensor:
+        """[B, R]."""
+        prompts, metadata = [record.prompt for record in batch.records], [record.metadata for record in batch.records]
+        return torch.stack([reward(images, prompts, metadata).double() for reward in self.rewards.values()], 1)
 
     def _terms(self, run: Run, batches: Sequence[Samples], gained: Tensor) -> Iterator[Term]:
         for batch in batches:
