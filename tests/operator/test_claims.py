@@ -7,7 +7,7 @@ from opd_operator import names
 from opd_operator.claims import asked_for, modes
 
 from tests.operator.live import Api, Operator, quiet
-from tests.operator.world import World, example
+from tests.operator.world import World, example, teachers
 
 BOTH = {"model__uri": "pvc://models/base", "student__output": {"uri": "pvc://students/tiny"}}
 ALONE = {"teacherServing": {"placement": "InProcess"}, "endpoint__enabled": False}
@@ -80,6 +80,19 @@ def test_claims_are_asked_for_at_the_beginning_of_a_run_only() -> None:
     assert {"models", "students"} <= asked_for(obj)
     assert asked_for(example(**BOTH, suspend=True)) == set()
     assert asked_for(example(model__uri="pvc://")) == set()  # no URI at all: the spec is refused
+
+
+def test_teachers_that_are_trained_use_the_output_before_anybody_else() -> None:
+    trained = {**BOTH, "teachers": teachers("geneval", "ocr")}
+    world = looked({"students": ["ReadOnlyMany"]}, **trained)
+    assert world.condition("TeachersTrained") == ("False", "UserError")
+    assert not world.of("Job")
+    alone = {**trained, **ALONE}
+    assert looked({"students": ["ReadWriteOncePod"]}, **alone).jobs(names.TEACH), "one pod after the other"
+    two = looked({"students": ["ReadWriteOncePod"]}, **alone, runPolicy={"parallelTeachers": 2})
+    assert "several pods use it at once" in two.message("Failed")
+    begun = looked({}, **trained)
+    assert asked_for(begun.obj) == set()
 
 
 def test_a_bound_claim_has_what_its_volume_has() -> None:

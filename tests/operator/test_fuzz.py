@@ -29,7 +29,7 @@ from opd_operator.reconcile import Reconciler
 from prometheus_client import generate_latest
 
 from tests.operator.live import Api, Operator, to_student, wait_for
-from tests.operator.world import SETTINGS, World
+from tests.operator.world import SETTINGS, World, teachers
 
 SECONDS = float(os.environ.get("OPD_FUZZ_SECONDS", "6"))
 
@@ -119,7 +119,8 @@ def family(cache: Cache, world: World, namespace: str, change: Callable[[Any], A
 def test_whatever_is_wrong_with_an_object_is_wrong_with_it_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what no schema lets through, as an older type definition or none has let it."""
     rng = random.Random(seed)
-    worlds = [World().settle(), World().settle().up(names.TEACHERS).run(), World().served()]
+    taught = World(teachers=teachers("geneval", "ocr")).settle().taught("geneval").run(names.TEACH)
+    worlds = [World().settle(), World().settle().up(names.TEACHERS).run(), World().served(), taught]
     pages = [lambda: rng.choice(TEXTS), lambda: json.dumps(mutated(rng, HONEST)), lambda: json.dumps(nested(rng, 60))]
 
     async def fetch(*_: Any) -> str | None:

@@ -82,7 +82,7 @@ def test_several_train_side_by_side_in_the_specs_order() -> None:
     it = world("geneval", "ocr", "aesthetic", runPolicy={"parallelTeachers": 2})
     first = [each["name"] for each in teachers()]
     assert sorted(at_work(it)) == sorted(first[:2])
-    it.taught(first[1])
+    it.run(names.TEACH, first[0]).taught(first[1])
     assert sorted(at_work(it)) == sorted([first[0], first[2]])
     it.taught(first[0])
     assert not it.of("Deployment")

@@ -88,8 +88,8 @@ class TrainedTeacher(Model):
     """A teacher that this spec trains."""
 
     name: ShortText = Field(description="Name of the teacher.")
-    uri: Annotated[str, Field(max_length=720)] | None = Field(
-        default=None, description="Where it is, or will be; it names all that the teacher depends on."
+    uri: Annotated[str, Field(max_length=720)] = Field(
+        description="Where it is, or will be; it names all that the teacher depends on."
     )
     digest: ShortText | None = Field(default=None, description="Digest of its adapter; absent: not trained yet.")
     verdict: Text | None = Field(default=None, description="How it compares with the base.")
