@@ -19,7 +19,7 @@ from opd_core.api.types import RewardServers
 from opd_core.errors import OPDError, RefusedError, UnavailableError
 from opd_core.ports import free_ports
 from opd_core.uris import resolve
-from opd_trainer.preflight import data_problems
+from opd_trainer.preflight import data_notes, data_problems
 from opd_trainer.rewards import replicas, serve, wire
 from opd_trainer.rewards.registry import load_reward, load_rewards
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
@@ -202,7 +202,7 @@ def test_where_nobody_answers_the_error_names_reward_images_and_server(monkeypat
         score("geneval", *urls, count=16)
     said = str(error.value)
     assert said.startswith("reward geneval, 16 images, the first of 'prompt 0': ")
-    assert "no answer in 10 tries; the last time http://127.0.0.1:" in said
+    assert "no answer, asked 10 times; the last time http://127.0.0.1:" in said
     assert said.endswith("could not be asked: [Errno 111] Connection refused")
 
 
@@ -220,7 +220,7 @@ def test_a_server_that_came_back_is_asked_again(monkeypatch):
     listening = socket.create_server(("127.0.0.1", port))
     back = threading.Thread(target=answer_once, args=(listening,))
     back.start()
-    assert ours.ask("/score", b"{}", json.loads, "it", stop=threading.Event()) == {"scores": [7]}
+    assert ours.ask("/score", b"{}", json.loads, "it", stop=threading.Event(), tries=10) == {"scores": [7]}
     back.join()
     listening.close()
 
@@ -272,7 +272,7 @@ def test_an_answer_is_bounded(monkeypatch):
         ("nan", RefusedError, r"answered 422: reward .*:nan answered nan for prompt 'a cat'"),
         ("picky", RefusedError, r"answered 400: reward picky: prompt 'a cat' has no text in quotes"),
         ("absent", RefusedError, r"answered 404: reward .*:absent is not served here; there are .*:brightness"),
-        ("broken", UnavailableError, r"10 tries; .* answered 500: RuntimeError: CUDA error: .*\ufffd\[31m was"),
+        ("broken", UnavailableError, r"asked 10 times; .* answered 500: RuntimeError: CUDA error: .*\ufffd\[31m was"),
     ],
 )
 def test_what_a_reward_says_reaches_who_asks(name, kind, words, good, monkeypatch):
@@ -350,6 +350,35 @@ def test_without_servers_it_is_a_problem_of_the_spec(repository, tiny_claims):
     (problem,) = data_problems(check_spec(content).spec, tiny_claims, lambda uri: resolve(uri, tiny_claims))
     assert problem.startswith("spec.teachers[0].rewards[1] is unified-reward: reward unified-reward is a model behind")
     assert "spec.rewardServers" in problem
+
+
+# ---------------------------------------------------------------- before the first round
+
+
+def told(repository, claims, *servers):
+    """Problems and notes of the tiny spec with these reward servers, whose rewards are the second task's."""
+    content = dump_spec(load_spec(repository / "examples" / "tiny" / "distill.yaml"))
+    content["spec"]["teachers"][1]["rewards"] += [each["reward"] for each in servers]
+    content["spec"]["rewardServers"] = list(servers)
+    spec = check_spec(content).spec
+    problems, notes = (tell(spec, claims, lambda uri: resolve(uri, claims)) for tell in (data_problems, data_notes))
+    return problems, [note for note in notes if "rewardServers" in note]
+
+
+def test_servers_are_asked_before_the_first_round(good, repository, tiny_claims):
+    """Who answers wrongly is a problem; who does not answer yet is told, and may come while the student trains."""
+    (port,) = free_ports(1)
+    there, absent = {"urls": [good]}, {"urls": [good, f"http://127.0.0.1:{port}"]}
+    assert told(repository, tiny_claims, {"reward": f"{STRANGE}:brightness", **there}) == ([], [])
+    problems, (note,) = told(repository, tiny_claims, {"reward": f"{STRANGE}:brightness", **absent})
+    assert problems == []
+    assert note.startswith(
+        f"spec.rewardServers[0].urls[1] is http://127.0.0.1:{port}: reward {STRANGE}:brightness, the"
+    )
+    assert "asked once; the last time" in note
+    (problem,), _ = told(repository, tiny_claims, {"reward": f"{STRANGE}:nan", **there})
+    assert problem.startswith(f"spec.rewardServers[0].urls[0] is {good}: reward {STRANGE}:nan, the image of ")
+    assert "answered 422" in problem
 
 
 # ---------------------------------------------------------------- the server

@@ -239,6 +239,11 @@ def test_a_cpu_has_no_gpus_and_what_should_be_known_of_prompts_is_told(content: 
     assert checked.notes == (
         "spec.teachers[0].prompts: 216 of 1536 training lines repeat a prompt, which is then trained on as often as it "
         "stands there",
+        *(
+            f"spec.teachers[{i}].prompts: {repeats} of 256 held-out lines repeat a prompt; its images count together, so "
+            f"intervals and gate are those of {256 - repeats} prompts"
+            for i, repeats in ((1, 216), (2, 236))
+        ),
     )
 
 

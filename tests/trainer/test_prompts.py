@@ -176,6 +176,26 @@ def test_prompts_that_are_held_out_by_a_file_leave_training_and_are_counted(make
         task_prompts(spec.teachers[0], spec.evaluation, tmp_path / "claims")
 
 
+def test_held_out_prompts_that_another_task_trains_on_or_that_repeat_are_counted(make_spec, tiny_claims, tmp_path):
+    texts = {"a": ("1\n2\n3\n", "4\n4\n5\n"), "b": ("5\n6\n7\n", "8\n9\n1\n")}
+    changes = {}
+    for i, (name, parts) in enumerate(texts.items()):
+        for field, text in zip(("uri", "heldOutUri"), parts, strict=True):
+            file = tmp_path / f"{name}.{field}.txt"
+            file.write_text(text)
+            changes.setdefault(f"spec.teachers.{i}.prompts", {})[field] = f"file://{file}"
+    spec = make_spec(changes).spec
+    notes = data_notes(spec, tiny_claims, lambda uri: resolve(uri, tiny_claims))
+    assert [note for note in notes if "[2]" not in note and "tokens" not in note] == [
+        "spec.teachers[0].prompts: 1 of 2 held-out prompts are trained on by task ocr, so the student will have seen "
+        "them; leave them out there to measure what is new to it",
+        "spec.teachers[0].prompts: 1 of 3 held-out lines repeat a prompt; its images count together, so intervals and "
+        "gate are those of 2 prompts",
+        "spec.teachers[1].prompts: 1 of 3 held-out prompts are trained on by task geneval, so the student will have "
+        "seen them; leave them out there to measure what is new to it",
+    ]
+
+
 def test_prompts_that_no_encoder_sees_whole_are_counted(make_spec, tiny_claims, tmp_path) -> None:
     file = tmp_path / "long.txt"
     file.write_text("a red 7\n" + "two blue 3 " * 12 + "\n" + "a red 7 above a blue 3 and a green 5\n")

@@ -12,6 +12,7 @@ from torch import Tensor
 from opd_trainer.plugins import find_plugin
 from opd_trainer.rewards.packages import need, needed_by
 from opd_trainer.rewards.remote import remote_reward
+from opd_trainer.rewards.replicas import TRIES
 from opd_trainer.rewards.unified import NAME as UNIFIED
 from opd_trainer.rewards.unified import unified_reward
 
@@ -19,16 +20,21 @@ from opd_trainer.rewards.unified import unified_reward
 RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
 
 
-def load_reward(name: str, device: torch.device, servers: RewardServers | None = None) -> RewardFn:
+def load_reward(
+    name: str, device: torch.device, servers: RewardServers | None = None, *, tries: int = TRIES
+) -> RewardFn:
     """The reward `name`, ready to score on `device` or by `servers`, from any thread. Its answers are checked for shape
     and finite numbers.
+
+    Args:
+        tries: of each question to `servers`.
 
     Raises:
         InvalidError: unknown, or what it needs is not installed. RefusedError (when called): a wrong answer.
         UnavailableError (when called): no server answers.
     """
     if servers is not None:
-        return _checked(name, unified_reward(servers) if name == UNIFIED else remote_reward(servers))
+        return _checked(name, (unified_reward if name == UNIFIED else remote_reward)(servers, tries))
     reward, alone = find_reward(name)(device), threading.Lock()  # tokenisers and pipelines are of one thread at a time
 
     def one_at_a_time(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from opd_core.api.types import RewardServers
 from torch import Tensor
 
-from opd_trainer.rewards.replicas import TRIES, Replicas
+from opd_trainer.rewards.replicas import Replicas
 from opd_trainer.rewards.wire import Question, read_scores, write_question
 
 if TYPE_CHECKING:
@@ -27,19 +27,19 @@ class Ask(Protocol):
     def __call__(self, question: Question, *, stop: threading.Event) -> Tensor: ...
 
 
-def remote_reward(servers: RewardServers) -> "RewardFn":
+def remote_reward(servers: RewardServers, tries: int) -> "RewardFn":
     """The reward of this name as its servers compute it, from images of 8 bits a colour.
 
     Raises (when called):
         UnavailableError: no server answers within its tries. RefusedError: a wrong answer, or a refusal.
     """
     replicas = Replicas(servers.urls, servers.timeout_seconds)
-    return in_batches(servers.reward, partial(ask_scores, replicas), _BATCH, _AT_ONCE * len(replicas))
 
+    def ask(question: Question, *, stop: threading.Event) -> Tensor:
+        read = partial(read_scores, count=len(question.images))
+        return replicas.ask("/score", write_question(question), read, about(question), stop=stop, tries=tries)
 
-def ask_scores(replicas: Replicas, question: Question, *, stop: threading.Event, tries: int = TRIES) -> Tensor:
-    read = partial(read_scores, count=len(question.images))
-    return replicas.ask("/score", write_question(question), read, about(question), stop=stop, tries=tries)
+    return in_batches(servers.reward, ask, _BATCH, _AT_ONCE * len(replicas))
 
 
 def in_batches(name: str, ask: Ask, most: int, at_once: int) -> "RewardFn":

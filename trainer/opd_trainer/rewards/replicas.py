@@ -56,7 +56,7 @@ class Replicas:
         *,
         headers: Mapping[str, str] | None = None,
         stop: threading.Event,
-        tries: int = TRIES,
+        tries: int,
     ) -> Answer:
         """What `read` makes of an answer to `question`, which is JSON.
 
@@ -85,7 +85,8 @@ class Replicas:
             self._give_back(replica, failures, failed=again)
             if not again:
                 raise RefusedError(f"{about}: {replica.url} {why}")
-        raise UnavailableError(f"{about}: no answer in {tries} tries; the last time {replica.url} {why}")
+        often = "once" if tries == 1 else f"{tries} times"
+        raise UnavailableError(f"{about}: no answer, asked {often}; the last time {replica.url} {why}")
 
     def _take(self, stop: threading.Event) -> tuple[_Replica, int]:
         """The least busy server that does not rest, waiting for one if need be."""

@@ -35,17 +35,17 @@ _LONGEST_ANSWER = 1024  # tokens
 _AT_ONCE = 16  # images that each server is asked for; it makes batches of them itself
 
 
-def unified_reward(servers: RewardServers) -> "RewardFn":
+def unified_reward(servers: RewardServers, tries: int) -> "RewardFn":
     """1 to 5 for each image, at temperature 0.
 
     Raises (when called):
         UnavailableError: no server answers within its tries. RefusedError: a refusal, or an answer without a score.
     """
     replicas = Replicas(servers.urls, servers.timeout_seconds)
-    return in_batches(NAME, partial(_ask, replicas), 1, _AT_ONCE * len(replicas))
+    return in_batches(NAME, partial(_ask, replicas, tries), 1, _AT_ONCE * len(replicas))
 
 
-def _ask(replicas: Replicas, question: Question, *, stop: threading.Event) -> Tensor:
+def _ask(replicas: Replicas, tries: int, question: Question, *, stop: threading.Event) -> Tensor:
     text = os.environ.get(PROMPT, _PROMPT).replace("{prompt}", question.prompts[0])
     content = [
         {"type": "image_url", "image_url": {"url": data_url(_smaller(question.images))}},
@@ -59,7 +59,9 @@ def _ask(replicas: Replicas, question: Question, *, stop: threading.Event) -> Te
     }
     headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if KEY in os.environ else {}
     body = json.dumps(asked).encode()
-    return replicas.ask("/chat/completions", body, _read_score, about(question), headers=headers, stop=stop)
+    return replicas.ask(
+        "/chat/completions", body, _read_score, about(question), headers=headers, stop=stop, tries=tries
+    )
 
 
 def _read_score(content: bytes) -> Tensor:
