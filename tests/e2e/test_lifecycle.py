@@ -12,7 +12,7 @@ import pytest
 import yaml
 from devcluster import images, node
 from devcluster.control_plane import build
-from opd_core.artifacts import read_student
+from opd_core.artifacts import read_student, read_trained_teacher
 
 from .kit import Namespace, refusals, wait_until, writes
 from .load import Load, connect, image
@@ -24,8 +24,16 @@ pytestmark = pytest.mark.timeout(1500)
 STAGES = ("Accepted", "TeachersReady", "Trained", "Evaluated", "Deployed", "Serving", "Ready")
 
 
-# Panels of what the documented run does not have: a stochastic sampler, and a validation between rounds.
-QUIET = {f"Diffusion OPD / Training / {panel}" for panel in ("KL", "KL by solver step", "Reward of the validation")}
+# Panels of what the documented run does not have: a stochastic sampler, a validation between rounds, a teacher that is
+# trained.
+QUIET = {
+    f"Diffusion OPD / Training / {panel}"
+    for panel in (
+        *("KL", "KL by solver step", "Reward of the validation"),
+        *("Reward of the images", "Deviation among the images of a prompt", "Prompts without any"),
+        "Policy ratios that were clipped",
+    )
+}
 
 
 def url(namespace: Namespace, name: str) -> str:
@@ -163,3 +171,42 @@ def test_a_run_followed_with_opd_goes_on_from_its_checkpoint_after_a_suspension(
     assert "Pod/" in namespace.opd("events", name)
     namespace.opd("delete", name, "--wait", "--timeout=5m")
     assert not namespace.pods()
+
+
+def test_pods_train_a_teacher_from_the_base_which_then_teaches(
+    namespace: Namespace, operator: str, example: dict[str, Any]
+) -> None:
+    """A change of the distillation trains the student again, and not the teacher."""
+    spec = example["spec"]
+    spec["endpoint"]["enabled"] = False
+    spec["evaluation"].update(promptsPerTask=4, gate=[])
+    spec["training"].update(rounds=4)
+    spec["teachers"][2].pop("adapter")
+    spec["teachers"][2].update(
+        guidanceScale=1.0,
+        training={
+            "algorithm": "DiffusionNFT",
+            "rounds": 3,
+            "groupSize": 4,
+            "promptsPerRound": 2,
+            "sampler": {"steps": 4},
+            "mustBeatBase": False,
+        },
+    )
+    name = example["metadata"]["name"]
+    namespace.apply(example)
+    namespace.until(name, "TeachersTrained", "True", seconds=600)
+    assert not namespace.pods("endpoint")
+    namespace.until(name, "Evaluated", "True", seconds=600)
+    (folder,) = (namespace.students / "opd-teachers").iterdir()
+    teacher = read_trained_teacher(folder / "adapter")
+    assert teacher is not None
+    assert (teacher.name, teacher.round) == ("aesthetic", 3)
+    first = namespace.status(name)["student"]["digest"]
+    log = (folder / "train" / "log.jsonl").stat().st_mtime_ns
+
+    namespace.edit(name, training={"rounds": 3})
+    wait_until(lambda: namespace.status(name)["student"].get("digest", first) != first, "another student", 600)
+    namespace.until(name, "Evaluated", "True", seconds=600)
+    assert (folder / "train" / "log.jsonl").stat().st_mtime_ns == log
+    namespace.opd("delete", name, "--wait", "--timeout=5m")

@@ -16,7 +16,7 @@ from opd_core.models.adapters import adapter_parameters
 from opd_trainer import rounds
 from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import World
-from opd_trainer.loop import play_round
+from opd_trainer.loop import play_round, take_step
 from opd_trainer.methods import reinforcement
 from opd_trainer.methods.advantages import advantages
 from opd_trainer.methods.grpo import kl_rate, log_ratio, surrogate
@@ -217,11 +217,10 @@ def test_a_round_has_its_figures_and_touches_nothing_but_the_student(make: Make,
     others = {n: p.detach().clone() for n, p in run.model.transformer.named_parameters() if id(p) not in student}
     before = [parameter.detach().clone() for parameter in run.engine.parameters]
 
-    def step() -> None:
+    def step() -> float:
         if run.steps == 0 and name != "DiffusionNFT":
             assert run.method.figures(run)["ratio"] == pytest.approx(1.0, abs=1e-6), "before the first update"
-        run.engine.step(1e-3)
-        run.steps += 1
+        return take_step(run, 1e-3)
 
     sums = play_round(run, 0, step)
     figures = run.method.figures(run)

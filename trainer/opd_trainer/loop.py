@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -43,19 +44,8 @@ def train(
         run.seconds = dict.fromkeys(PHASES, 0.0)
         rate = learning_rate(optimizer, run.training.rounds, round_)
 
-        norms: list[float] = []
-
-        def step(norms: list[float] = norms, rate: float = rate) -> None:
-            with run.spent("update"):
-                norms.append(run.engine.step(rate))
-                if run.scale is not None and not math.isfinite(norms[-1]):
-                    run.scale.halve()
-                else:
-                    run.ema.update(run.steps)
-                run.steps += 1
-
-        sums = play_round(run, round_, step)
-        record, stop = summarise(run, round_, sums, largest(norms), rate, began, stop_requested())
+        sums = play_round(run, round_, partial(take_step, run, rate))
+        record, stop = summarise(run, round_, sums, rate, began, stop_requested())
         overflowed = run.scale is not None and not math.isfinite(record.grad_norm)
         skipped = skipped + 1 if overflowed else 0
         record = replace(record, skipped=overflowed)
@@ -72,15 +62,19 @@ def train(
 
 class Sums(NamedTuple):
     """Of one round. `trained` [N]: the share of the images that trained each solver step. By task and step, [T, N]
-    each: what the images' `losses` and `errors` add up to."""
+    each: what the images' `losses` and `errors` add up to. `grad_norm`: the largest of its updates, NaN where one
+    is."""
 
     trained: Sequence[float]
     losses: Tensor
     errors: Tensor
+    grad_norm: float
 
 
-def play_round(run: Run, round_: int, step: Callable[[], None] = lambda: None) -> Sums:
-    """Accumulate the gradient of every update of a round, on this rank's images; `step` ends each of them."""
+def play_round(run: Run, round_: int, step: Callable[[], float] = lambda: 0.0) -> Sums:
+    """Accumulate the gradient of every update of a round, on this rank's images. `step` ends each of them, and answers
+    with the gradient's norm."""
+    norms = []
     losses, errors = torch.zeros((2, len(run.tasks), len(run.path)), dtype=torch.float64, device=run.model.device)
     for update in run.method.updates(run, round_):
         left = update.count
@@ -90,18 +84,25 @@ def play_round(run: Run, round_: int, step: Callable[[], None] = lambda: None) -
                 run.engine.backward((term.weights * term.loss).sum(), last=left == 0)
                 for sums, values in ((losses, term.loss), (errors, term.error)):
                     sums.index_put_((term.tasks, term.steps), values.detach().double(), accumulate=True)
-        step()
-    return Sums(run.method.trained(run, round_), losses, errors)
+        norms.append(step())
+    grad_norm = math.nan if any(math.isnan(norm) for norm in norms) else max(norms)
+    return Sums(run.method.trained(run, round_), losses, errors, grad_norm)
 
 
-def largest(norms: Sequence[float]) -> float:
-    """The largest of them; NaN where one is."""
-    return math.nan if any(math.isnan(norm) for norm in norms) else max(norms)
+def take_step(run: Run, rate: float) -> float:
+    """One optimiser step on what has been accumulated. Returns the gradient's norm; NaN, and no step, where that is not
+    finite."""
+    with run.spent("update"):
+        grad_norm = run.engine.step(rate)
+        if run.scale is not None and not math.isfinite(grad_norm):
+            run.scale.halve()
+        else:
+            run.ema.update(run.steps)
+        run.steps += 1
+    return grad_norm
 
 
-def summarise(
-    run: Run, round_: int, sums: Sums, grad_norm: float, rate: float, began: float, stop: bool
-) -> tuple[RoundRecord, bool]:
+def summarise(run: Run, round_: int, sums: Sums, rate: float, began: float, stop: bool) -> tuple[RoundRecord, bool]:
     """The round over all ranks, and whether any of them was told to stop."""
     stats = run.method.stats
     phases = [run.seconds[phase] for phase in PHASES]
@@ -119,7 +120,7 @@ def summarise(
         seconds=whole / run.world.size,
         tasks=tasks,
         loss=sum(task.share * tasks[task.name].loss for task in run.tasks),
-        grad_norm=grad_norm,
+        grad_norm=sums.grad_norm,
         learning_rate=rate,
         images=len(run.tasks) * run.training.images_per_task,
         phases={phase: value / run.world.size for phase, value in zip(PHASES, seconds, strict=True)},
