@@ -10,6 +10,7 @@ from opd_core.api.load import SpecError, load_spec, parse_spec, spec_digest
 from opd_core.api.sentences import Problem
 from opd_core.errors import InvalidError
 from opd_core.exit_codes import ExitCode
+from opd_trainer.evaluation.checks import gate_line
 
 from opd_cli.options import Changes
 from opd_cli.terminal import echo
@@ -20,7 +21,8 @@ def validate(
     changes: Changes = None,
     output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="text or json.")] = "text",
 ) -> None:
-    """Check specs and print all their problems: where, what was found, what to write instead.
+    """Check specs and print all their problems: where, what was found, what to write instead; and, of a valid one with
+    a gate, what the gate can tell with so many prompts.
 
     Ends with 0 if all are valid, with 2 otherwise.
 
@@ -48,8 +50,10 @@ def _check(file: Path, changes: list[str]) -> dict[str, Any]:
             {"path": p.path, "value": _plain(p.value), "message": p.message, "remedy": p.remedy} for p in problems
         ]
         return {"file": source, "valid": False, "problems": listed, "text": str(error)}
-    digest = spec_digest(distillation)
-    return {"file": source, "valid": True, "problems": [], "digest": digest, "text": f"{source}: valid, {digest}"}
+    digest, evaluation = spec_digest(distillation), distillation.spec.evaluation
+    notes = [gate_line(len(evaluation.gate), evaluation.prompts_per_task)] if evaluation.gate else []
+    text = "\n  ".join([f"{source}: valid, {digest}", *notes])
+    return {"file": source, "valid": True, "problems": [], "digest": digest, "notes": notes, "text": text}
 
 
 def _standard_input() -> str:

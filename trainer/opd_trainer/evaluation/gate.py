@@ -1,9 +1,10 @@
 """Whether a student may be served: a test of non-inferiority.
 
 A rule is missed where the student is worse than it asks for beyond chance: the upper end of the one-sided paired
-bootstrap interval of what it has above the requirement is below zero. The level is 95 % for all rules of a gate
-together (each at 0.05 over their number, Bonferroni), so a student exactly as good as its gate asks for passes at least
-95 % of the time. With few prompts a gate refuses only what is far off: `chance` says how far.
+bootstrap interval of what it has above the requirement is below zero. The level is that of all rules of a gate together
+(each has `FALSE_ALARMS` over their number, Bonferroni), so a student exactly as good as its gate asks for passes at
+least 95 % of the time. With few prompts a gate refuses only what is far off: `chance` says how far, afterwards, and
+`checks.gate_line` before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 from opd_core.api.types import GateRule
 
+from opd_trainer.evaluation.checks import FALSE_ALARMS
 from opd_trainer.evaluation.statistics import mean, upper_bound
 from opd_trainer.evaluation.tags import Tags, tags_for
 
 Rewards = Mapping[str, Mapping[str, Sequence[float]]]  # task -> reward -> [N]
-FALSE_ALARMS = 0.05  # of a student that is exactly as good as all rules ask for
 
 
 def compared_with(rules: Sequence[GateRule]) -> list[str]:
