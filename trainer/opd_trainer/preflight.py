@@ -22,7 +22,9 @@ _SECONDS_TO_ANSWER = 10  # of a reward server before the first round; later it h
 def data_problems(spec: Spec, claims: Path, find: Find) -> list[str]:
     """Each names a field, its value, what is wrong and what to do."""
     found = [*_prompts(spec, claims, find), *_rewards(spec), *_objective(spec)]
-    return found or [words for words, wrong in _unanswered(spec, _readable_prompts(spec, claims, find)) if wrong]
+    if found or not spec.reward_servers:
+        return found
+    return [words for words, wrong in _unanswered(spec, _readable_prompts(spec, claims, find)) if wrong]
 
 
 def data_notes(spec: Spec, claims: Path, find: Find) -> list[str]:
