@@ -30,7 +30,7 @@ from opd_core.artifacts import (
     write_teacher,
 )
 from opd_core.device import choose_device
-from opd_core.errors import InvalidError, RefusedError, StorageError
+from opd_core.errors import InvalidError, RefusedError, StorageError, UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.adapters import save_adapter
 from opd_core.models.fingerprint import fingerprint
@@ -87,7 +87,8 @@ def teach(args: Namespace) -> int:
         serve(metrics, args.metrics_host, args.metrics_port)
     with alone(place, world):
         manifest = read_trained_teacher(place / ADAPTER)
-        if manifest is None:
+        # As rank 0 sees it: a shared file system may show the pods different folders for a while.
+        if broadcast(int(manifest is None), world):
             metrics.stage("Loading")
             own = teacher_spec(spec, teacher)
             find = partial(resolve, claims=args.claims)
@@ -98,6 +99,8 @@ def teach(args: Namespace) -> int:
             code, manifest = make(run, own, place, teacher_digest(spec, teacher), args.claims, metrics)
             if manifest is None:
                 return code
+    if manifest is None:
+        raise UnavailableError(f"{place} does not show this rank the teacher that is there; start again")
     say(world, verdict(teacher, manifest))
     metrics.stage("Done")
     barrier(world)
