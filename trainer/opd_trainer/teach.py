@@ -45,6 +45,7 @@ from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import World, barrier, broadcast, init_distributed, shutdown
 from opd_trainer.evaluation.sampling import Candidate, student_guidance
 from opd_trainer.evaluation.statistics import mean_score
+from opd_trainer.evaluation.tags import tags_for, tags_of
 from opd_trainer.methods.reinforcement import Reinforcement
 from opd_trainer.metrics import Metrics
 from opd_trainer.preflight import data_notes, data_problems
@@ -189,12 +190,16 @@ def describe(
     assert teacher.training is not None
     assert run.validation is not None
     assert isinstance(run.method, Reinforcement)
-    prompts, seed = [record.prompt for record in run.validation.prompts[teacher.name]], spec.evaluation.seed
+    records, seed = run.validation.prompts[teacher.name], spec.evaluation.seed
+    prompts, tags = [record.prompt for record in records], {teacher.name: tags_of(records)}
     weights = torch.tensor(run.method.weights, dtype=torch.float64)
     base, own = (torch.stack(list(scores[model].values()), 1) @ weights for model in ("base", "teacher"))
 
     def means(model: str) -> dict[str, Score]:
-        return {name: mean_score(values.numpy(), prompts, seed) for name, values in scores[model].items()}
+        return {
+            name: mean_score(values.numpy(), prompts, seed, tags_for(name, teacher.name, tags))
+            for name, values in scores[model].items()
+        }
 
     return TeacherManifest(
         name=teacher.name,
