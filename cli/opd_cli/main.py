@@ -12,7 +12,7 @@ import typer
 from opd_core.errors import OPDError
 from opd_core.exit_codes import ExitCode
 
-from opd_cli import evaluate, generate, models, run, serve, teach, validate
+from opd_cli import ablate, evaluate, generate, models, run, serve, teach, validate
 from opd_cli.cluster import commands as cluster
 from opd_cli.terminal import echo
 
@@ -25,6 +25,7 @@ _EXIT_CODES = ", ".join(f"{code.value} {code.name.lower()}" for code in ExitCode
 app = typer.Typer(no_args_is_help=True, epilog=f"Exit codes: {_EXIT_CODES}.", pretty_exceptions_enable=False)
 app.command("run")(run.run)
 app.command("teach", no_args_is_help=True)(teach.teach)
+app.command("ablate", no_args_is_help=True)(ablate.ablate)
 app.command("validate", no_args_is_help=True)(validate.validate)
 app.command("serve", no_args_is_help=True)(serve.serve)
 app.command("generate", no_args_is_help=True)(generate.generate)

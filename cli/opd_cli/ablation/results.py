@@ -1,0 +1,190 @@
+"""What the runs of an ablation came to: a row a run, a line a combination of values, a figure."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from opd_core.api.types import Method, Passes, Spec
+from opd_trainer.evaluation import VALIDATION_PROMPTS
+
+from opd_cli.ablation.grid import Cell, varied
+from opd_cli.charts import Line, line_chart
+
+REACHED = 0.98  # of every teacher's gain: what the leaderboard counts forwards to
+# Student's t at 97.5 %, by degrees of freedom from 1; more have no wider interval than the last.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run.
+
+    Args:
+        forwards: images times solver steps that the student computed in training, guidance not counted.
+        kept: share of each teacher's gain, by task; None where there is none. scores: of the student, by reward.
+        reached: forwards at the first look at which it had `REACHED` of every teacher's gain; None: never, or no looks.
+        curve: (forwards, share of the teachers' gains, mean over tasks) at every look.
+    """
+
+    cell: Cell
+    forwards: int
+    seconds: float
+    kept: Mapping[str, float | None]
+    scores: Mapping[str, float]
+    reached: int | None
+    curve: Sequence[tuple[int, float]]
+
+    @property
+    def mean_kept(self) -> float | None:
+        """Over all tasks; None where one of them has none."""
+        known = [share for share in self.kept.values() if share is not None]
+        return sum(known) / len(known) if len(known) == len(self.kept) else None
+
+
+def read_result(cell: Cell, spec: Spec, work: Path) -> Result:
+    """Of a run that is evaluated, in its work folder."""
+    summary = json.loads((work / "summary.json").read_text())
+    log = work / "train" / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    of_round = forwards_per_round(spec)
+    looks = [
+        (line["round"] * of_round, gains)
+        for line in lines
+        if "rewards" in line and (gains := _gains(spec, work / "evaluation", line["rewards"]))
+    ]
+    return Result(
+        cell=cell,
+        forwards=spec.training.rounds * of_round,
+        seconds=sum(line["seconds"] for line in lines),
+        kept={task: share["share"] for task, share in summary["kept"].items()},
+        scores={reward: score["mean"] for reward, score in summary["scores"]["student"].items()},
+        reached=next((forwards for forwards, gains in looks if min(gains) >= REACHED), None),
+        curve=[(forwards, sum(gains) / len(gains)) for forwards, gains in looks],
+    )
+
+
+def forwards_per_round(spec: Spec) -> int:
+    """Images times solver steps that the student computes."""
+    training = spec.training
+    twice = training.method == Method.OPD and training.passes == Passes.TWO
+    return len(spec.teachers) * training.images_per_task * training.sampler.steps * (2 if twice else 1)
+
+
+def _gains(spec: Spec, evaluation: Path, rewards: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """Shares of the teachers' gains on the prompts of a look, of the tasks whose teacher gains on them."""
+    shares = []
+    for teacher in spec.teachers:
+        reward = teacher.rewards[0]
+        base, own = (
+            float(np.mean(_scored(evaluation / f"{model}.json", teacher.name, reward)))
+            for model in ("base", f"teacher-{teacher.name}")
+        )
+        if own > base:
+            shares.append((rewards[teacher.name][reward] - base) / (own - base))
+    return shares
+
+
+def _scored(file: Path, task: str, reward: str) -> list[float]:
+    found: list[float] = json.loads(file.read_text())["rewards"][task][reward][:VALIDATION_PROMPTS]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- what is written
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """A row a run."""
+    paths = varied([result.cell for result in results])
+    tasks, rewards = list(results[0].kept), list(results[0].scores)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [*paths, "seed", "forwards", "seconds", "forwards_to_reach", *(f"kept/{task}" for task in tasks), *rewards]
+    writer.writerow(names)
+    for result in results:
+        cell = result.cell
+        writer.writerow(
+            [
+                *(json.dumps(cell.values[path]) for path in paths),
+                cell.seed,
+                result.forwards,
+                round(result.seconds, 1),
+                result.reached,
+                *(_rounded(result.kept[task]) for task in tasks),
+                *(_rounded(result.scores[reward]) for reward in rewards),
+            ]
+        )
+    return text.getvalue()
+
+
+def as_markdown(results: Sequence[Result]) -> str:
+    """A line a combination: means over its seeds with 95 % intervals, the best first."""
+    groups = grouped(results)
+    tasks = list(results[0].kept)
+    head = ["", "runs", "forwards", f"forwards to {REACHED:g}", "kept, mean", *tasks]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for group in sorted(groups, key=_rank):
+        first = group[0]
+        reached = [result.reached for result in group if result.reached is not None]
+        told = f"{np.mean(reached):,.0f}" if len(reached) == len(group) else f"{len(reached)} of {len(group)} runs"
+        cells_ = [
+            first.cell.words,
+            str(len(group)),
+            f"{first.forwards:,}",
+            told,
+            with_interval([result.mean_kept for result in group]),
+            *(with_interval([result.kept[task] for result in group]) for task in tasks),
+        ]
+        lines.append(f"| {' | '.join(cells_)} |")
+    return "\n".join(lines) + "\n"
+
+
+def as_figure(results: Sequence[Result]) -> str:
+    """SVG: the share of the teachers' gains over the student's forwards, where runs looked at it; empty without."""
+    lines = []
+    for group in grouped(results):
+        curves = [result.curve for result in group if result.curve]
+        if curves:
+            shortest = min(len(curve) for curve in curves)
+            xs = [float(forwards) for forwards, _ in curves[0][:shortest]]
+            ys = [float(np.mean([curve[i][1] for curve in curves])) for i in range(shortest)]
+            lines.append(Line(group[0].cell.words.replace(",", ";"), xs, ys))
+    return line_chart(lines, "student forwards", from_zero=False) if lines else ""
+
+
+def grouped(results: Sequence[Result]) -> list[list[Result]]:
+    """The seeds of every combination."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.cell.words, []).append(result)
+    return list(groups.values())
+
+
+def with_interval(values: Sequence[float | None]) -> str:
+    """Mean over seeds with Student's 95 % interval; one seed has none."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    mean = float(np.mean(known))
+    if len(known) == 1:
+        return f"{mean:.2f}"
+    half = _T[min(len(known) - 2, len(_T) - 1)] * float(np.std(known, ddof=1)) / math.sqrt(len(known))
+    return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
+
+
+def _rank(group: Sequence[Result]) -> tuple[float, float]:
+    """Fewest forwards first, then by what is kept."""
+    reached = [result.reached for result in group]
+    kept = [result.mean_kept for result in group if result.mean_kept is not None]
+    known = [each for each in reached if each is not None]
+    first = float(np.mean(known)) if len(known) == len(reached) else math.inf
+    return first, -float(np.mean(kept)) if kept else math.inf
+
+
+def _rounded(value: Any) -> Any:
+    return "" if value is None else round(value, 4)
