@@ -19,7 +19,7 @@ from opd_core.models.export import export
 from opd_core.models.inspect import inspect
 from opd_core.models.outline import linear_layers
 from opd_core.models.pipeline import load_model
-from opd_core.models.preflight import student_problems, teacher_problems
+from opd_core.models.preflight import adapter_problems, teacher_problems
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -302,7 +302,7 @@ def test_a_student_starts_from_diffusers_names_alone(folder_of: FolderOf, tmp_pa
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(told))
     spec = load_spec(tmp_path / "spec.yaml").spec
     assert teacher_problems(spec, lambda uri: base if "base" in uri else file, ["first"]) == []
-    (problem,) = student_problems(spec, lambda uri: base if "base" in uri else file)
+    (problem,) = adapter_problems(spec, lambda uri: base if "base" in uri else file)
     assert "spec.student.initFrom is pvc://world/start: " in problem
     assert "starts from one in diffusers' names" in problem
 

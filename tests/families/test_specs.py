@@ -13,7 +13,7 @@ from opd_core.api.load import check_spec
 from opd_core.api.types import Spec
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.outline import read_outline
-from opd_core.models.preflight import model_notes, student_problems
+from opd_core.models.preflight import adapter_problems, model_notes
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_what_one_might_not_expect_of_a_family_is_noted(
 def test_targets_that_miss_a_kind_of_block_are_refused(
     folder_of: Callable[[str], Path], spec: Callable[..., Spec], name: str, targets: list[str], expected: list[str]
 ) -> None:
-    found = sorted(student_problems(spec(1.0, 4, targets), lambda uri: folder_of(name)))
+    found = sorted(adapter_problems(spec(1.0, 4, targets), lambda uri: folder_of(name)))
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
 
 

@@ -135,7 +135,7 @@ def test_debug_shows_the_stack_trace(before: bool, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["run", "--port"], "error: No such option: --port"),
-        (["logs", "tiny", "teacher"], "error: Invalid value for 'ROLE': 'teacher' is not one of 'teachers',"),
+        (["logs", "tiny", "teacher"], "error: Invalid value for 'ROLE': 'teacher' is not one of 'teach',"),
         (["serve", "student", "--port", "99999999"], "error: Invalid value for '--port': "),
         (["generate", "a", "--out", "x.bmp"], "error: --out x.bmp ends in '.bmp'"),
         (["wait", "tiny"], "error: Missing option '--for'"),

@@ -158,6 +158,22 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
         None,
         ["spec.student.adapter.targetModules leaves out transformer_blocks.0.attn.add_k_proj, which the adapter of"],
     ),
+    "a teacher that is trained from another rank, on a layer that is not there": (
+        {
+            "teachers.2.adapter": None,
+            "teachers.2.training": {
+                "algorithm": "DiffusionNFT",
+                "rounds": 1,
+                "initFrom": "pvc://tiny-world/teachers/ocr",
+                "adapter": {"targetModules": ["attn.to_z"]},
+            },
+        },
+        None,
+        [
+            "spec.teachers[2].training.adapter.targetModules names attn.to_z: no linear layer of the model ends so",
+            "spec.teachers[2].training.adapter.rank is 32: the adapter of initFrom has 16; make them equal",
+        ],
+    ),
     "an empty prompt file": (
         {},
         write("prompts/ocr.train.jsonl", "\n"),

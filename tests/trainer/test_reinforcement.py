@@ -259,6 +259,16 @@ def test_noise_is_only_in_the_window_that_all_images_share(make: Make) -> None:
     assert run.method.trained(run, 0) == [float(j in windows[0]) for j in range(8)]
 
 
+def test_a_cascade_starts_as_the_teacher_of_the_task_before(make: Make) -> None:
+    """Old policy and student alike; the base stays what the distance is to."""
+    ocr = {"adapter": {"rank": 16, "alpha": 32}, "initFrom": "pvc://tiny-world/teachers/ocr"}
+    run = make(ALGORITHMS["DiffusionNFT"], **ocr)
+    pairs = zip(adapter_parameters(run.model.transformer, OLD), run.engine.parameters, strict=True)
+    assert all(torch.equal(old, new) for old, new in pairs)
+    assert any(parameter.abs().max() > 0 for parameter in run.engine.parameters[1::2]), "B is no longer zero"
+    assert play_round(run, 0).errors.sum() > 0, "it is not the base any more"
+
+
 IDENTITY = Identity(training_digest="", base="", teachers={}, prompts={}, world_size=1, zero_stage=0)
 
 

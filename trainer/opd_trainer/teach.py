@@ -34,7 +34,7 @@ from opd_core.errors import InvalidError, RefusedError, StorageError, Unavailabl
 from opd_core.exit_codes import ExitCode
 from opd_core.models.adapters import save_adapter
 from opd_core.models.fingerprint import fingerprint
-from opd_core.models.preflight import refuse
+from opd_core.models.preflight import adapter_problems, refuse
 from opd_core.process import die_with_parent, leave
 from opd_core.termination import last_words
 from opd_core.uris import claim_path, resolve
@@ -93,7 +93,8 @@ def teach(args: Namespace) -> int:
             metrics.stage("Loading")
             own = teacher_spec(spec, teacher)
             find = partial(resolve, claims=args.claims)
-            refuse(data_problems(own, args.claims, find), f"teacher {teacher.name}")
+            problems = [*adapter_problems(spec, find), *data_problems(own, args.claims, find)]
+            refuse(problems, f"teacher {teacher.name}")
             for note in data_notes(own, args.claims, find) if world.rank == 0 else []:
                 say(world, note)
             run = build_teacher_run(own, args.claims, device, world)

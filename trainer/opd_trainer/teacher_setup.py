@@ -41,7 +41,7 @@ def teacher_spec(spec: Spec, teacher: Teacher) -> Spec:
         "every_rounds": None,
         "guidance_scale": spec.training.guidance_scale if base_guidance is None else base_guidance,
     }
-    student = spec.student.model_copy(update={"adapter": settings.adapter, "init_from": ""})
+    student = spec.student.model_copy(update={"adapter": settings.adapter, "init_from": settings.init_from})
     return spec.model_copy(
         update={
             "training": training,

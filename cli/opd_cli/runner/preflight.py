@@ -47,12 +47,12 @@ def check_files(name: str, spec: Path, claims: Path, device: str) -> Checked:
 
 def problems(spec: Spec, claims: Path) -> list[str]:
     """Each names a field, its value, what is wrong and what to do."""
-    from opd_core.models.preflight import student_problems, teacher_problems
+    from opd_core.models.preflight import adapter_problems, teacher_problems
     from opd_trainer.preflight import data_problems
 
     names = [teacher.name for teacher in spec.teachers if teacher.adapter]  # the others are still to be trained
     find = partial(_find, claims=claims)
-    models = [*teacher_problems(spec, find, names), *student_problems(spec, find)]
+    models = [*teacher_problems(spec, find, names), *adapter_problems(spec, find)]
     return [*models, *data_problems(spec, claims, find)]
 
 

@@ -275,6 +275,11 @@ class TeacherTraining(Model):
         "slower, decay up to 0.5. Delayed: at once for 75 steps, then ever slower, up to 0.999.",
     )
     adapter: LoRA = Field(default_factory=LoRA, description="The teacher's adapter on the base.")
+    init_from: OptionalUri = Field(
+        default="",
+        description="A LoRA to start from, another task's teacher say, with the adapter's rank and alpha; empty: start "
+        "as the base.",
+    )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW.")
     ema: Ema = Field(default_factory=Ema, description="Averaged weights: what becomes the teacher.")
     seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of prompts, noise and adapter.")

@@ -45,28 +45,39 @@ def teacher_problems(spec: Spec, find: Find, names: Collection[str]) -> list[str
     return found
 
 
-def student_problems(spec: Spec, find: Find) -> list[str]:
-    """Of the adapter that the student starts from, or of the layers that a fresh one is put on."""
+def adapter_problems(spec: Spec, find: Find) -> list[str]:
+    """Of the adapters that are trained, the student's and those of teachers: what they start from, or the layers that a
+    fresh one is put on."""
     found: list[str] = []
     outline, linear = _base(spec, find, [])  # a base that cannot be read is told with the teachers
-    adapter = spec.student.adapter
-    unknown = unknown_targets(adapter.target_modules or [], linear) if linear is not None else []
-    found += [
-        f"spec.student.adapter.targetModules names {target}: no linear layer of the model ends so; "
-        "leave it out, or write e.g. attn.to_q"
-        for target in unknown
-    ]
-    missed = missed_blocks(adapter.target_modules, linear) if linear and adapter.target_modules and not unknown else {}
-    found += [
-        f"spec.student.adapter.targetModules names no layer of {kind}, which would stay as they are; add one such as "
-        f"{layer}, or leave the field out"
-        for kind, layer in missed.items()
-    ]
-    if spec.student.init_from:
-        path = "spec.student.initFrom"
-        start = attempt(path, spec.student.init_from, find, lambda place: _start(place, linear), found)
-        found += start_problems(adapter, start, outline.family.targets) if start and outline else []
+    trained = [("spec.student", spec.student.adapter, spec.student.init_from)]
+    for i, teacher in enumerate(spec.teachers):
+        if teacher.training:
+            trained.append((f"spec.teachers[{i}].training", teacher.training.adapter, teacher.training.init_from))
+    for path, adapter, init_from in trained:
+        found += _fresh(f"{path}.adapter", adapter, linear)
+        if init_from:
+            start = attempt(f"{path}.initFrom", init_from, find, lambda place: _start(place, linear), found)
+            if start and outline:
+                found += start_problems(adapter, start, outline.family.targets, f"{path}.adapter")
     return found
+
+
+def _fresh(path: str, adapter: LoRA, linear: Linear | None) -> Iterator[str]:
+    """Why `adapter` cannot be put on the layers that it names."""
+    if not linear or not adapter.target_modules:
+        return
+    unknown = unknown_targets(adapter.target_modules, linear)
+    for target in unknown:
+        yield (
+            f"{path}.targetModules names {target}: no linear layer of the model ends so; leave it out, or write e.g. "
+            "attn.to_q"
+        )
+    for kind, layer in ({} if unknown else missed_blocks(adapter.target_modules, linear)).items():
+        yield (
+            f"{path}.targetModules names no layer of {kind}, which would stay as they are; add one such as {layer}, or "
+            "leave the field out"
+        )
 
 
 def model_notes(spec: Spec, outline: Outline) -> Iterator[str]:
@@ -87,18 +98,20 @@ def model_notes(spec: Spec, outline: Outline) -> Iterator[str]:
             yield f"{path} is 1, which does not turn guidance off in this model's family; {off}"
 
 
-def start_problems(adapter: LoRA, start: AdapterFile, usual: Sequence[str]) -> Iterator[str]:
-    """Why the student's adapter cannot start from `start`. `usual`: its targets where the spec names none."""
+def start_problems(
+    adapter: LoRA, start: AdapterFile, usual: Sequence[str], path: str = "spec.student.adapter"
+) -> Iterator[str]:
+    """Why `adapter`, at `path` of a spec, cannot start from `start`. `usual`: its targets where the spec names none."""
     ranks, alphas = {start.rank(layer) for layer in start.layers}, set(start.alphas.values())
     for name, ours, theirs in (("rank", adapter.rank, ranks), ("alpha", adapter.alpha, alphas)):
         if theirs != {ours}:
             told = " and ".join(f"{value:g}" for value in sorted(theirs))
             remedy = "make them equal" if len(theirs) == 1 else "start from one that has a single one"
-            yield f"spec.student.adapter.{name} is {ours}: the adapter of initFrom has {told}; {remedy}"
+            yield f"{path}.{name} is {ours}: the adapter of initFrom has {told}; {remedy}"
     outside = [layer for layer in start.layers if not matches(layer, adapter.target_modules or usual)]
     if outside:
         yield (
-            f"spec.student.adapter.targetModules leaves out {outside[0]}, which the adapter of initFrom changes; "
+            f"{path}.targetModules leaves out {outside[0]}, which the adapter of initFrom changes; "
             f"add it ({len(outside)} such layers)"
         )
 
