@@ -88,7 +88,7 @@ def example(repository: Path) -> dict[str, Any]:
     document["spec"]["training"]["sampler"]["steps"] = 6
     document["spec"]["training"]["optimizer"] = {"learningRate": 4e-3}
     document["spec"]["evaluation"].update(promptsPerTask=16)
-    document["spec"]["evaluation"]["gate"] = [{"task": "aesthetic", "reward": "tiny-aesthetic", "ofTeacher": 0.5}]
+    document["spec"]["evaluation"]["gate"] = [{"task": "aesthetic", "reward": "tiny-aesthetic", "ofTeacher": 0.8}]
     return document
 
 
