@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from opd_core.api.types import Method, Passes, Spec
 from opd_trainer.evaluation import VALIDATION_PROMPTS
 
@@ -82,7 +82,7 @@ def _gains(spec: Spec, evaluation: Path, rewards: Mapping[str, Mapping[str, floa
     for teacher in spec.teachers:
         reward = teacher.rewards[0]
         base, own = (
-            float(np.mean(_scored(evaluation / f"{model}.json", teacher.name, reward)))
+            statistics.fmean(_scored(evaluation / f"{model}.json", teacher.name, reward))
             for model in ("base", f"teacher-{teacher.name}")
         )
         if own > base:
@@ -131,7 +131,11 @@ def as_markdown(results: Sequence[Result]) -> str:
     for group in sorted(groups, key=_rank):
         first = group[0]
         reached = [result.reached for result in group if result.reached is not None]
-        told = f"{np.mean(reached):,.0f}" if len(reached) == len(group) else f"{len(reached)} of {len(group)} runs"
+        told = (
+            f"{statistics.fmean(reached):,.0f}"
+            if len(reached) == len(group)
+            else f"{len(reached)} of {len(group)} runs"
+        )
         cells_ = [
             first.cell.words,
             str(len(group)),
@@ -152,7 +156,7 @@ def as_figure(results: Sequence[Result]) -> str:
         if curves:
             shortest = min(len(curve) for curve in curves)
             xs = [float(forwards) for forwards, _ in curves[0][:shortest]]
-            ys = [float(np.mean([curve[i][1] for curve in curves])) for i in range(shortest)]
+            ys = [statistics.fmean(curve[i][1] for curve in curves) for i in range(shortest)]
             lines.append(Line(group[0].cell.words.replace(",", ";"), xs, ys))
     return line_chart(lines, "student forwards", from_zero=False) if lines else ""
 
@@ -170,10 +174,10 @@ def with_interval(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "-"
-    mean = float(np.mean(known))
+    mean = statistics.fmean(known)
     if len(known) == 1:
         return f"{mean:.2f}"
-    half = _T[min(len(known) - 2, len(_T) - 1)] * float(np.std(known, ddof=1)) / math.sqrt(len(known))
+    half = _T[min(len(known) - 2, len(_T) - 1)] * statistics.stdev(known) / math.sqrt(len(known))
     return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
 
 
@@ -182,8 +186,8 @@ def _rank(group: Sequence[Result]) -> tuple[float, float]:
     reached = [result.reached for result in group]
     kept = [result.mean_kept for result in group if result.mean_kept is not None]
     known = [each for each in reached if each is not None]
-    first = float(np.mean(known)) if len(known) == len(reached) else math.inf
-    return first, -float(np.mean(kept)) if kept else math.inf
+    first = statistics.fmean(known) if len(known) == len(reached) else math.inf
+    return first, -statistics.fmean(kept) if kept else math.inf
 
 
 def _rounded(value: Any) -> Any:
