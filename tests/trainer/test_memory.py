@@ -104,7 +104,7 @@ def test_the_documented_table_is_the_plans(repository: Path) -> None:
         assert told == [
             str(chosen.micro_batch_size), switch, str(chosen.in_flight + 1), str(round(chosen.needed / GIB)),
         ]  # fmt: skip
-    line = f"a rank's 9 images of a round: {plan(MEDIUM, 9, 80 * GIB - RESIDENT, Passes.ONE)}"
+    line = f"9 images of a rank: {plan(MEDIUM, 9, 80 * GIB - RESIDENT, Passes.ONE)}"
     assert line in text
 
 
