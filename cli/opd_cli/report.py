@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
 from opd_core.api.load import load_spec
-from opd_core.api.teachers import teacher_folder, trained_teachers
+from opd_core.api.teachers import teacher_path, trained_teachers
 from opd_core.errors import StorageError
-from opd_core.uris import claim_path
 from opd_trainer.evaluation import VALIDATION_PROMPTS
 from opd_trainer.figures import FIGURES
 
@@ -125,9 +124,7 @@ def _teacher_charts(work: Path) -> list[Chart]:
     """Of every teacher that was trained: reward, way from the base, and what the images of one prompt differ in."""
     spec, charts = load_spec(work / "spec.json").spec, []
     for teacher in trained_teachers(spec):
-        folder = claim_path(teacher_folder(spec, teacher), work / "claims")
-        assert folder is not None, "types.Output allows claims only"
-        rounds = _rounds(folder / "train" / "log.jsonl")
+        rounds = _rounds(teacher_path(spec, teacher, work / "claims") / "train" / "log.jsonl")
         if len(rounds) < 2:
             continue
         numbers = [float(r["round"]) for r in rounds]

@@ -33,26 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     """Starts the evaluator's ranks, all on this machine, after the word `evaluate`; after `teach` this node's ranks of
     a teacher's training; else the student's."""
     argv = sys.argv[1:] if argv is None else argv
-    evaluating = argv[:1] == ["evaluate"]
-    program, parser, options = (
-        ("opd_trainer.evaluate", arguments.evaluator(), argv[1:])
-        if evaluating
-        else ("opd_trainer.teach", arguments.teacher_trainer(), argv[1:])
-        if argv[:1] == ["teach"]
-        else ("opd_trainer.train", arguments.trainer(), argv)
-    )
-    args = parser.parse_args(options)
+    programs = {"evaluate": arguments.evaluator, "teach": arguments.teacher_trainer}
+    word = argv[0] if argv and argv[0] in programs else "train"
+    options = argv[1:] if word in programs else argv
+    args = programs.get(word, arguments.trainer)().parse_args(options)
     try:
         spec = load_spec(args.spec).spec
         training = spec.training
-        if evaluating:
+        if word == "evaluate":
             ranks = {"nodes": 1, "processes_per_node": evaluator_processes(spec)}
             training = training.model_copy(update=ranks)
         environments = rank_environments(training, os.environ)
     except OPDError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return supervise([sys.executable, "-m", program, *options], environments)
+    return supervise([sys.executable, "-m", f"opd_trainer.{word}", *options], environments)
 
 
 def rank_environments(training: Training, environ: Mapping[str, str]) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from opd_core.api.load import load_spec
-from opd_core.api.teachers import ADAPTER, teacher_digest, teacher_folder
+from opd_core.api.teachers import ADAPTER, teacher_digest, teacher_path
 from opd_core.api.types import Spec, Teacher
 from opd_core.artifacts import (
     Score,
@@ -37,7 +37,7 @@ from opd_core.models.fingerprint import fingerprint
 from opd_core.models.preflight import adapter_problems, refuse
 from opd_core.process import die_with_parent, leave
 from opd_core.termination import last_words
-from opd_core.uris import claim_path, resolve
+from opd_core.uris import resolve
 from torch import Tensor
 
 from opd_trainer import arguments
@@ -79,8 +79,7 @@ def teach(args: Namespace) -> int:
     spec = load_spec(args.spec).spec
     teacher = find_teacher(spec, args.teacher)
     assert teacher.training is not None
-    place = claim_path(teacher_folder(spec, teacher), args.claims)
-    assert place is not None, "types.Output allows claims only"
+    place = teacher_path(spec, teacher, args.claims)
     device = choose_device(args.device)
     world = init_distributed(device)
     metrics = Metrics([teacher.name], teacher.training.rounds)

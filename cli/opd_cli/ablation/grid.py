@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,8 @@ def cells(grid: Grid) -> list[Cell]:
         for seed in grid.seeds:
             changes = [f"{path}={json.dumps(value)}" for path, value in {**grid.set, **values, SEED: seed}.items()]
             found.append(Cell(values, seed, tuple(changes)))
-    names = [cell.name for cell in found]
-    if twice := next((cell for cell in found if names.count(cell.name) > 1), None):
+    names = Counter(cell.name for cell in found)
+    if twice := next((cell for cell in found if names[cell.name] > 1), None):
         raise InvalidError(f"the grid has {twice.words}, seed {twice.seed}, twice; write each value once")
     return found
 

@@ -53,11 +53,13 @@ def read_result(cell: Cell, spec: Spec, work: Path) -> Result:
     log = work / "train" / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     of_round = forwards_per_round(spec)
-    looks = [
-        (line["round"] * of_round, gains)
-        for line in lines
-        if "rewards" in line and (gains := _gains(spec, work / "evaluation", line["rewards"]))
-    ]
+    looks = []
+    if validated := [line for line in lines if "rewards" in line]:
+        levels = _levels(spec, work / "evaluation")
+        for line in validated if levels else []:
+            rewards = line["rewards"]
+            gains = [(rewards[task][name] - base) / (own - base) for (task, name), (base, own) in levels.items()]
+            looks.append((line["round"] * of_round, gains))
     return Result(
         cell=cell,
         forwards=spec.training.rounds * of_round,
@@ -76,9 +78,9 @@ def forwards_per_round(spec: Spec) -> int:
     return len(spec.teachers) * training.images_per_task * training.sampler.steps * (2 if twice else 1)
 
 
-def _gains(spec: Spec, evaluation: Path, rewards: Mapping[str, Mapping[str, float]]) -> list[float]:
-    """Shares of the teachers' gains on the prompts of a look, of the tasks whose teacher gains on them."""
-    shares = []
+def _levels(spec: Spec, evaluation: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """Means of base and teacher on the prompts of a look by task and first reward, where the teacher gains on them."""
+    levels = {}
     for teacher in spec.teachers:
         reward = teacher.rewards[0]
         base, own = (
@@ -86,8 +88,8 @@ def _gains(spec: Spec, evaluation: Path, rewards: Mapping[str, Mapping[str, floa
             for model in ("base", f"teacher-{teacher.name}")
         )
         if own > base:
-            shares.append((rewards[teacher.name][reward] - base) / (own - base))
-    return shares
+            levels[teacher.name, reward] = base, own
+    return levels
 
 
 def _scored(file: Path, task: str, reward: str) -> list[float]:

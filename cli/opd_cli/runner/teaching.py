@@ -5,12 +5,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from opd_core import roles
-from opd_core.api.teachers import ADAPTER, teacher_folder, trained_teachers
+from opd_core.api.teachers import ADAPTER, teacher_path, trained_teachers
 from opd_core.api.types import Teacher
 from opd_core.artifacts import TeacherManifest, read_trained_teacher
 from opd_core.ports import free_ports
 from opd_core.stages import Reason, Stage
-from opd_core.uris import claim_path
 
 from opd_cli.runner.context import Run
 from opd_cli.runner.follow import follow
@@ -44,8 +43,7 @@ def _train(run: Run, teacher: Teacher, gpus: Sequence[str]) -> None:
     training = run.spec.training
     placement = gpu_placement(gpus, training.processes_per_node, 0)
     place = replace(run.place, threads=max(1, run.place.threads // training.processes_per_node))
-    folder = claim_path(teacher_folder(run.spec, teacher), run.work.claims)
-    assert folder is not None, "types.Output allows claims only"
+    folder = teacher_path(run.spec, teacher, run.work.claims)
     resumed = (folder / "checkpoints" / "latest").exists()
     reason = Reason.RESUMED if resumed else Reason.STARTING
     run.display.stage(Stage.TEACHERS_TRAINED, reason, f"teacher {teacher.name} in {folder}")
@@ -73,6 +71,4 @@ def _gain(run: Run, teacher: Teacher) -> str:
 
 
 def _manifest(run: Run, teacher: Teacher) -> TeacherManifest | None:
-    place = claim_path(f"{teacher_folder(run.spec, teacher)}/{ADAPTER}", run.work.claims)
-    assert place is not None, "types.Output allows claims only"
-    return read_trained_teacher(place)
+    return read_trained_teacher(teacher_path(run.spec, teacher, run.work.claims) / ADAPTER)

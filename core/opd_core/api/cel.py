@@ -13,7 +13,8 @@ from typing import Any
 from opd_core.api import sentences
 from opd_core.api.rules import NEED_NOISE, PIXEL_MULTIPLE, POLICY_GRADIENTS, RESERVED_PATHS, RESOURCES
 from opd_core.api.sentences import Sentence
-from opd_core.api.teachers import FOLDER
+from opd_core.api.teachers import DEFAULTS, FOLDER, trainable_steps
+from opd_core.api.types import Algorithm
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,17 @@ def _divisible(side: str) -> Cel:
     return Cel(at, f"{pixels} % {multiple} == 0", sentences.NOT_DIVISIBLE, pixels, side, words)
 
 
+def _warmup(at: str) -> Cel:
+    return Cel(
+        at,
+        "self.optimizer.schedule != 'Cosine' || self.optimizer.warmupRounds < self.rounds",
+        sentences.WARMUP,
+        "self.optimizer.warmupRounds",
+        "optimizer.warmupRounds",
+        {"rounds": "self.rounds"},
+    )
+
+
 _STEPS, _LAST = "self.objective.trainedSteps", "self.sampler.steps - 1"
 _WEIGHTS = "self.objective.stepWeights"
 _NEEDS_NOISE = f"(self.objective.type in {list(NEED_NOISE)})"
@@ -143,7 +155,8 @@ def _amount(quantity: str) -> str:
     return f"(type({quantity}) == int ? double({quantity}) : quantity({quantity}).asApproximateFloat())"
 
 
-_TEACHER_STEPS = "(!has(self.sampler) ? 9 : self.sampler.steps > 1 ? self.sampler.steps - 1 : 1)"
+_USUAL_STEPS = trainable_steps(DEFAULTS[Algorithm.DIFFUSION_NFT].sampler)  # and those of the other algorithms
+_TEACHER_STEPS = f"(!has(self.sampler) ? {_USUAL_STEPS} : self.sampler.steps > 1 ? self.sampler.steps - 1 : 1)"
 _ALL_RANKS = "(self.training.nodes * self.training.processesPerNode)"
 _GROUPS = f"t.training.promptsPerRound / t.training.updatesPerRound * t.training.groupSize % {_ALL_RANKS} == 0"
 _WHOLE_GROUPS = f"!has(t.training) || t.training.promptsPerRound % t.training.updatesPerRound != 0 || {_GROUPS}"
@@ -190,14 +203,7 @@ def _teachers() -> list[Cel]:
             "updatesPerRound",
             {"prompts": "self.promptsPerRound"},
         ),
-        Cel(
-            at,
-            "self.optimizer.schedule != 'Cosine' || self.optimizer.warmupRounds < self.rounds",
-            sentences.WARMUP,
-            "self.optimizer.warmupRounds",
-            "optimizer.warmupRounds",
-            {"rounds": "self.rounds"},
-        ),
+        _warmup(at),
         Cel(
             "spec",
             f"self.teachers.all(t, {_WHOLE_GROUPS})",
@@ -490,14 +496,7 @@ RULES = (
         "microBatchSize",
         {"images": _PER_RANK},
     ),
-    Cel(
-        "spec.training",
-        "self.optimizer.schedule != 'Cosine' || self.optimizer.warmupRounds < self.rounds",
-        sentences.WARMUP,
-        "self.optimizer.warmupRounds",
-        "optimizer.warmupRounds",
-        {"rounds": "self.rounds"},
-    ),
+    _warmup("spec.training"),
     Cel(
         "spec",
         f"{_GATE}.all(g, {_KNOWN_TASK})",

@@ -7,7 +7,17 @@ from opd_core.api.affinity import Affinity, LabelExpression, LabelSelector, Node
 from opd_core.api.pod import EnvVar, Pod, Resources, Toleration, Volume, amount, devices
 from opd_core.api.sentences import Problem, shown
 from opd_core.api.teachers import FOLDER, completed, trainable_steps
-from opd_core.api.types import Algorithm, LearningRateSchedule, Method, Sampler, SamplerType, Solver, Spec
+from opd_core.api.types import (
+    Algorithm,
+    LearningRateSchedule,
+    Method,
+    Sampler,
+    SamplerType,
+    Solver,
+    Spec,
+    TeacherTraining,
+    Training,
+)
 
 # What every pod has already: its own files, the spec, the claims, what the kernel shows.
 RESERVED_PATHS = ("/tmp", "/dev", "/proc", "/sys", "/etc", "/opt/opd", "/usr", "/mnt/claims", "/var/run/secrets")  # noqa: S108
@@ -143,10 +153,7 @@ def _teacher_training(spec: Spec) -> Iterator[Problem]:
             yield sentences.UPDATES.problem(f"{path}.updatesPerRound", updates, prompts=prompts)
         elif prompts // updates * training.group_size % ranks:
             yield sentences.GROUP_RANKS.problem(f"{path}.groupSize", training.group_size, ranks=ranks)
-        optimizer = training.optimizer
-        if optimizer.schedule == LearningRateSchedule.COSINE and optimizer.warmup_rounds >= training.rounds:
-            words = {"rounds": training.rounds}
-            yield sentences.WARMUP.problem(f"{path}.optimizer.warmupRounds", optimizer.warmup_rounds, **words)
+        yield from _warmup(path, training)
         weights = {each.reward: each.weight for each in training.reward_weights}
         for j, each in enumerate(training.reward_weights):
             if each.reward not in teacher.rewards:
@@ -168,11 +175,14 @@ def _batches(spec: Spec) -> Iterator[Problem]:
         yield sentences.MICRO_BATCH.problem(path, training.micro_batch_size, images=images // ranks)
 
 
-def _warmup(spec: Spec) -> Iterator[Problem]:
-    optimizer, rounds = spec.training.optimizer, spec.training.rounds
+def _students_warmup(spec: Spec) -> Iterator[Problem]:
+    yield from _warmup("spec.training", spec.training)
+
+
+def _warmup(path: str, training: Training | TeacherTraining) -> Iterator[Problem]:
+    optimizer, rounds = training.optimizer, training.rounds
     if optimizer.schedule == LearningRateSchedule.COSINE and optimizer.warmup_rounds >= rounds:
-        path = "spec.training.optimizer.warmupRounds"
-        yield sentences.WARMUP.problem(path, optimizer.warmup_rounds, rounds=rounds)
+        yield sentences.WARMUP.problem(f"{path}.optimizer.warmupRounds", optimizer.warmup_rounds, rounds=rounds)
 
 
 def _gate(spec: Spec) -> Iterator[Problem]:
@@ -316,7 +326,7 @@ RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
     _method,
     _teacher_training,
     _batches,
-    _warmup,
+    _students_warmup,
     _gate,
     _autoscaling,
     _rollout,

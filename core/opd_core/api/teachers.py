@@ -5,6 +5,7 @@ distillation does not train it again, and distillations whose students are besid
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from opd_core.api.digests import digest, said
 from opd_core.api.types import (
@@ -17,6 +18,7 @@ from opd_core.api.types import (
     Teacher,
     TeacherTraining,
 )
+from opd_core.uris import claim_path
 
 FOLDER = "opd-teachers"  # of all of them, beside the student's folder
 ADAPTER = "adapter"  # of one of them, in its own: beside checkpoints and log
@@ -83,6 +85,13 @@ def teacher_folder(spec: Spec, teacher: Teacher) -> str:
     """URI of the folder in the output's claim that holds all of a trained teacher: checkpoints, log, adapter."""
     beside = spec.student.output.uri.rstrip("/").rpartition("/")[0]
     return f"{beside}/{FOLDER}/{teacher.name}-{teacher_digest(spec, teacher)[:_KEY_LENGTH]}"
+
+
+def teacher_path(spec: Spec, teacher: Teacher, claims: Path) -> Path:
+    """`teacher_folder` on this machine, whether or not it is there."""
+    path = claim_path(teacher_folder(spec, teacher), claims)
+    assert path is not None, "types.Output allows claims only"
+    return path
 
 
 def adapter_of(spec: Spec, teacher: Teacher) -> AdapterRef:

@@ -56,7 +56,8 @@ class GRPO:
         return range(start, start + size)
 
     def trained(self, run: Run, round_: int) -> list[float]:
-        return [float(j in self.window(run, round_)) for j in range(len(run.path))]
+        window = self.window(run, round_)
+        return [float(j in window) for j in range(len(run.path))]
 
     @property
     def times(self) -> int:
