@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 
 import pytest
@@ -465,6 +466,17 @@ def test_a_model_encodes_denoises_and_decodes(tiny_base):
     assert images.min() >= 0
     assert images.max() <= 1
     assert model.encode(["a red 7"], 10)[0].key == conditionings[0].key
+
+
+def test_no_prompt_reaches_a_log_because_it_is_long(tiny_base, caplog, monkeypatch):
+    """Both libraries warn of what they cut off, with its words; their loggers do not propagate by themselves."""
+    for library in ("diffusers", "transformers"):
+        caplog.set_level(logging.WARNING, library)
+        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
+    load_model(tiny_base, parts={"text"}).encode(
+        ["the name of a customer, and where she lives"], max_sequence_length=10
+    )
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

@@ -224,14 +224,15 @@ def test_the_program_ends_with_its_engine(settings, free_port, monkeypatch, how)
 
 def test_the_request_id_of_a_failure_is_in_the_answer_and_in_the_log_and_no_prompt_is(settings, monkeypatch, caplog):
     """Prompts are private: neither a truncated one's end nor one that fails is logged."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     with running(make_service(settings)) as endpoint, caplog.at_level(logging.INFO):
         client = endpoint.client()
         secret = "a secret 3 " * 20
         done = client.images.with_raw_response.generate(prompt=secret)
-        monkeypatch.setattr(images, "xmp", lambda provenance: 1 / 0)
-        with pytest.raises(openai.InternalServerError) as internal:
-            client.images.generate(prompt=secret)
-        monkeypatch.undo()
+        with monkeypatch.context() as broken:
+            broken.setattr(images, "xmp", lambda provenance: 1 / 0)
+            with pytest.raises(openai.InternalServerError) as internal:
+                client.images.generate(prompt=secret)
         endpoint.service.engine.model.transformer.forward = lambda *arguments, **options: 1 / 0
         with pytest.raises(openai.InternalServerError) as step:
             client.images.generate(prompt=secret)

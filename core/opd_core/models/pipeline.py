@@ -1,5 +1,6 @@
 """One text-to-image model, as all roles use it: prompts in, velocities, images out."""
 
+import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,9 @@ def load_model(
         InvalidError: the folder is not a model that this project can train or serve.
     """
     outline = read_outline(path)
+    # They write the end of a prompt that is too long into the log; how many there are is said without (`tokens`).
+    for library in ("diffusers", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     # Looks at the files, too: refuses what could be loaded in the place of the weights.
     names = [component.name for component in components(path)]
     absent = {name: None for part in set(PARTS) - set(parts) for name in names if name.startswith(PARTS[part])}

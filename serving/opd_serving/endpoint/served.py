@@ -1,6 +1,5 @@
 """What an endpoint serves: a student on its base, or a bare model."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,9 +86,6 @@ def load(served: Served, device: str, dtype: torch.dtype) -> Model:
                 "serve it with the base it was trained on"
             )
     model = load_model(served.base, device=device, dtype=dtype)
-    # They write the end of a truncated prompt into the log; the client hears of it instead.
-    for library in ("diffusers", "transformers"):
-        logging.getLogger(library).setLevel(logging.ERROR)
     if served.adapter is not None:
         load_adapter(model.transformer, read_adapter_file(served.adapter), _ADAPTER)
         use_adapter(model.transformer, _ADAPTER)
