@@ -169,9 +169,9 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
             "type": pick("ODE", "SDE"), "solver": pick("Flow", "Dance", "DDIM", "CPS", "DPM2"),
             "steps": pick(1, 2, 6), "noiseLevel": pick(0, 0.7, 1, 1.5),
         },
-        "method": pick("OPD", "SFT"),
+        "method": pick("OPD", "SFT", "DMD2", "TDM"),
         "objective": {
-            "type": pick("KL", "MeanMatching", "Velocity", "PPO", "other:LOSS"),
+            "type": pick("KL", "MeanMatching", "X0", "PPO", "other:LOSS"),
             "selfNormalized": pick(False, True),
         },
         "optimizer": {"schedule": pick("Constant", "Cosine"), "warmupRounds": pick(0, 10)},

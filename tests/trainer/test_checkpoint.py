@@ -26,7 +26,7 @@ CONSTANT = {"spec.training.optimizer": {"learningRate": 1e-3}}
 
 
 def save(run: Run, folder: Path, round_: int, keep: int = 2) -> Path:
-    return checkpoint.save(folder, round_, run.engine, {"ema": run.ema.tensors}, IDENTITY, run.world, keep)
+    return checkpoint.save(folder, round_, {"student": run.engine}, {"ema": run.ema.tensors}, IDENTITY, run.world, keep)
 
 
 def step(run: Run, round_: int) -> None:
@@ -61,7 +61,7 @@ def test_weights_optimiser_and_average_come_back_exactly(
     found = checkpoint.latest(tmp_path, run.world)
     assert found is not None
     assert found[0] == folder
-    checkpoint.load(*found, resumed.engine, {"ema": resumed.ema.tensors}, IDENTITY, run.world)
+    checkpoint.load(*found, {"student": resumed.engine}, {"ema": resumed.ema.tensors}, IDENTITY, run.world)
     step(resumed, found[1].round)
     assert all(torch.equal(a, b) for a, b in zip(resumed.engine.parameters, expected[0], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(resumed.ema.tensors, expected[1], strict=True))
@@ -96,7 +96,12 @@ def test_another_runs_checkpoint_is_refused(
     folder, manifest = checkpoint.latest(tmp_path, run.world)  # type: ignore[misc]
     with pytest.raises(RefusedError, match=message):
         checkpoint.load(
-            folder, manifest, run.engine, {"ema": run.ema.tensors}, IDENTITY.model_copy(update=change), run.world
+            folder,
+            manifest,
+            {"student": run.engine},
+            {"ema": run.ema.tensors},
+            IDENTITY.model_copy(update=change),
+            run.world,
         )
 
 
@@ -105,23 +110,27 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(make_run: Callable[..., R
     step(run, 0)
     folder = save(run, tmp_path, 1)
     manifest = checkpoint.latest(tmp_path, run.world)[1]  # type: ignore[index]
-    for name in ("ema.safetensors", checkpoint.STUDENT, "optimizer-00000.safetensors"):
+    for name in ("ema.safetensors", "student.safetensors", "optimizer-00000.safetensors"):
         content = (folder / name).read_bytes()
         for broken in (None, b"cut", content[:-1]):
             (folder / name).unlink()
             if broken is not None:
                 (folder / name).write_bytes(broken)
             with pytest.raises(InvalidError, match="round-000001 is damaged.*older one"):
-                checkpoint.load(folder, manifest, run.engine, {"ema": run.ema.tensors}, IDENTITY, run.world)
+                checkpoint.load(
+                    folder, manifest, {"student": run.engine}, {"ema": run.ema.tensors}, IDENTITY, run.world
+                )
             (folder / name).write_bytes(content)
-    for name in ("ema.safetensors", checkpoint.STUDENT, "optimizer-00000.safetensors"):
+    for name in ("ema.safetensors", "student.safetensors", "optimizer-00000.safetensors"):
         whole = load_file(folder / name)
         first = next(key for key, tensor in whole.items() if tensor.numel() > 1)
         fewer = {key: tensor for key, tensor in whole.items() if key.partition(".")[0] != first.partition(".")[0]}
         for other in ({**whole, first: torch.ones(1)}, fewer):  # whole files of something else
             save_file(other, folder / name)
             with pytest.raises(InvalidError, match="round-000001 is damaged"):
-                checkpoint.load(folder, manifest, run.engine, {"ema": run.ema.tensors}, IDENTITY, run.world)
+                checkpoint.load(
+                    folder, manifest, {"student": run.engine}, {"ema": run.ema.tensors}, IDENTITY, run.world
+                )
         save_file(whole, folder / name)
     for text in (json.dumps({"round": 1}), "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")):
         (folder / checkpoint.MANIFEST).write_text(text)
@@ -167,12 +176,12 @@ def test_nothing_of_a_checkpoint_is_unpickled(make_run: Callable[..., Run], tmp_
     (folder / "engine").mkdir()
     for name in ("engine/mp_rank_00_model_states.pt", "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt"):
         torch.save(Attack(mark), folder / name)
-    checkpoint.load(folder, manifest, run.engine, {"ema": run.ema.tensors}, IDENTITY, run.world)
+    checkpoint.load(folder, manifest, {"student": run.engine}, {"ema": run.ema.tensors}, IDENTITY, run.world)
     for file in folder.glob("*.safetensors"):
         content = file.read_bytes()
         torch.save(Attack(mark), file)
         with pytest.raises(InvalidError, match="is damaged"):
-            checkpoint.load(folder, manifest, run.engine, {"ema": run.ema.tensors}, IDENTITY, run.world)
+            checkpoint.load(folder, manifest, {"student": run.engine}, {"ema": run.ema.tensors}, IDENTITY, run.world)
         file.write_bytes(content)
     assert not mark.exists()
     torch.load(folder / "engine" / "mp_rank_00_model_states.pt", weights_only=False)
@@ -203,7 +212,7 @@ class Full:
 
 try:
     state = {"ema": Full.parameters}
-    checkpoint.save(folder, 7, Full(), state, checkpoint.Identity.model_validate_json(sys.argv[3]), world, 2)
+    checkpoint.save(folder, 7, {"student": Full()}, state, checkpoint.Identity.model_validate_json(sys.argv[3]), world, 2)
 except StorageError as error:
     print("StorageError", error, flush=True)
 os._exit(0)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from opd_core.api.types import Training
 from opd_core.conditioning import Conditioning, Prompts
-from opd_core.diffusion.noise import draw
 from torch import Tensor
 
 from opd_trainer.prompt_files import PromptRecord
@@ -90,15 +89,6 @@ def build_batch(
         task_of_row=torch.tensor([row.task for row in rows], device=device),
         loss_weights=torch.tensor([tasks[row.task].share / share for row in rows], device=device),
     )
-
-
-def batch_noise(
-    tasks: Sequence[Task], batch: Batch, shape: Sequence[int], seed: int, device: torch.device, step: int | None = None
-) -> Tensor:
-    """Standard normal [B, *shape], float32: the start of the trajectories, or what the sampler adds at `step`."""
-    purpose = ("start",) if step is None else ("step", step)
-    draws = [draw(shape, seed, *purpose, tasks[row.task].name, batch.round, row.sample) for row in batch.rows]
-    return torch.stack(draws).to(device, non_blocking=True)
 
 
 def _spans(rows: Sequence[Row]) -> list[tuple[int, slice]]:

@@ -1,9 +1,10 @@
 """Checkpoints: written beside and renamed, so that a folder named round-* is always whole.
 
     checkpoints/round-000120/checkpoint.json         what it belongs to
-                             student.safetensors     trained parameters
+                             student.safetensors     trained parameters; fake.safetensors of a fake score
                              ema.safetensors         their moving average, and what else the method keeps
-                             optimizer-00000.safetensors   of every rank: its part of the optimiser's state
+                             optimizer-00000.safetensors   of every rank: its part of the optimiser's state;
+                                                           optimizer-fake-00000.safetensors of the fake score's
     checkpoints/latest                               name of the newest, written last
 
 Numbers and JSON, nothing that is unpickled: DeepSpeed's own files are, and whoever can write into the claim would run
@@ -28,8 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opd_trainer.engine import Engine, World, broadcast, copy_all, total
+from opd_trainer.run import STUDENT
 
-MANIFEST, LATEST, STUDENT = "checkpoint.json", "latest", "student.safetensors"
+MANIFEST, LATEST = "checkpoint.json", "latest"
+Engines = Mapping[str, Engine]  # by the name of the role that they train
 State = Mapping[str, Sequence[Tensor]]  # beside the trained parameters, by the name of their file: ema, old
 _FOLDER = re.compile(r"round-(\d{6,12})", re.ASCII)
 
@@ -61,7 +64,7 @@ class Manifest(BaseModel):
 def save(
     directory: Path,
     round_: int,
-    engine: Engine,
+    engines: Engines,
     state: State,
     identity: Identity,
     world: World,
@@ -83,17 +86,17 @@ def save(
         partial.mkdir()
 
     def write_shared() -> None:
-        _write(partial / STUDENT, engine.parameters)
-        for name, tensors in state.items():
+        for name, tensors in {**{role: engine.parameters for role, engine in engines.items()}, **state}.items():
             _write(partial / f"{name}.safetensors", tensors)
         manifest = Manifest(round=round_, halvings=halvings, identity=identity, versions=installed_versions())
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         _sync_path(partial / MANIFEST)
 
     def write_own() -> None:
-        file = partial / _optimizer_file(world.rank)
-        save_file({key: tensor.cpu().contiguous() for key, tensor in engine.optimizer_state().items()}, file)
-        _sync_path(file)
+        for role, engine in engines.items():
+            file = partial / _optimizer_file(role, world.rank)
+            save_file({key: tensor.cpu().contiguous() for key, tensor in engine.optimizer_state().items()}, file)
+            _sync_path(file)
         if world.rank == 0:
             write_shared()
 
@@ -147,7 +150,7 @@ def latest(directory: Path, world: World) -> tuple[Path, Manifest] | None:
     return folder, manifest
 
 
-def load(folder: Path, manifest: Manifest, engine: Engine, state: State, identity: Identity, world: World) -> None:
+def load(folder: Path, manifest: Manifest, engines: Engines, state: State, identity: Identity, world: World) -> None:
     """Continue from a checkpoint of the same identity; its numbers go into the tensors of `state`.
 
     Raises:
@@ -160,8 +163,9 @@ def load(folder: Path, manifest: Manifest, engine: Engine, state: State, identit
             + "\n".join(f"  {line}" for line in differences)
         )
     try:
-        parameters, kept = _read(folder / STUDENT), {name: _read(folder / f"{name}.safetensors") for name in state}
-        engine.restore(parameters, load_file(folder / _optimizer_file(world.rank)))
+        kept = {name: _read(folder / f"{name}.safetensors") for name in (*engines, *state)}
+        for role, engine in engines.items():
+            engine.restore(kept[role], load_file(folder / _optimizer_file(role, world.rank)))
         for name, tensors in state.items():
             copy_all(kept[name], tensors)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
@@ -216,8 +220,8 @@ def _read(file: Path) -> list[Tensor]:
     return [stored[str(i)] for i in range(len(stored))]
 
 
-def _optimizer_file(rank: int) -> str:
-    return f"optimizer-{rank:05d}.safetensors"
+def _optimizer_file(role: str, rank: int) -> str:
+    return f"optimizer{'' if role == STUDENT else f'-{role}'}-{rank:05d}.safetensors"
 
 
 _NONE, _NO_NAME = -1, -2

@@ -1,4 +1,4 @@
-"""What is told of a round of reinforcement learning: means over its images, or over their trained steps."""
+"""What some methods tell of a round: means over its images, or over their trained steps."""
 
 FIGURES = {
     "reward": "Weighted sum of the rewards of the sampled images.",
@@ -8,5 +8,6 @@ FIGURES = {
     "old_distance": "DiffusionNFT: squared distance of the trained policy's velocities to the sampling one's.",
     "ratio": "GRPO: ratio of the trained policy's likelihood to the sampling one's; 1 before the first update.",
     "clipped": "GRPO: share of the ratios outside the clip range.",
+    "fake_loss": "DMD2, TDM: what the fake score could not follow of the student, with the noise that nobody can.",
     "norm_ratio": "Length of the policy's velocities, relative to the base's: growth brightens images.",
 }

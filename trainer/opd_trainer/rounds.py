@@ -12,8 +12,7 @@ from opd_trainer.engine import World
 from opd_trainer.log import RoundLog
 from opd_trainer.metrics import Metrics
 from opd_trainer.record import RoundRecord
-from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT
+from opd_trainer.run import STUDENT, Run
 from opd_trainer.stopping import StopSignal
 from opd_trainer.validation import validate
 
@@ -26,7 +25,7 @@ def resume(run: Run, work: Path, identity: Identity, metrics: Metrics) -> int:
     if found is None:
         return 0
     folder, manifest = found
-    checkpoint.load(folder, manifest, run.engine, state_of(run), identity, run.world)
+    checkpoint.load(folder, manifest, engines_of(run), state_of(run), identity, run.world)
     run.steps = manifest.round * run.method.updates_per_round
     if run.scale is not None:
         run.scale.halvings = manifest.halvings
@@ -36,8 +35,13 @@ def resume(run: Run, work: Path, identity: Identity, metrics: Metrics) -> int:
 
 
 def state_of(run: Run) -> checkpoint.State:
-    """What a checkpoint holds beside the trained parameters and their optimiser."""
+    """What a checkpoint holds beside the trained parameters and their optimisers."""
     return {"ema": run.ema.tensors, **run.method.state}
+
+
+def engines_of(run: Run) -> checkpoint.Engines:
+    """All that is trained."""
+    return {STUDENT: run.engine, **run.method.engines}
 
 
 def play(
@@ -70,9 +74,10 @@ def play(
             log.write(record, datetime.now(UTC).isoformat(timespec="seconds"))
         if stopping or record.round == training.rounds or record.round % training.checkpoint.every_rounds == 0:
             began = time.monotonic()
+            halvings = run.scale.halvings if run.scale else 0
             folder = checkpoint.save(
-                work / CHECKPOINTS, record.round, run.engine, state_of(run), identity, world, training.checkpoint.keep,
-                halvings=run.scale.halvings if run.scale else 0,
+                work / CHECKPOINTS, record.round, engines_of(run), state_of(run), identity, world,
+                training.checkpoint.keep, halvings=halvings,
             )  # fmt: skip
             metrics.saved(record.round, folder, began)
             say(world, describe(record, training.rounds))

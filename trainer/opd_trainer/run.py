@@ -24,6 +24,8 @@ from opd_trainer.validation import Validation
 if TYPE_CHECKING:  # a method knows the run that it is a method of
     from opd_trainer.methods.method import Method
 
+STUDENT = "student"  # name of the trained adapter
+
 
 @dataclass(eq=False)
 class Run:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from opd_core.api import types
 from opd_core.api.teachers import adapter_of
 from opd_core.api.types import Placement, Precision, Spec, Training
 from opd_core.conditioning import Conditioning
@@ -28,18 +29,18 @@ from opd_trainer.ema import Ema
 from opd_trainer.encoders import PromptCache, encoders_on_device
 from opd_trainer.engine import Engine, World, maximum
 from opd_trainer.memory import Footprint, Plan, free_bytes, measure, plan
-from opd_trainer.methods.distillation import Distillation
+from opd_trainer.methods.distillation import FAKE_UPDATES, Distillation
+from opd_trainer.methods.fake_score import FAKE, FakeScore
 from opd_trainer.methods.method import Method
 from opd_trainer.objectives.registry import load_loss, step_weights
 from opd_trainer.precision import GradientScale
 from opd_trainer.prompt_files import PromptRecord
 from opd_trainer.prompts import task_prompts
 from opd_trainer.rewards.registry import RewardFn, load_rewards
-from opd_trainer.run import Run
+from opd_trainer.run import STUDENT, Run
 from opd_trainer.trajectories import student_prompts
 from opd_trainer.validation import build_validation, validation_prompts
 
-STUDENT = "student"  # name of the trained adapter
 # What two answers to one question may differ by, relative to the answer; float16 on the wire is 3e-4 of it.
 _ROUNDING = {Precision.FP32: 1e-3, Precision.FP16: 2e-3, Precision.BF16: 1e-2}
 _PROMPT_CACHE_BYTES = 2 << 30
@@ -48,15 +49,27 @@ _PROMPT_CACHE_BYTES = 2 << 30
 def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, world: World) -> Run:
     """The run of a distillation: as `build`, with the teachers connected."""
 
+    training = spec.training
+    trained = [FAKE] if training.method in FAKE_UPDATES else []
+
     def method(model: Model, path: Sequence[Transition]) -> Distillation:
-        objective = spec.training.objective
+        objective = training.objective
         loss, weights = load_loss(objective, path), step_weights(objective, len(path))
-        return Distillation(loss, weights, open_teachers(spec, claims, addresses, device))
+        fake = fake_score(training, model) if trained else None
+        return Distillation(loss, weights, open_teachers(spec, claims, addresses, device), fake)
 
     validated = spec.evaluation.every_rounds is not None
     # First of all: a wrong name ends here and not at the first validation.
     prompts, rewards = (validation_prompts(spec, claims), load_rewards(spec, device)) if validated else ({}, {})
-    return build(spec, claims, device, world, method, prompts, rewards)
+    return build(spec, claims, device, world, method, prompts, rewards, trained=trained)
+
+
+def fake_score(training: Training, model: Model) -> FakeScore:
+    parameters = adapter_parameters(model.transformer, FAKE)
+    settings = training.fake_score or types.FakeScore()
+    optimizer = settings.optimizer or training.optimizer
+    engine = Engine(parameters, optimizer, training.deepspeed.zero_stage)
+    return FakeScore(engine, optimizer, settings.updates_per_round or FAKE_UPDATES[training.method])
 
 
 def build(
@@ -68,7 +81,8 @@ def build(
     prompts: Mapping[str, Sequence[PromptRecord]],
     rewards: Mapping[str, Mapping[str, RewardFn]],
     *,
-    copies: Sequence[str] = (),
+    trained: Sequence[str] = (),
+    frozen: Sequence[str] = (),
     at_once: int | None = None,
 ) -> Run:
     """Load the base, put the student on it, hand its parameters to DeepSpeed.
@@ -76,7 +90,7 @@ def build(
     Args:
         make_method: called with the model, the student on it, and the sampler's path.
         prompts: those of the validation, by task; none, and no `rewards`: there is no validation.
-        copies: names of frozen adapters that begin as the student does.
+        trained, frozen: names of further adapters that begin as the student does.
         at_once: images that are computed together at most; None: all that one rank has in a round.
     """
     training = spec.training
@@ -92,10 +106,11 @@ def build(
     with encoders_on_device(model):
         (negative,) = model.encode([""], spec.model.max_sequence_length, negative=True)
     validation = build_validation(spec, prompts, rewards, model) if prompts else None
-    add_student(spec, model, claims, copies)
+    add_student(spec, model, claims, trained, frozen)
     parameters = adapter_parameters(model.transformer, STUDENT)
+    all_trained = [each for name in (STUDENT, *trained) for each in adapter_parameters(model.transformer, name)]
     # Before DeepSpeed, whose own hooks must see gradients without their scale.
-    scale = GradientScale(parameters) if training.precision == Precision.FP16 else None
+    scale = GradientScale(all_trained) if training.precision == Precision.FP16 else None
     engine = Engine(parameters, training.optimizer, training.deepspeed.zero_stage)
     ema = Ema(parameters, training.ema.decay)
     method = make_method(model, path)
@@ -173,14 +188,17 @@ def sampler_path(spec: Spec, model: Model) -> tuple[Transition, ...]:
     return transitions(schedule, training.sampler.solver, training.sampler.noise_level)
 
 
-def add_student(spec: Spec, model: Model, claims: Path, copies: Sequence[str] = ()) -> None:
+def add_student(
+    spec: Spec, model: Model, claims: Path, trained: Sequence[str] = (), frozen: Sequence[str] = ()
+) -> None:
     """Put the trainable adapter on the base, with the numbers of `initFrom` where that has some; float32 whatever the
-    base is. `copies`: names of adapters that begin as it does and are not trained."""
+    base is. `trained`, `frozen`: names of further adapters that begin as it does."""
     adapter = spec.student.adapter
     start = read_adapter_file(resolve(spec.student.init_from, claims)) if spec.student.init_from else None
     if start is not None:
         refuse(list(start_problems(adapter, start, model.family.targets)), spec.student.init_from)
-    for name in (*copies, STUDENT):  # the student last: it is what the model computes with
+    names = (*frozen, *trained, STUDENT)
+    for name in names:  # the student last: it is what the model computes with
         add_student_adapter(
             model.transformer,
             rank=adapter.rank,
@@ -191,10 +209,10 @@ def add_student(spec: Spec, model: Model, claims: Path, copies: Sequence[str] = 
         )
         if start is not None:
             start_adapter(model.transformer, start, name)
-    for name in (*copies, STUDENT):
+    for name in names:
         for parameter in adapter_parameters(model.transformer, name):
             parameter.data = parameter.data.float()
-            parameter.requires_grad_(name == STUDENT)
+            parameter.requires_grad_(name not in frozen)
 
 
 def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: str) -> TeacherClient:

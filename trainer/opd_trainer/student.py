@@ -19,7 +19,7 @@ from torch import Tensor
 
 from opd_trainer.checkpoint import Identity
 from opd_trainer.ema import Ema
-from opd_trainer.setup import STUDENT
+from opd_trainer.run import STUDENT
 
 
 def averaged_state(model: Model, ema: Ema) -> dict[str, Tensor]:

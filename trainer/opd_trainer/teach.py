@@ -52,9 +52,8 @@ from opd_trainer.preflight import data_notes, data_problems
 from opd_trainer.prompts import prompts_digest
 from opd_trainer.rank import run_rank
 from opd_trainer.rounds import play, resume, say
-from opd_trainer.run import Run
+from opd_trainer.run import STUDENT, Run
 from opd_trainer.server import serve
-from opd_trainer.setup import STUDENT
 from opd_trainer.stopping import StopSignal, leave_at_once
 from opd_trainer.student import averaged_state
 from opd_trainer.teacher_setup import build_teacher_run, teacher_spec

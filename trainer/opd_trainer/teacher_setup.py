@@ -15,8 +15,8 @@ from opd_trainer.methods.nft import OLD, DiffusionNFT
 from opd_trainer.methods.reinforcement import Reinforcement
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.rewards.registry import load_rewards
-from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT, build
+from opd_trainer.run import STUDENT, Run
+from opd_trainer.setup import build
 
 
 def teacher_spec(spec: Spec, teacher: Teacher) -> Spec:
@@ -66,8 +66,8 @@ def build_teacher_run(spec: Spec, claims: Path, device: str, world: World) -> Ru
         algorithm = DiffusionNFT(settings, student, old) if nft else GRPO(settings)
         return Reinforcement(settings, algorithm, rewards[teacher.name], _quiet(spec, model))
 
-    copies = [OLD] if nft else []
-    return build(spec, claims, device, world, method, prompts, rewards, copies=copies, at_once=settings.group_size)
+    frozen = [OLD] if nft else []
+    return build(spec, claims, device, world, method, prompts, rewards, frozen=frozen, at_once=settings.group_size)
 
 
 def _quiet(spec: Spec, model: Model) -> tuple[Transition, ...]:

@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Self
 
 import torch
 from opd_core.api.types import Training
 from opd_core.conditioning import Conditioning, Prompts
+from opd_core.diffusion.noise import draw, uniform
 from opd_core.errors import DivergedError
 from opd_core.models.pipeline import Model
 from opd_core.teachers.client import TeacherClient
 from torch import Tensor
 
-from opd_trainer.batches import Batch, Row, batch_noise, build_batch
+from opd_trainer.batches import Batch, Row, build_batch
 from opd_trainer.run import Run
 
 
@@ -37,11 +38,23 @@ class Trajectories:
 
     def start(self) -> Tensor:
         """Where the trajectories begin: standard normal."""
-        return self._noise(None)
+        return self.noise_for("start")
 
     def noise(self, step: int) -> Tensor:
         """What the sampler adds at `step`: standard normal."""
-        return self._noise(step)
+        return self.noise_for("step", step)
+
+    def noise_for(self, *purpose: str | int) -> Tensor:
+        """Standard normal, keyed by purpose, task, round and number of the image."""
+        run, resolution = self.run, self.run.training.resolution
+        with run.spent("rollout"):
+            shape = run.model.latent_shape(resolution.width, resolution.height)
+            draws = [draw(shape, *key) for key in self._keys(purpose)]
+            return torch.stack(draws).to(run.model.device, non_blocking=True)
+
+    def uniform(self, *purpose: str | int) -> Tensor:
+        """[B] in [0, 1), keyed like the noise."""
+        return torch.tensor([uniform(*key) for key in self._keys(purpose)], device=self.run.model.device)
 
     def student(self, x: Tensor, step: int) -> Tensor:
         """The student's guided velocity at `x`, with its graph where gradients are on."""
@@ -55,41 +68,56 @@ class Trajectories:
         Raises:
             DivergedError: `x` has left the finite numbers: it is the student that failed, not its teacher.
         """
+        return self._ask(x, torch.full((len(x),), self.run.path[step].sigma), f"before step {step}")
+
+    def teachers_at(self, x: Tensor, sigmas: Tensor) -> "TimedAnswers":
+        """As `teachers`, at a noise level of every row's own, [B]."""
+        return self._ask(x, sigmas.cpu(), "in images with new noise")
+
+    @cached_property
+    def unguided(self) -> Prompts:
+        """What a network without guidance is told of the rows' prompts. A scale that is the network's own input, or has
+        no effect, stays the student's."""
+        run, prompts = self.run, self.batch.conditioning
+        off = run.model.guidance.off
+        scale = run.training.guidance_scale if off is None else off
+        return run.model.prompts(prompts, [run.negative] * len(prompts), [scale] * len(prompts))
+
+    def _ask(self, x: Tensor, sigmas: Tensor, where: str) -> "TimedAnswers":
         run = self.run
         with run.spent("rollout"):
             states = x.cpu()  # on a GPU, until all that is queued there has been computed: not the teachers' time
-            self._check(states, step)
+            self._check(states, where)
             extrapolation = run.training.objective.extrapolation
             spans = self.batch.spans
-            teachers = [self._submit(task, states, span, step, base=False) for task, span in spans]
+            teachers = [self._submit(task, states, sigmas, span, base=False) for task, span in spans]
             if extrapolation == 1:
                 return TimedAnswers(run, teachers)
-            base = [self._submit(task, states, span, step, base=True) for task, span in spans]
+            base = [self._submit(task, states, sigmas, span, base=True) for task, span in spans]
             return TimedAnswers(run, teachers, base, extrapolation)
 
-    def _submit(self, task: int, states: Tensor, span: slice, step: int, base: bool) -> "Future[Tensor]":
-        run, rows = self.run, (span.stop - span.start,)
+    def _submit(self, task: int, states: Tensor, sigmas: Tensor, span: slice, base: bool) -> "Future[Tensor]":
+        run = self.run
         return self.client.submit(
             run.tasks[task].name,
             states[span],
-            torch.full(rows, run.path[step].sigma),
-            torch.full(rows, run.tasks[task].guidance),
+            sigmas[span],
+            torch.full((span.stop - span.start,), run.tasks[task].guidance),
             self.batch.conditioning[span],
             run.negative,
             base,
         )
 
-    def _noise(self, step: int | None) -> Tensor:
-        run, resolution = self.run, self.run.training.resolution
-        with run.spent("rollout"):
-            shape = run.model.latent_shape(resolution.width, resolution.height)
-            return batch_noise(run.tasks, self.batch, shape, run.training.seed, run.model.device, step)
+    def _keys(self, purpose: tuple[str | int, ...]) -> list[tuple[str | int, ...]]:
+        """What a draw for every row is keyed by."""
+        tasks, batch, seed = self.run.tasks, self.batch, self.run.training.seed
+        return [(seed, *purpose, tasks[row.task].name, batch.round, row.sample) for row in batch.rows]
 
-    def _check(self, states: Tensor, step: int) -> None:
+    def _check(self, states: Tensor, where: str) -> None:
         for task, span in self.batch.spans:
             if not torch.isfinite(states[span]).all():
                 raise DivergedError(
-                    f"round {self.batch.round + 1}: the student left the finite numbers before step {step} on task "
+                    f"round {self.batch.round + 1}: the student left the finite numbers {where} on task "
                     f"{self.run.tasks[task].name}; the last checkpoint is intact; lower "
                     "training.optimizer.learningRate"
                 )

@@ -11,7 +11,14 @@ from string import Formatter
 from typing import Any
 
 from opd_core.api import sentences
-from opd_core.api.rules import NEED_NOISE, PIXEL_MULTIPLE, POLICY_GRADIENTS, RESERVED_PATHS, RESOURCES
+from opd_core.api.rules import (
+    MATCH_DISTRIBUTIONS,
+    NEED_NOISE,
+    PIXEL_MULTIPLE,
+    POLICY_GRADIENTS,
+    RESERVED_PATHS,
+    RESOURCES,
+)
 from opd_core.api.sentences import Sentence
 from opd_core.api.teachers import DEFAULTS, FOLDER, trainable_steps
 from opd_core.api.types import Algorithm
@@ -116,6 +123,7 @@ def _warmup(at: str) -> Cel:
 
 _STEPS, _LAST = "self.objective.trainedSteps", "self.sampler.steps - 1"
 _WEIGHTS = "self.objective.stepWeights"
+_DISTRIBUTIONS = f"(self.method in {[method.value for method in MATCH_DISTRIBUTIONS]})"
 _NEEDS_NOISE = f"(self.objective.type in {list(NEED_NOISE)})"
 _KL_LAST = (
     f"!{_NEEDS_NOISE} || self.sampler.type != 'SDE' || !(self.sampler.solver in ['DDIM', 'CPS'])"
@@ -479,6 +487,27 @@ RULES = (
         sentences.SFT_SDE,
         _quoted("self.sampler.type"),
         "sampler.type",
+    ),
+    Cel(
+        "spec.training",
+        f"!{_DISTRIBUTIONS} || self.objective.type == 'X0'",
+        sentences.DMD_X0,
+        _quoted("self.objective.type"),
+        "objective.type",
+    ),
+    Cel(
+        "spec.training",
+        f"!{_DISTRIBUTIONS} || !self.objective.selfNormalized",
+        sentences.DMD_NORMALIZED,
+        "self.objective.selfNormalized",
+        "objective.selfNormalized",
+    ),
+    Cel(
+        "spec.training",
+        f"!has(self.fakeScore) || {_DISTRIBUTIONS}",
+        sentences.NO_FAKE_SCORE,
+        _quoted("self.method"),
+        "fakeScore",
     ),
     Cel(
         "spec.training",

@@ -22,6 +22,7 @@ from opd_core.api.types import (
 # What every pod has already: its own files, the spec, the claims, what the kernel shows.
 RESERVED_PATHS = ("/tmp", "/dev", "/proc", "/sys", "/etc", "/opt/opd", "/usr", "/mnt/claims", "/var/run/secrets")  # noqa: S108
 RESOURCES = ("cpu", "memory", "ephemeral-storage")  # without a domain in their name
+MATCH_DISTRIBUTIONS = (Method.DMD2, Method.TDM)  # of student and teacher, by a fake score
 POLICY_GRADIENTS = ("PPO", "PolicyGradient")
 NEED_NOISE = ("KL", *POLICY_GRADIENTS)  # objectives without a finite value at a step without noise
 _RENOISING = (Solver.DDIM, Solver.CPS)  # they give the last sigma, 0, no noise
@@ -123,6 +124,13 @@ def _method(spec: Spec) -> Iterator[Problem]:
     training = spec.training
     if training.method == Method.SFT and training.sampler.type == SamplerType.SDE:
         yield sentences.SFT_SDE.problem("spec.training.sampler.type", training.sampler.type.value)
+    if training.method in MATCH_DISTRIBUTIONS:
+        if training.objective.type != "X0":
+            yield sentences.DMD_X0.problem("spec.training.objective.type", training.objective.type)
+        if training.objective.self_normalized:
+            yield sentences.DMD_NORMALIZED.problem("spec.training.objective.selfNormalized", True)
+    elif training.fake_score is not None:
+        yield sentences.NO_FAKE_SCORE.problem("spec.training.fakeScore", training.method.value)
 
 
 def _teacher_training(spec: Spec) -> Iterator[Problem]:

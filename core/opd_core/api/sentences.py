@@ -138,6 +138,11 @@ NOT_NORMALIZED = Sentence(
     "a policy gradient has no self-normalised form", "write selfNormalized: false, or objective.type: KL"
 )
 SFT_SDE = Sentence("SFT learns from images that its teachers sample without noise", "write sampler.type: ODE")
+DMD_X0 = Sentence(
+    "DMD2 and TDM move clean images along a difference of scores, which is the objective X0", "write objective.type: X0"
+)
+DMD_NORMALIZED = Sentence("DMD2 and TDM divide by their own distance", "write selfNormalized: false")
+NO_FAKE_SCORE = Sentence("only DMD2 and TDM have a fake score", "remove fakeScore, or write method: DMD2")
 RANKS = Sentence("not divisible by the {ranks} ranks (nodes x processesPerNode)", "write a multiple of {ranks}")
 MICRO_BATCH = Sentence(
     "does not divide the {images} images per task of a rank", "write a divisor of {images}, or leave it out"

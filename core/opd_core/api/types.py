@@ -52,6 +52,8 @@ class Solver(StrEnum):
 class Method(StrEnum):
     OPD = "OPD"
     SFT = "SFT"
+    DMD2 = "DMD2"
+    TDM = "TDM"
 
 
 class Algorithm(StrEnum):
@@ -380,6 +382,15 @@ class Objective(Model):
     )
 
 
+class FakeScore(Model):
+    """Of DMD2 and TDM: a second adapter that follows the student's images."""
+
+    updates_per_round: int | None = Field(
+        default=None, ge=1, le=100, description="Its optimiser steps in a round; absent: 5 of DMD2, 1 of TDM."
+    )
+    optimizer: Optimizer | None = Field(default=None, description="AdamW; absent: the student's.")
+
+
 class DeepSpeed(Model):
     zero_stage: int = Field(
         default=1, ge=0, le=2, description="ZeRO stage; a LoRA leaves nothing for stage 3 to shard."
@@ -403,10 +414,14 @@ class Training(Model):
     )
     method: Method = Field(
         default=Method.OPD,
-        description="OPD: match the teachers along the student's own trajectories. SFT: learn the teachers' images.",
+        description="OPD: match the teachers along the student's own trajectories. SFT: learn the teachers' images. "
+        "DMD2, TDM: make images, states of the trajectory, that have the teachers' distribution.",
     )
     sampler: Sampler = Field(default_factory=Sampler, description="How the student rolls out its trajectory.")
     objective: Objective = Field(default_factory=Objective, description="What is minimised along the trajectory.")
+    fake_score: FakeScore | None = Field(
+        default=None, description="What DMD2 and TDM train beside the student; absent: all defaults."
+    )
     passes: Passes = Field(
         default=Passes.ONE,
         description="One: OPD trains the rollout's own graph. Two: it rolls out first, then trains. Equal gradients.",

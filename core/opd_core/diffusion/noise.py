@@ -13,6 +13,11 @@ def keyed_seed(*key: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def uniform(*key: int | str) -> float:
+    """A number in [0, 1), a function of the key alone."""
+    return keyed_seed(*key) / 2**63
+
+
 def draw(shape: Sequence[int], *key: int | str) -> Tensor:
     """Standard normal numbers [*shape], float32 on the CPU, a function of the key alone.
 

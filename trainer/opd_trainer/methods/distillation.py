@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from opd_core.api.types import Method as Kind
@@ -9,23 +10,27 @@ from opd_core.teachers.client import ClientStats, TeacherClient
 from torch import Tensor
 
 from opd_trainer.batches import prompts_of
-from opd_trainer.methods import opd, sft
+from opd_trainer.engine import Engine
+from opd_trainer.methods import distribution, dmd, opd, sft, tdm
+from opd_trainer.methods.fake_score import FAKE, FakeScore, Seen
 from opd_trainer.methods.method import Term, Update
 from opd_trainer.objectives.match import Loss, Match
 from opd_trainer.objectives.registry import round_weights
 from opd_trainer.run import Run
 from opd_trainer.trajectories import Trajectories
 
+FAKE_UPDATES = {Kind.DMD2: dmd.FAKE_UPDATES, Kind.TDM: tdm.FAKE_UPDATES}  # of the methods that have a fake score
 ENCODED_AHEAD = 512  # prompts: 0.9 GB of embeddings at Stable Diffusion 3.5's size
 
 
 @dataclass(eq=False)
 class Distillation:
-    """OPD or SFT, as the spec says. `weights` [N]: of every solver step."""
+    """OPD, SFT, DMD2 or TDM, as the spec says. `weights` [N]: of every solver step. `fake`: of the latter two."""
 
     loss: Loss
     weights: Sequence[float]
     teachers: TeacherClient
+    fake: FakeScore | None = None
 
     @property
     def updates_per_round(self) -> int:
@@ -34,6 +39,10 @@ class Distillation:
     @property
     def state(self) -> Mapping[str, Sequence[Tensor]]:
         return {}
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        return {} if self.fake is None else {FAKE: self.fake.engine}
 
     @property
     def stats(self) -> ClientStats:
@@ -48,25 +57,37 @@ class Distillation:
     def updates(self, run: Run, round_: int) -> Iterator[Update]:
         look_ahead(run, round_)
         weights = self.round_weights(run, round_)
-        yield Update(self._terms(run, round_, weights), len(run.batches) * sum(weight > 0 for weight in weights))
+        seen: list[Seen] = []
+        terms = self._terms(run, round_, weights, seen)
+        yield Update(terms, len(run.batches) * sum(weight > 0 for weight in weights))
+        if self.fake is not None:
+            self.fake.learn(run, round_, seen)
 
-    def _terms(self, run: Run, round_: int, weights: Sequence[float]) -> Iterator[Term]:
+    def _terms(self, run: Run, round_: int, weights: Sequence[float], seen: list[Seen]) -> Iterator[Term]:
         for rows in run.batches:
             trajectories = Trajectories.of(run, self.teachers, rows, round_)
             batch = trajectories.batch
-            for match in self._matches(run, trajectories, weights):
+            for match in self._matches(run, trajectories, weights, seen):
                 with run.spent("update"):
                     loss = weights[match.step] * self.loss(match)
                 steps = torch.full_like(batch.task_of_row, match.step)
-                yield Term(batch.task_of_row, steps, batch.loss_weights, loss, match.error)
+                yield Term(batch.task_of_row, steps, batch.loss_weights, loss, match.distance)
 
-    def _matches(self, run: Run, trajectories: Trajectories, weights: Sequence[float]) -> Iterator[Match]:
+    def _matches(
+        self, run: Run, trajectories: Trajectories, weights: Sequence[float], seen: list[Seen]
+    ) -> Iterator[Match]:
         if run.training.method == Kind.SFT:
             return sft.matches(run.path, weights, trajectories)
-        return opd.matches(run.path, weights, trajectories, run.training.passes, run.plan.in_flight)
+        if self.fake is None:
+            return opd.matches(run.path, weights, trajectories, run.training.passes, run.plan.in_flight)
+        output = dmd.output if run.training.method == Kind.DMD2 else tdm.output
+        samples: list[distribution.Sample] = []
+        seen.append((trajectories, samples))
+        score = partial(self.fake.velocity, trajectories)
+        return distribution.matches(run.path, weights, trajectories, score, output, run.plan.in_flight, samples)
 
     def figures(self, run: Run) -> dict[str, float]:
-        return {}
+        return {} if self.fake is None else self.fake.figures(run)
 
     def stop_waiting(self) -> None:
         self.teachers.stop_waiting()

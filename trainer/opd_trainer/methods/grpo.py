@@ -30,8 +30,7 @@ from torch import Tensor
 
 from opd_trainer.methods.method import Term
 from opd_trainer.methods.samples import Samples
-from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT
+from opd_trainer.run import STUDENT, Run
 
 
 @dataclass(frozen=True)

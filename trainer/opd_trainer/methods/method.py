@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from opd_core.teachers.client import ClientStats
 from torch import Tensor
 
+from opd_trainer.engine import Engine
 from opd_trainer.run import Run
 
 
@@ -42,6 +43,11 @@ class Method(Protocol):
     @property
     def state(self) -> Mapping[str, Sequence[Tensor]]:
         """Tensors of its own that a checkpoint has to hold, by name; a resumed run copies its numbers into them."""
+        ...
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """What is trained beside the student, by the name of its role."""
         ...
 
     @property

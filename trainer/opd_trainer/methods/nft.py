@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from opd_trainer.methods.method import Term
 from opd_trainer.methods.samples import Samples
-from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT
+from opd_trainer.run import STUDENT, Run
 
 OLD = "old"  # the adapter that samples
 _LEAST_DISTANCE = 1e-5

@@ -18,7 +18,7 @@ from opd_core.errors import DivergedError, InvalidError
 from opd_core.teachers.client import ClientStats
 from torch import Tensor
 
-from opd_trainer.engine import all_reduce
+from opd_trainer.engine import Engine, all_reduce
 from opd_trainer.methods.advantages import advantages, weighted
 from opd_trainer.methods.method import Term, Update
 from opd_trainer.methods.samples import Samples, rank_images, sample
@@ -76,6 +76,10 @@ class Reinforcement:
     @property
     def state(self) -> Mapping[str, Sequence[Tensor]]:
         return self.algorithm.state
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        return {}
 
     def trained(self, run: Run, round_: int) -> Sequence[float]:
         return self.algorithm.trained(run, round_)

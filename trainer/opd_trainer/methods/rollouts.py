@@ -29,6 +29,21 @@ class Rollouts(Protocol):
     def teachers(self, x: Tensor, step: int) -> Answer: ...
 
 
+class Noised(Rollouts, Protocol):
+    """Rollouts whose teachers are asked about images with new noise, too: states off the trajectories. Draws are keyed
+    by their purpose."""
+
+    def noise_for(self, *purpose: str | int) -> Tensor: ...
+
+    def uniform(self, *purpose: str | int) -> Tensor:
+        """[B] in [0, 1)."""
+        ...
+
+    def teachers_at(self, x: Tensor, sigmas: Tensor) -> Answer:
+        """`sigmas` [B]."""
+        ...
+
+
 def advance(
     step: Transition, x: Tensor, velocity: Tensor, before: Tensor | None, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:

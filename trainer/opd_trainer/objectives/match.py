@@ -30,6 +30,11 @@ class Match:
         """(v_S - v_T)^2, mean over elements, [B]."""
         return (self.student - self.target).square().flatten(1).mean(1)
 
+    @property
+    def distance(self) -> Tensor:
+        """What is told of how far student and teachers are apart, [B]."""
+        return self.error
+
 
 Loss = Callable[[Match], Tensor]  # [B], one number per image
 
