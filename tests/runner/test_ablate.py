@@ -35,10 +35,26 @@ def test_every_combination_is_a_run_for_every_seed() -> None:
     assert {cell.name for cell in found} < {cell.name for cell in more}, "a larger grid takes the runs that are there"
 
 
+def test_variants_are_sets_of_changes_by_name() -> None:
+    named = {"few steps": {STEPS: 2}, "as it is": {}}
+    grid = Grid(spec="x.yaml", variants=named, grid={TYPE: ["KL", "X0"]}, seeds=[1])
+    assert [(cell.words, cell.changes[:-1]) for cell in cells(grid)] == [
+        ("few steps, type KL", (f"{STEPS}=2", f'{TYPE}="KL"')),
+        ("few steps, type X0", (f"{STEPS}=2", f'{TYPE}="X0"')),
+        ("as it is, type KL", (f'{TYPE}="KL"',)),
+        ("as it is, type X0", (f'{TYPE}="X0"',)),
+    ]
+    (cell,) = cells(Grid(spec="x.yaml", variants={"few steps": {STEPS: 2}}))
+    (other,) = cells(Grid(spec="x.yaml", variants={"few steps": {STEPS: 3}}))
+    assert cell.name != other.name, "what a name stands for has changed: another run"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("spec: x.yaml", "grid: Field required; write spec: FILE, grid:"),
+        ("spec: x.yaml", "neither grid nor variants; write grid: {PATH: [VALUE, ...]}"),
+        ("{spec: x, variants: {a: 3}}", "variants.a: Input should be a valid dictionary"),
+        ("{spec: x, grid: {b: [1]}, variants: {a: {b: 2}}}", "b is said twice"),
         ("[", "cannot be read"),
         ("{spec: x, grid: {a: []}}", "grid.a: List should have at least 1 item"),
         ("{spec: x, grid: {a: [1]}, seed: 3}", "seed: Extra inputs are not permitted"),
