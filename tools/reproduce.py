@@ -8,7 +8,6 @@ it takes longer than an hour allows (docs/recipe.md).
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from opd_cli.ablation.scores import copy_scores
 from opd_core.artifacts import WEIGHTS
 from opd_core.families.sd3 import SD3
 from opd_core.models.adapter_file import read_adapter_file
@@ -107,15 +107,6 @@ def change(part: Any, path: Sequence[str], value: Any) -> None:
     for name in path[:-1]:
         part = part[int(name)] if name.isdigit() else part.setdefault(name, {})
     part[path[-1]] = value
-
-
-def copy_scores(source: Path, target: Path) -> None:
-    """Of base and teachers, with their images. The evaluator reads back what was scored under its own key."""
-    models = [file.stem for file in source.glob("*.json") if file.stem == "base" or file.stem.startswith("teacher-")]
-    for model in models:
-        if not (target / f"{model}.json").exists():
-            shutil.copytree(source / "images" / model, target / "images" / model, dirs_exist_ok=True)
-            shutil.copy(source / f"{model}.json", target / f"{model}.json")
 
 
 # ---------------------------------------------------------------------------------------------------- figures

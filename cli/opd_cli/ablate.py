@@ -21,6 +21,7 @@ from opd_core.exit_codes import ExitCode
 
 from opd_cli.ablation.grid import Cell, cells, read_grid
 from opd_cli.ablation.results import Result, as_csv, as_figure, as_markdown, read_result
+from opd_cli.ablation.scores import copy_scores
 from opd_cli.runner.display import clock
 from opd_cli.terminal import echo
 
@@ -82,6 +83,7 @@ class Runs:
     def __init__(self, spec_file: Path, folder: Path, options: Sequence[str]) -> None:
         self.stopped = threading.Event()
         self._spec_file, self._folder, self._options = spec_file, folder, options
+        self._scores = folder / "base-and-teachers"
         self._working: set[subprocess.Popen[bytes]] = set()
 
     @contextmanager
@@ -108,11 +110,13 @@ class Runs:
             if self.stopped.is_set():
                 return None
             echo(f"{clock()}  {cell.words}, seed {cell.seed}: {work}")
+            copy_scores(self._scores, work / "evaluation")
             code = self._run(cell, work)
             if self.stopped.is_set() and code not in _FINISHED:
                 return None
             if code not in _FINISHED:
                 return f"  {cell.words}, seed {cell.seed}: code {code}, {work.with_suffix('.txt')} says why"
+            copy_scores(work / "evaluation", self._scores)
         result = read_result(cell, distillation.spec, work)
         kept = "none" if result.mean_kept is None else f"{result.mean_kept:.2f}"
         echo(f"{clock()}  {cell.words}, seed {cell.seed}: kept {kept} in {result.seconds:.0f} s of rounds")

@@ -159,3 +159,10 @@ def test_a_grid_goes_on_where_it_stopped_and_names_what_failed(grid: Path, repos
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("kept") > 0
     assert ": /" not in again.stdout, "no run was started"
+
+    grid.write_text(json.dumps({**json.loads(grid.read_text()), "grid": {TYPE: ["Velocity", "X0"]}}))
+    more = subprocess.run([*command, "--device=cpu"], capture_output=True, text=True, check=False, env=environment)
+    assert more.returncode == 0, more.stderr
+    for model in ("base", "teacher-ocr"):  # seconds included: scored once
+        assert len({file.read_text() for file in work.glob(f"cells/*/evaluation/{model}.json")}) == 1
+    assert len(list(work.glob("cells/*/evaluation/student.json"))) == 2
