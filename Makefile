@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 QUICKSTART ?= runs/quickstart
 
-.PHONY: help setup quickstart reproduce test lint format bench lock tiny-world generate golden clean cluster-build cluster-up cluster-down e2e
+.PHONY: help setup quickstart reproduce results test lint format bench lock tiny-world generate golden clean cluster-build cluster-up cluster-down e2e
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ quickstart: setup ## The main job: teachers in Triton -> DeepSpeed distillation 
 
 reproduce: setup ## The full-length run with three seeds, and the table in docs/
 	@$(PY) tools/reproduce.py
+
+results: setup ## The comparisons of docs/results.md: five hours on 2 cores, and the same command goes on
+	@$(PY) tools/results.py $(NAMES)
 
 test: setup ## All tests but those of `make e2e`; they need a control plane and helm, built once in 11 minutes
 	@for part in control-plane crdcheck helm prometheus; do tools/devcluster/build.sh $$part >/dev/null || exit 1; done
@@ -36,7 +39,7 @@ bench: setup ## Benchmarks, each with a ratio measured side by side
 
 generate: setup ## Files that are generated: the CRD, references, dashboards, the table of the chart's values
 	@$(PY) -m opd_core.api.crd && $(PY) -m opd_core.api.reference
-	@export PYTHONPATH=tools; $(PY) -m monitoring.reference && $(PY) -m monitoring.dashboards && $(PY) -m helm_chart readme && $(PY) -m figures
+	@export PYTHONPATH=tools; $(PY) -m monitoring.reference && $(PY) -m monitoring.dashboards && $(PY) -m helm_chart readme && $(PY) -m figures && $(PY) tools/results.py --page
 
 golden: setup ## What the chart renders, for tests/chart; read the difference before you commit it
 	@PYTHONPATH=tools $(PY) -m helm_chart golden

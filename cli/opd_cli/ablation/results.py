@@ -179,8 +179,13 @@ def with_interval(values: Sequence[float | None]) -> str:
     mean = statistics.fmean(known)
     if len(known) == 1:
         return f"{mean:.2f}"
-    half = _T[min(len(known) - 2, len(_T) - 1)] * statistics.stdev(known) / math.sqrt(len(known))
+    half = half_width(known)
     return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of Student's 95 % interval of the mean of two values or more."""
+    return _T[min(len(values) - 2, len(_T) - 1)] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _rank(group: Sequence[Result]) -> tuple[float, float]:
