@@ -26,7 +26,7 @@ def test_every_combination_is_a_run_for_every_seed() -> None:
     grid = Grid(spec="x.yaml", set={"training.rounds": 9}, grid={STEPS: [4, 6], TYPE: ["KL", "X0"]}, seeds=[1, 2])
     found = cells(grid)
     assert [(cell.values[STEPS], cell.values[TYPE], cell.seed) for cell in found] == [
-        (steps, kind, seed) for steps in (4, 6) for kind in ("KL", "X0") for seed in (1, 2)
+        (steps, kind, seed) for seed in (1, 2) for steps in (4, 6) for kind in ("KL", "X0")
     ]
     assert found[0].changes == ("training.rounds=9", f"{STEPS}=4", f'{TYPE}="KL"', "training.seed=1")
     assert found[0].words == "steps 4, type KL"

@@ -81,7 +81,7 @@ def read_grid(file: Path) -> Grid:
 
 
 def cells(grid: Grid) -> list[Cell]:
-    """All runs: seeds of one combination follow one another.
+    """All runs: every combination with the first seed, then with the next, so that a table is soon whole.
 
     Raises:
         InvalidError: too many, one twice, or a field that is said in two places.
@@ -101,12 +101,12 @@ def cells(grid: Grid) -> list[Cell]:
         raise InvalidError(f"the grid has {count} runs; write at most {_MOST_CELLS}")
     found = []
     named = [({VARIANT: name}, changes) for name, changes in grid.variants.items()]
-    for (name, changed), combination in itertools.product(named or [({}, {})], itertools.product(*grid.grid.values())):
+    combinations = itertools.product(*grid.grid.values())
+    for seed, (name, changed), combination in itertools.product(grid.seeds, named or [({}, {})], combinations):
         values: dict[str, Any] = dict(zip(grid.grid, combination, strict=True))
-        for seed in grid.seeds:
-            merged = {**grid.set, **changed, **values, SEED: seed}
-            changes = tuple(f"{path}={json.dumps(value)}" for path, value in merged.items())
-            found.append(Cell({**name, **values}, seed, changes, changed))
+        merged = {**grid.set, **changed, **values, SEED: seed}
+        changes = tuple(f"{path}={json.dumps(value)}" for path, value in merged.items())
+        found.append(Cell({**name, **values}, seed, changes, changed))
     names = Counter(cell.name for cell in found)
     if twice := next((cell for cell in found if names[cell.name] > 1), None):
         raise InvalidError(f"the grid has {twice.words}, seed {twice.seed}, twice; write each value once")
