@@ -100,7 +100,7 @@ CASES = [
     ((*T, "resolution", "width"), 36, "spec.training.resolution.width", "write 32 or 40"),
     ((*T, "resolution", "height"), 8, "spec.training.resolution.height", "at least 16"),
     ((*T, "sampler", "type"), "SDF", "spec.training.sampler.type", "'ODE' or 'SDE'"),
-    ((*T, "sampler", "solver"), "Heun", "spec.training.sampler.solver", "'Flow'"),
+    ((*T, "sampler", "solver"), "a b", "spec.training.sampler.solver", "module:function"),
     ((*T, "sampler", "steps"), 0, "spec.training.sampler.steps", "at least 1"),
     ((*T, "sampler", "noiseLevel"), 0.7, "spec.training.sampler.noiseLevel", "type: SDE"),
     ((*T, "sampler"), {"type": "SDE"}, "spec.training.sampler.noiseLevel", "an SDE needs noise"),

@@ -217,7 +217,7 @@ def test_what_is_accepted_can_be_trained(content):
     training = distillation.spec.training
     path = transitions(
         schedule_from_config({"shift": 3.0}, training.sampler.steps),
-        training.sampler.solver.value,
+        training.sampler.solver,
         training.sampler.noise_level,
     )
     assert load_loss(training.objective, path)

@@ -12,7 +12,7 @@ from opd_core.conditioning import Conditioning, Prompts, stack
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.diffusion.noise import draw, keyed_seed
 from opd_core.diffusion.schedule import Schedule, linear_mu, schedule_from_config
-from opd_core.diffusion.transitions import transitions
+from opd_core.diffusion.transitions import Coefficients, Interval, transitions
 from opd_core.errors import InvalidError
 from opd_core.families.guidance import CLASSIFIER_FREE, EMBEDDED, NONE, Guidance
 
@@ -179,8 +179,20 @@ def test_order_of_convergence_on_a_mixture_with_a_known_flow(solver, order):
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
 
 
+def half(step: Interval, level: float) -> Coefficients:
+    """A solver of a package of its own: Euler that goes half of the way."""
+    return Coefficients(1.0, (step.t - step.s) / 2, level)
+
+
+def test_a_solver_may_come_from_another_package():
+    path = transitions(schedule(), f"{__name__}:half", 0.25)
+    euler = transitions(schedule(), "Flow", 0.0)
+    assert [step.b for step in path] == [step.b / 2 for step in euler]
+    assert {step.std for step in path} == {0.25}
+
+
 def test_bad_samplers_are_refused():
-    with pytest.raises(InvalidError, match=r"sampler\.solver is 'Heun'; use one of"):
+    with pytest.raises(InvalidError, match=r"no solver Heun; .*own are Flow, Dance, DDIM, CPS, DPM2"):
         transitions(schedule(), "Heun", 0.0)
     with pytest.raises(InvalidError, match="DPM2 is deterministic"):
         transitions(schedule(), "DPM2", 0.5)

@@ -255,6 +255,7 @@ def test_what_nobody_knows_and_prompts_that_are_not_there_are_all_named_before_t
     wrong = {
         "spec.teachers.0.rewards": ["tiny-geneval", "geneval-tyni"],
         "spec.training.objective.type": "velocity",
+        "spec.evaluation.sampler.solver": "Heun",
         "spec.teachers.2.prompts": {"uri": "pvc://tiny-world/prompts/none.jsonl"},
     }
     code, output = trainer.run("wrong", wrong)
@@ -262,4 +263,5 @@ def test_what_nobody_knows_and_prompts_that_are_not_there_are_all_named_before_t
     assert "spec.teachers[0].rewards[1] is geneval-tyni" in output
     assert "spec.teachers[2].prompts.uri" in output
     assert "spec.training.objective.type is velocity: there is no objective velocity; registered are KL," in output
+    assert "spec.evaluation.sampler.solver is Heun: there is no solver Heun" in output
     assert not trainer.log("wrong")

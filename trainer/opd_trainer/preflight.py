@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from opd_core.api.rules import samplers
 from opd_core.api.types import RewardServers, Spec
+from opd_core.diffusion.transitions import find_solver
 from opd_core.errors import InvalidError, RefusedError, UnavailableError
 from opd_core.models.outline import read_outline
 from opd_core.models.preflight import Find, attempt, model_notes
@@ -21,7 +23,7 @@ _SECONDS_TO_ANSWER = 10  # of a reward server before the first round; later it h
 
 def data_problems(spec: Spec, claims: Path, find: Find) -> list[str]:
     """Each names a field, its value, what is wrong and what to do."""
-    found = [*_prompts(spec, claims, find), *_rewards(spec), *_objective(spec)]
+    found = [*_prompts(spec, claims, find), *_rewards(spec), *_objective(spec), *_solvers(spec)]
     if found or not spec.reward_servers:
         return found
     return [words for words, wrong in _unanswered(spec, _readable_prompts(spec, claims, find)) if wrong]
@@ -140,6 +142,14 @@ def _rewards(spec: Spec) -> Iterator[str]:
                 find_reward(name)
             except InvalidError as error:
                 yield f"spec.teachers[{i}].rewards[{j}] is {name}: {error}"
+
+
+def _solvers(spec: Spec) -> Iterator[str]:
+    for path, sampler in samplers(spec):
+        try:
+            find_solver(sampler.solver)
+        except InvalidError as error:
+            yield f"{path}.solver is {sampler.solver}: {error}"
 
 
 def _objective(spec: Spec) -> Iterator[str]:

@@ -16,6 +16,7 @@ from opd_core.api.rules import (
     NEED_NOISE,
     PIXEL_MULTIPLE,
     POLICY_GRADIENTS,
+    RENOISING,
     RESERVED_PATHS,
     RESOURCES,
 )
@@ -97,7 +98,11 @@ def _samplers(at: str) -> list[Cel]:
         Cel(at, "self.type != 'SDE' || self.noiseLevel > 0.0", sentences.SDE_NO_NOISE, noise, "noiseLevel"),
         Cel(at, "self.type != 'SDE' || self.solver != 'DPM2'", sentences.DPM2_SDE, _quoted("self.solver"), "solver"),
         Cel(
-            at, "!(self.solver in ['DDIM', 'CPS']) || self.noiseLevel <= 1.0", sentences.TOO_NOISY, noise, "noiseLevel"
+            at,
+            f"!(self.solver in {list(RENOISING)}) || self.noiseLevel <= 1.0",
+            sentences.TOO_NOISY,
+            noise,
+            "noiseLevel",
         ),
     ]
 
@@ -126,7 +131,7 @@ _WEIGHTS = "self.objective.stepWeights"
 _DISTRIBUTIONS = f"(self.method in {[method.value for method in MATCH_DISTRIBUTIONS]})"
 _NEEDS_NOISE = f"(self.objective.type in {list(NEED_NOISE)})"
 _KL_LAST = (
-    f"!{_NEEDS_NOISE} || self.sampler.type != 'SDE' || !(self.sampler.solver in ['DDIM', 'CPS'])"
+    f"!{_NEEDS_NOISE} || self.sampler.type != 'SDE' || !(self.sampler.solver in {list(RENOISING)})"
     f" || (has({_STEPS}) && !({_LAST} in {_STEPS})) || (has({_WEIGHTS}) && {_WEIGHTS}[size({_WEIGHTS}) - 1] == 0.0)"
 )
 _TRAINED = (

@@ -13,7 +13,6 @@ from opd_core.api.types import (
     Method,
     Sampler,
     SamplerType,
-    Solver,
     Spec,
     TeacherTraining,
     Training,
@@ -25,7 +24,7 @@ RESOURCES = ("cpu", "memory", "ephemeral-storage")  # without a domain in their 
 MATCH_DISTRIBUTIONS = (Method.DMD2, Method.TDM)  # of student and teacher, by a fake score
 POLICY_GRADIENTS = ("PPO", "PolicyGradient")
 NEED_NOISE = ("KL", *POLICY_GRADIENTS)  # objectives without a finite value at a step without noise
-_RENOISING = (Solver.DDIM, Solver.CPS)  # they give the last sigma, 0, no noise
+RENOISING = ("DDIM", "CPS")  # they give the last sigma, 0, no noise
 PIXEL_MULTIPLE = 8  # every supported VAE scales by 8 or more; the model's own multiple is checked when it is loaded
 
 
@@ -67,27 +66,24 @@ def _resolution(spec: Spec) -> Iterator[Problem]:
             yield sentences.NOT_DIVISIBLE.problem(f"spec.training.resolution.{side}", pixels, **words)
 
 
+def samplers(spec: Spec) -> Iterator[tuple[str, Sampler]]:
+    """All that the spec states, each with its path."""
+    yield "spec.training.sampler", spec.training.sampler
+    yield "spec.evaluation.sampler", spec.evaluation.sampler
+    for i, teacher in enumerate(spec.teachers):
+        if teacher.training and teacher.training.sampler:
+            yield f"spec.teachers[{i}].training.sampler", teacher.training.sampler
+
+
 def _samplers(spec: Spec) -> Iterator[Problem]:
-    of_teachers = (
-        (f"spec.teachers[{i}].training.sampler", teacher.training.sampler)
-        for i, teacher in enumerate(spec.teachers)
-        if teacher.training
-    )
-    samplers: tuple[tuple[str, Sampler | None], ...] = (
-        ("spec.training.sampler", spec.training.sampler),
-        ("spec.evaluation.sampler", spec.evaluation.sampler),
-        *of_teachers,
-    )
-    for path, sampler in samplers:
-        if sampler is None:
-            continue
+    for path, sampler in samplers(spec):
         if sampler.type == SamplerType.ODE and sampler.noise_level > 0:
             yield sentences.ODE_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
         if sampler.type == SamplerType.SDE and sampler.noise_level == 0:
             yield sentences.SDE_NO_NOISE.problem(f"{path}.noiseLevel", sampler.noise_level)
-        if sampler.type == SamplerType.SDE and sampler.solver == Solver.DPM2:
-            yield sentences.DPM2_SDE.problem(f"{path}.solver", sampler.solver.value)
-        if sampler.solver in _RENOISING and sampler.noise_level > 1:
+        if sampler.type == SamplerType.SDE and sampler.solver == "DPM2":
+            yield sentences.DPM2_SDE.problem(f"{path}.solver", sampler.solver)
+        if sampler.solver in RENOISING and sampler.noise_level > 1:
             yield sentences.TOO_NOISY.problem(f"{path}.noiseLevel", sampler.noise_level)
 
 
@@ -99,7 +95,7 @@ def _objective(spec: Spec) -> Iterator[Problem]:
     if needs_noise and sampler.type == SamplerType.ODE:
         yield sentences.KL_ODE.problem(f"{path}.type", objective.type)
     last_is_left_out = (steps is not None and last not in steps) or (weights is not None and weights[-1] == 0)
-    if needs_noise and sampler.type == SamplerType.SDE and sampler.solver in _RENOISING and not last_is_left_out:
+    if needs_noise and sampler.type == SamplerType.SDE and sampler.solver in RENOISING and not last_is_left_out:
         yield sentences.KL_LAST.problem(f"{path}.trainedSteps", steps, last=last)
     for i, step in enumerate(steps or []):
         if step > last:

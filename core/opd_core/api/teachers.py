@@ -13,7 +13,6 @@ from opd_core.api.types import (
     Algorithm,
     Sampler,
     SamplerType,
-    Solver,
     Spec,
     Teacher,
     TeacherTraining,
@@ -38,7 +37,7 @@ class Defaults:
 
 _SDE = Sampler(type=SamplerType.SDE, noise_level=0.7)
 DEFAULTS = {
-    Algorithm.DIFFUSION_NFT: Defaults(Sampler(solver=Solver.DPM2), 1e-4, None),
+    Algorithm.DIFFUSION_NFT: Defaults(Sampler(solver="DPM2"), 1e-4, None),
     Algorithm.FLOW_GRPO: Defaults(_SDE, 0.04, 1e-4),
     Algorithm.GRPO_GUARD: Defaults(_SDE, 0.0, 2e-6),
 }

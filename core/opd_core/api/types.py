@@ -41,14 +41,6 @@ class SamplerType(StrEnum):
     SDE = "SDE"
 
 
-class Solver(StrEnum):
-    FLOW = "Flow"
-    DANCE = "Dance"
-    DDIM = "DDIM"
-    CPS = "CPS"
-    DPM2 = "DPM2"
-
-
 class Method(StrEnum):
     OPD = "OPD"
     SFT = "SFT"
@@ -150,9 +142,10 @@ class Student(Model):
 
 class Sampler(Model):
     type: SamplerType = Field(default=SamplerType.ODE, description="ODE: deterministic. SDE: with noise at every step.")
-    solver: Solver = Field(
-        default=Solver.FLOW,
-        description="Flow is Flow-GRPO's SDE, and Euler without noise; DPM2 is of second order, for ODE.",
+    solver: PluginName = Field(
+        default="Flow",
+        description="Flow: Flow-GRPO's SDE, and Euler without noise. Dance, DDIM, CPS: other noise. DPM2: of second "
+        "order, for ODE. Or another registered name, or module:function.",
     )
     steps: int = Field(default=10, ge=1, le=1000, description="Solver steps from noise to image.")
     noise_level: float = Field(default=0.0, ge=0, le=10, description="The paper's a: 0 with ODE, more with SDE.")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opd_core.diffusion.schedule import Schedule
 from opd_core.errors import InvalidError
+from opd_core.plugins import find_plugin
 
 
 class Coefficients(NamedTuple):
@@ -67,18 +68,17 @@ def transitions(schedule: Schedule, solver: str, noise_level: float) -> tuple[Tr
 
     Args:
         schedule: N + 1 decreasing sigmas.
-        solver: a key of `SOLVERS`.
+        solver: a name that `find_solver` knows.
         noise_level: the paper's a; 0 makes every solver deterministic.
     """
-    if solver not in SOLVERS:
-        raise InvalidError(f"sampler.solver is {solver!r}; use one of {', '.join(SOLVERS)}")
     if noise_level < 0:
         raise InvalidError(f"sampler.noiseLevel is {noise_level}; use 0 (ODE) or more (SDE)")
+    coefficients = find_solver(solver)
     sigmas = [float(sigma) for sigma in schedule.sigmas]
     path = []
     for j, (s, t) in enumerate(pairwise(sigmas)):
         interval = Interval(s, t, sigmas[j - 1] if j else None, sigmas[1] if s == 1.0 else s)
-        a, b, std, c = SOLVERS[solver](interval, noise_level)
+        a, b, std, c = coefficients(interval, noise_level)
         path.append(Transition(s, t, a, b, std, c))
     return tuple(path)
 
@@ -150,10 +150,23 @@ def _at_most_one(solver: str, level: float) -> None:
         )
 
 
-SOLVERS: dict[str, Callable[[Interval, float], Coefficients]] = {
-    "Flow": _flow,
-    "Dance": _dance,
-    "DDIM": _ddim,
-    "CPS": _cps,
-    "DPM2": _dpm2,
-}
+Solver = Callable[[Interval, float], Coefficients]
+"""(a step, the noise level, 0 for none) -> its coefficients; an InvalidError for a level that it cannot have."""
+
+SOLVERS: dict[str, Solver] = {"Flow": _flow, "Dance": _dance, "DDIM": _ddim, "CPS": _cps, "DPM2": _dpm2}
+
+
+def find_solver(name: str) -> Solver:
+    """One of `SOLVERS`, or one that a package brings: an entry point of the group diffusion_opd.solvers, or
+    module:function.
+
+    Raises:
+        InvalidError: unknown, or a package of it cannot be imported.
+    """
+    if name in SOLVERS:
+        return SOLVERS[name]
+    try:
+        found: Solver = find_plugin("solver", name)
+    except InvalidError as error:
+        raise InvalidError(f"{error}; this project's own are {', '.join(SOLVERS)}") from error
+    return found

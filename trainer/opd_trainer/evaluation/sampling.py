@@ -48,7 +48,7 @@ def sample_images(
     evaluation, resolution = spec.evaluation, spec.training.resolution
     shape = model.latent_shape(resolution.width, resolution.height)
     schedule = model.schedule(evaluation.sampler.steps, resolution.width, resolution.height)
-    path = transitions(schedule, evaluation.sampler.solver.value, evaluation.sampler.noise_level)
+    path = transitions(schedule, evaluation.sampler.solver, evaluation.sampler.noise_level)
     use_adapter(model.transformer, candidate.adapter)
     for start in range(0, len(numbers), evaluation.batch_size):
         rows = slice(start, start + evaluation.batch_size)

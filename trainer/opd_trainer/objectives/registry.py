@@ -7,9 +7,9 @@ from opd_core.api import types
 from opd_core.diffusion.noise import keyed_seed
 from opd_core.diffusion.transitions import Transition
 from opd_core.errors import InvalidError
+from opd_core.plugins import find_plugin
 
 from opd_trainer.objectives.match import Loss, Objective
-from opd_trainer.plugins import find_plugin
 
 
 def find_objective(name: str) -> Objective:

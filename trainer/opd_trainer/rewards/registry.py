@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from opd_core.api.types import RewardServers, Spec
 from opd_core.errors import InvalidError, RefusedError
+from opd_core.plugins import find_plugin
 from torch import Tensor
 
-from opd_trainer.plugins import find_plugin
 from opd_trainer.rewards.packages import need, needed_by
 from opd_trainer.rewards.remote import remote_reward
 from opd_trainer.rewards.replicas import TRIES

@@ -1,4 +1,5 @@
-"""What other packages bring: rewards and objectives, by registered name (entry point) or as `module:function`."""
+"""What other packages bring: rewards, objectives and solvers, by registered name (entry point) or as
+`module:function`."""
 
 import importlib
 from importlib.metadata import entry_points
@@ -8,7 +9,8 @@ from opd_core.errors import InvalidError
 
 
 def find_plugin(kind: str, name: str) -> Any:
-    """The object called `name` among the `kind`s ("reward", "objective"), of the entry-point group diffusion_opd.kinds.
+    """The object called `name` among the `kind`s ("reward", "objective", "solver"): of the entry-point group
+    diffusion_opd.rewards and so on.
 
     Raises:
         InvalidError: unknown, or a package of it cannot be imported.
