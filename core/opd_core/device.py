@@ -20,7 +20,8 @@ def choose_device(name: str) -> str:
     return str(device)
 
 
-# How allocators without an exception of their own say it: cuBLAS, cuDNN, PyTorch's on the CPU.
+# How allocators without an exception of their own say it: cuBLAS, cuDNN, PyTorch's on the CPU. What they allocate does
+# not come from PyTorch's cache (https://github.com/pytorch/pytorch/issues/67978).
 _NO_ROOM = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 from opd_core.artifacts import SamplingDefaults
+from opd_core.device import is_out_of_memory
 from opd_core.diffusion.guidance import Forward
 from opd_core.errors import InvalidError, UnavailableError
 from opd_core.families.guidance import Guidance
@@ -361,7 +362,7 @@ class Engine:
         try:
             self._advance([sample.row for sample in batch if sample.row])
         except Exception as error:
-            if not memory.ran_out(error):
+            if not is_out_of_memory(error):
                 self._failed_ticks += 1
                 for job in dict.fromkeys(sample.job for sample in batch):
                     self._fail(job, "step")
@@ -415,7 +416,7 @@ class Engine:
             try:
                 return work()
             except Exception as error:
-                if not memory.ran_out(error):
+                if not is_out_of_memory(error):
                     self._fail(job, stage)
                     return None
             self._ran_out("%s of one image, %d pixels", stage, job.request.pixels)

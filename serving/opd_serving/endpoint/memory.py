@@ -2,16 +2,7 @@
 
 import torch
 
-# What is raised where memory ends, besides torch.OutOfMemoryError: the CPU's allocator, and CUDA's libraries, whose
-# workspaces do not come from PyTorch (https://github.com/pytorch/pytorch/issues/67978).
-_WORDS = ("DefaultCPUAllocator: ", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 _TICKS_UNTIL_MORE = 256
-
-
-def ran_out(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 def free(device: torch.device) -> None:
