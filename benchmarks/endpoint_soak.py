@@ -1,11 +1,11 @@
 """A soak of the endpoint: minutes of clients as they are, and then nothing may be left.
 
-The real program, real HTTP and two API keys. At once: bursts of the official client with its own retries, clients that
-vanish in the middle, clients that send half a request or take their answer slowly, keys that are written anew, and memory
-that runs out at random ticks. Every accepted request has to be answered once, with its own image: the seed and size
-that it asked for, and pixels like those that the server made for that seed before the soak began, within the promise of
-docs/endpoint.md. Memory, open files and threads have to stay where they are. Prints figures, ends with 1 if anything is
-wrong.
+The real program, real HTTP and two API keys. First three times as many official clients at once as fit, with their own
+two retries: none gives up. Then at once: official clients with their own retries, clients that vanish in the middle,
+clients that send half a request or take their answer slowly, keys that are written anew, and memory that runs out at
+random ticks. Every accepted request has to be answered once, with its own image: the seed and size that it asked for,
+and pixels like those that the server made for that seed before the soak began, within the promise of docs/endpoint.md.
+Memory, open files and threads have to stay where they are. Prints figures, ends with 1 if anything is wrong.
 """
 
 import argparse
@@ -40,6 +40,7 @@ KEYS = {"alice": "key-of-alice", "bob": "key-of-bob"}
 SIZES = ("32x32", "16x16", "32x16", "24x24")
 SEEDS = range(12)
 STEPS = 4
+BURST = 120
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)  # seconds since the beginning, MiB
+    burst: str = ""
 
 
 class Faults:
@@ -111,6 +113,18 @@ async def honest(
             await asyncio.sleep(dice.random() * 2)
 
 
+async def burst(client: openai.AsyncOpenAI, service: Service, tally: Tally) -> None:
+    """All at once, with the two retries that the client has by itself: nobody gives up."""
+    began = time.monotonic()
+    ask = client.images.generate
+    answers = await asyncio.gather(
+        *(ask(prompt="a red 3", extra_body={"seed": seed}) for seed in range(BURST)), return_exceptions=True
+    )
+    refused = service.metrics.rejected.labels("queue_full")._value.get()
+    tally.burst = f"{BURST} clients at once: {time.monotonic() - began:.1f} s until the last has its image, {refused:.0f} refusals"
+    tally.wrong += [f"in the burst: {answer!r}" for answer in answers if isinstance(answer, BaseException)]
+
+
 async def rude(port: int, tally: Tally, until: float, dice: random.Random) -> None:
     """Half heads, half bodies, requests that are left in the middle, answers that are not taken."""
     body = json.dumps({"prompt": "a", "n": 4, "steps": 60}).encode()
@@ -153,6 +167,7 @@ async def play(service: Service, port: int, keys: Path, seconds: float, share: f
                 prompt="a red 3", size=size, extra_body={"seed": seed, "steps": STEPS}
             )
             (known[size, seed],) = pixels(answer)
+    await burst(clients["alice"], service, tally)
     Faults(service, share)
     began = time.monotonic()
     until = began + seconds
@@ -209,6 +224,7 @@ def soak(settings: Settings, seconds: float, share: float) -> tuple[Tally, list[
     metrics = service.metrics
     ordered = sorted(tally.seconds)
     lines = [
+        tally.burst,
         f"{seconds:.0f} s: " + ", ".join(f"{name} {count}" for name, count in sorted(tally.outcomes.items())),
         f"images {metrics.images._value.get():.0f}, out of memory {metrics.out_of_memory._value.get():.0f} times",
         f"answers after {statistics.median(ordered):.2f} s (median), {ordered[int(len(ordered) * 0.95)]:.2f} s (95 %)",

@@ -71,6 +71,26 @@ def test_nobody_who_waits_as_told_is_refused_twice(images, clients):
     assert max(tries.values()) <= 2
 
 
+@pytest.mark.parametrize(("images", "clients", "more"), [(1, 120, 1), (1, 200, 1), (2, 120, 2), (3, 60, 4)])
+def test_newcomers_do_not_take_the_places_that_others_were_told_of(images, clients, more):
+    """Behind a burst nearly as much comes as can be made: a request every `more` quarters of a second. OpenAI's clients
+    ask three times."""
+    line = Line(Room(80, 1e9, 16), rate=16.0)
+    asked, tries = dict.fromkeys(range(clients), 0.0), dict.fromkeys(range(clients), 0)
+    for quarter in range(1000):
+        if quarter < 240 and quarter % more == 0:
+            asked[len(tries)], tries[len(tries)] = line.now, 0
+        for number, _ in sorted((item for item in asked.items() if item[1] <= line.now), key=lambda item: item[1]):
+            tries[number] += 1
+            seconds = line.ask("all", images, 4.0 * images)
+            asked[number] = line.now + (seconds or 0)
+            if seconds is None:
+                del asked[number]
+        line.run(0.25)
+    assert not asked
+    assert max(tries.values()) <= 3
+
+
 def test_the_first_room_comes_when_the_batch_ends_that_runs():
     """16 images end together: it is not the sixteenth of the time for each."""
     line = Line(Room(80, 1e9, 16), rate=10.0)

@@ -7,8 +7,8 @@ from typing import Protocol
 
 _SHARE = 0.75  # of the room, for one client while there are others
 _OTHERS_SECONDS = 60.0  # a client counts for so long after it has asked
-_MOST_SECONDS = 60  # clients ignore longer ones
-_LATE_SECONDS = 1.0  # how long a promised place is kept in mind
+_MOST_SECONDS = 59  # clients ignore longer ones: OpenAI's of 60 (older ones for JavaScript) or more than 60
+_LATE_SECONDS = 1.0  # how long a promised place is kept for who is late
 _MARGIN = 1.1  # of the estimate: too early costs the client one of its few tries
 
 
@@ -25,11 +25,14 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class _Promise:
-    """A request that was told to come again, and is expected until a moment of the monotonic clock."""
+    """A request that was told to come again. Of the monotonic clock: `free`, when a place for it is expected; `due`,
+    when it was told to come; `until`, when it is not expected any more."""
 
     client: str
     images: int
     work_left: float
+    free: float
+    due: float
     until: float
 
 
@@ -60,26 +63,42 @@ class Room:
         self._seen[client] = now
         self._seen = {name: at for name, at in self._seen.items() if now - at < _OTHERS_SECONDS}
         self._promised = [promise for promise in self._promised if promise.until > now]
+        told = self._redeem(client, images, now)
+        # Whoever comes back as told has nobody before it but those who were told earlier; places that are free by now
+        # are kept for those who were told.
+        before = [promise for promise in self._promised if told is None or promise.free < told.free]
+        kept = [promise for promise in before if told is None and promise.free <= now]
         mine = sum(job.images for job in jobs if job.client == client)
         share = self.images * _SHARE if len(self._seen) > 1 else self.images
-        over_all = sum(job.images for job in jobs) + images - self.images
+        over_all = sum(job.images for job in [*jobs, *kept]) + images - self.images
         over_share = math.ceil(mine + images - share) if mine else 0
-        over_work = sum(job.work_left for job in jobs) - self.work
+        over_work = sum(job.work_left for job in [*jobs, *kept]) - self.work
         if over_all <= 0 and over_share <= 0 and over_work <= 0:
             return None
-        line: list[Job] = [*jobs, *self._promised]  # those who were promised a place will have it before
+        line: list[Job] = [*jobs, *before]
+        later = [promise for promise in before if promise not in kept]
         ahead = 0.0
         if over_all > 0:
-            places = over_all + sum(promise.images for promise in self._promised)
+            places = over_all + sum(promise.images for promise in later)
             ahead = self._work_until(places, line, lambda job: job.images)
         if over_share > 0:
-            own = over_share + sum(promise.images for promise in self._promised if promise.client == client)
+            own = over_share + sum(promise.images for promise in before if promise.client == client)
             ahead = max(ahead, self._work_until(own, line, lambda job: job.images if job.client == client else 0))
         if over_work > 0:
-            ahead = max(ahead, over_work + sum(promise.work_left for promise in self._promised))
-        seconds = min(max(math.ceil(_MARGIN * ahead / rate - 1e-6), 1), _MOST_SECONDS) if rate else 1
-        self._promised.append(_Promise(client, images, work, now + seconds + _LATE_SECONDS))
+            ahead = max(ahead, over_work + sum(promise.work_left for promise in later))
+        wait = ahead / rate if rate else 0.0
+        seconds = min(max(math.ceil(_MARGIN * wait - 1e-6), 1), _MOST_SECONDS)
+        free = now + wait if told is None else told.free  # it keeps its place in the line
+        self._promised.append(_Promise(client, images, work, free, now + seconds, now + seconds + _LATE_SECONDS))
         return seconds
+
+    def _redeem(self, client: str, images: int, now: float) -> _Promise | None:
+        """The promise that this request comes back on, which is kept now."""
+        for promise in self._promised:
+            if promise.due <= now and (promise.client, promise.images) == (client, images):
+                self._promised.remove(promise)
+                return promise
+        return None
 
     def _work_until(self, images: int, jobs: list[Job], counts: Callable[[Job], int]) -> float:
         """Work until `images` places are free. Images that share a batch end together, so a place is free when the
