@@ -1,65 +1,20 @@
-"""A TCP proxy before the API server whose open connections can fall silent, as behind a dead load balancer."""
+"""A proxy before the API server."""
 
-import asyncio
-import threading
 from pathlib import Path
 
 import yaml
 from devcluster.control_plane import Cluster
 
+from tests.tcp_proxy import TcpProxy
 
-class Proxy:
-    """Runs on a thread of its own; `port` is where it listens."""
+
+class Proxy(TcpProxy):
+    """`kubeconfig` leads through it."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self._config = yaml.safe_load(cluster.kubeconfig.read_text())
-        self._server_url = self._config["clusters"][0]["cluster"]["server"]
-        self._target = ("127.0.0.1", int(self._server_url.rsplit(":", 1)[1]))
-        self._silent: set[int] = set()
-        self._open: set[int] = set()
-        self._count = 0
-        ready = threading.Event()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(ready),), daemon=True)
-        self._thread.start()
-        ready.wait()
-        self._config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{self.port}"
+        config = yaml.safe_load(cluster.kubeconfig.read_text())
+        server = config["clusters"][0]["cluster"]
+        super().__init__("127.0.0.1", int(server["server"].rsplit(":", 1)[1]))
+        server["server"] = f"https://127.0.0.1:{self.port}"
         self.kubeconfig = folder / "proxied.kubeconfig"
-        self.kubeconfig.write_text(yaml.safe_dump(self._config))
-
-    def mute_open_connections(self) -> None:
-        """What is open now brings nothing any more and is not closed; new connections work."""
-        self._silent |= self._open
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._closing.set)
-        self._thread.join()
-
-    async def _serve(self, ready: threading.Event) -> None:
-        self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        ready.set()
-        await self._closing.wait()
-        server.close()  # and `asyncio.run` cancels what is open
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._count += 1
-        number = self._count
-        self._open.add(number)
-        up, down = await asyncio.open_connection(*self._target)
-        try:
-            await asyncio.gather(self._pump(number, reader, down), self._pump(number, up, writer))
-        except (OSError, asyncio.CancelledError):
-            pass  # one of the two has hung up, as clients do, or the test is over
-        finally:
-            self._open.discard(number)
-            writer.close()
-            down.close()
-
-    async def _pump(self, number: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            if number not in self._silent:
-                sink.write(data)
-                await sink.drain()
-        if number not in self._silent:
-            sink.close()
+        self.kubeconfig.write_text(yaml.safe_dump(config))

@@ -68,6 +68,7 @@ def server_options(
         "--exit-on-error=true",
         f"--grpc-address={in_url(options.host)}",  # gRPC takes [::] for all addresses there are
         f"--grpc-port={options.grpc_port}",
+        "--grpc-http2-max-ping-strikes=0",  # clients ping while they wait
         f"--http-address={_LOOPBACK}",
         f"--http-port={options.http_port}",
         f"--metrics-address={_metrics_address(options.host, os.environ.get(POD_IP, ''))}",
