@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opd_core.conditioning import Conditioning, Prompts, stack
@@ -36,12 +37,15 @@ def test_schedule_is_the_one_diffusers_pipelines_use(steps):
     np.testing.assert_allclose(ours.sigmas[:-1] * 1000, scheduler.timesteps.numpy(), rtol=1e-6)
 
 
-def test_dynamic_shift_depends_on_the_resolution():
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_dynamic_shift_is_the_one_of_diffusers_pipelines(tokens):
     config = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
-    small, large = (schedule_from_config(config, 4, mu=linear_mu(config, tokens)) for tokens in (256, 4096))
-    assert np.all(large.sigmas[1:-1] > small.sigmas[1:-1])
-    mu = math.log(small.sigmas[2] / (1 - small.sigmas[2]) / (0.5 / (1 - 0.5)))
-    assert mu != 0
+    mu = calculate_shift(tokens, 256, 4096, 0.5, 1.15)
+    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    scheduler.set_timesteps(10, mu=mu)
+    assert linear_mu(config, tokens) == pytest.approx(mu, rel=1e-12)
+    ours = schedule_from_config(config, 10, mu=linear_mu(config, tokens))
+    np.testing.assert_allclose(ours.sigmas, scheduler.sigmas.numpy(), rtol=0, atol=0)
 
 
 def test_schedule_without_steps_is_refused():
