@@ -38,7 +38,8 @@ from opd_trainer.methods.opd import one_pass, two_passes
 from opd_trainer.methods.rollouts import Rollouts
 from opd_trainer.objectives.squared import MEAN_MATCHING
 from opd_trainer.precision import GradientScale
-from opd_trainer.setup import STUDENT, student_graph
+from opd_trainer.run import STUDENT
+from opd_trainer.setup import student_graph
 from opd_trainer.trajectories import student_prompts
 from torch import Tensor
 

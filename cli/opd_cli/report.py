@@ -10,13 +10,15 @@ import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
 from opd_core.api.load import load_spec
 from opd_core.api.teachers import teacher_path, trained_teachers
+from opd_core.api.types import Teacher
 from opd_core.errors import StorageError
-from opd_trainer.evaluation import VALIDATION_PROMPTS
+from opd_trainer.evaluation import VALIDATION_PROMPTS, looks_of
 from opd_trainer.figures import FIGURES
 
 from opd_cli.charts import Line, Style, line_chart
 
 _SMOOTHING = 0.05  # share of the rounds that a point of a curve averages over
+_LOOKS = 6  # of all rounds that were looked at: the first, the last, and some between
 _GRID_ROWS = ("base", "teacher", "student")
 
 Chart = tuple[str, str, str]  # title, explanation, SVG
@@ -40,6 +42,7 @@ def write_report(work: Path) -> Path:
         best=_best(summary["scores"]),
         charts=_charts(rounds, objective) + _reward_charts(work, rounds) + _teacher_charts(work),
         grids=_grids(work, [teacher["name"] for teacher in spec["spec"]["teachers"]]),
+        looks=_looks(work),
         rounds=rounds[-1] if rounds else None,
         spec=yaml.safe_dump(spec, sort_keys=False),
     )
@@ -144,6 +147,7 @@ def _teacher_charts(work: Path) -> list[Chart]:
         charts += [
             (f"{name}: reward", "of the images of each round, with its interval over prompts",
              line_chart([Line("reward", numbers, reward), *bounds], "round", from_zero=False)),
+            *_teacher_looks(name, teacher, rounds),
             (f"{name}: way from the base", "squared distance of the velocities",
              line_chart([Line("distance", numbers, _smooth(away, window))], "round")),
             (f"{name}: groups", "deviation within, and share of those without any",
@@ -151,6 +155,16 @@ def _teacher_charts(work: Path) -> list[Chart]:
             *((f"{name}: {key}", FIGURES[key], line_chart([curve(key)], "round", from_zero=False)) for key in figures),
         ]  # fmt: skip
     return charts
+
+
+def _teacher_looks(name: str, teacher: Teacher, rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    looked = [r for r in rounds if "rewards" in r]
+    if not looked:
+        return []
+    numbers, of_task = [float(r["round"]) for r in looked], [r["rewards"][teacher.name] for r in looked]
+    lines = [Line(reward, numbers, [rewards[reward] for rewards in of_task]) for reward in of_task[0]]
+    why = f"of the average, on {VALIDATION_PROMPTS} held-out prompts at most"
+    return [(f"{name}: held-out reward", why, line_chart(lines, "round", from_zero=False))]
 
 
 def _smooth(values: Sequence[float], window: int) -> list[float]:
@@ -169,11 +183,31 @@ def _grids(work: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
         for row in _GRID_ROWS:
             model = f"teacher-{task}" if row == "teacher" else row
             folder = work / "evaluation" / "images" / model / task
-            rows.append((row, [_data_uri(file) for file in sorted(folder.glob("*.png"), key=lambda f: int(f.stem))]))
+            rows.append((row, _images(folder)))
         scored = json.loads((work / "evaluation" / "base.json").read_text())
         prompts = scored["prompts"][task][: len(rows[0][1])]
         grids.append({"task": task, "prompts": prompts, "rows": rows})
     return grids
+
+
+def _looks(work: Path) -> list[dict[str, Any]]:
+    """Images over the rounds: of the student by task, and of every teacher that was trained, where something was looked
+    at."""
+    spec = load_spec(work / "spec.json").spec
+    found = [("student", teacher.name, work) for teacher in spec.teachers]
+    found += [("teacher", each.name, teacher_path(spec, each, work / "claims")) for each in trained_teachers(spec)]
+    looks = []
+    for model, task, folder in found:
+        numbers = [r["round"] for r in _rounds(folder / "train" / "log.jsonl") if "rewards" in r]
+        shown = sorted({numbers[i * (len(numbers) - 1) // (_LOOKS - 1)] for i in range(_LOOKS)}) if numbers else []
+        rows = [(f"round {number}", _images(looks_of(folder) / str(number) / task)) for number in shown]
+        if rows:
+            looks.append({"title": f"{model}, {task}" if model == "student" else f"teacher {task}", "rows": rows})
+    return looks
+
+
+def _images(folder: Path) -> list[str]:
+    return [_data_uri(file) for file in sorted(folder.glob("*.png"), key=lambda f: int(f.stem))]
 
 
 def _data_uri(file: Path) -> str:

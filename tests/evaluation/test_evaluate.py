@@ -21,9 +21,12 @@ from opd_core.uris import claim_path
 from opd_trainer import evaluate as program
 from opd_trainer.engine import World
 from opd_trainer.evaluate import GRID_IMAGES, evaluate
+from opd_trainer.evaluation import looks_of
+from opd_trainer.evaluation.pictures import save_look
 from opd_trainer.evaluation.sampling import Candidate, sample_images
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.record import RoundRecord, TaskRecord
+from PIL import Image
 
 from tests.forks import Program
 
@@ -358,12 +361,22 @@ def test_the_report_shows_how_teachers_were_trained(report, distillation, studen
     (folder / "train").mkdir(parents=True)
     figures = {"reward": 0.25, "reward_error": 0.01, "group_std": 0.1, "flat_groups": 0.0, "ratio": 1.0, "clipped": 0.5}
     lines = [{**line(i), "figures": {**figures, "reward": i / 20}} for i in range(1, 10)]
+    for i in (3, 6):
+        lines[i - 1]["rewards"] = {"aesthetic": {"tiny-aesthetic": i / 20}}
+        save_look(torch.full([3, 300, 150], i / 10), looks_of(folder) / str(i) / "aesthetic" / "0.png")
     (folder / "train" / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     (student.parent / "spec.json").write_text(json.dumps(content))
     source = write_report(student.parent).read_text()
-    for title in ("reward", "way from the base", "groups", "ratio", "clipped"):
+    for title in ("reward", "held-out reward", "way from the base", "groups", "ratio", "clipped"):
         assert f"Teacher aesthetic: {title}" in source
     assert "old_distance" not in source
+    assert re.findall(r"<h3>teacher aesthetic</h3>|<tr><td>(round \d)</td><td><img", source) == [
+        "",
+        "round 3",
+        "round 6",
+    ]
+    kept = Image.open(looks_of(folder) / "6" / "aesthetic" / "0.png")
+    assert (kept.size, kept.getpixel((0, 0))) == ((128, 256), (153, 153, 153))
     chart = source.partition("Teacher aesthetic: reward")[2].partition("</figure>")[0]
     mean, low, high = (
         [float(point.split(",")[1]) for point in points.split()] for points in re.findall(r'points="([^"]*)"', chart)

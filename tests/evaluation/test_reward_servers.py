@@ -212,7 +212,7 @@ def test_a_server_that_came_back_is_asked_again(monkeypatch):
     with answering(200, b'{"scores": [7]}') as (url, _):
         pass
     port = int(url.rpartition(":")[2])
-    ours = replicas.Replicas([url], 5)
+    ours = replicas.Replicas([url], 5, threading.Event())
     began = time.monotonic()
     with pytest.raises(UnavailableError):
         ours.ask("/score", b"{}", lambda content: 1, "it", stop=threading.Event(), tries=4)
@@ -223,6 +223,24 @@ def test_a_server_that_came_back_is_asked_again(monkeypatch):
     assert ours.ask("/score", b"{}", json.loads, "it", stop=threading.Event(), tries=10) == {"scores": [7]}
     back.join()
     listening.close()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["told before", "told while it waits"])
+def test_told_to_hurry_nobody_waits_for_a_server_that_failed(monkeypatch, before):
+    monkeypatch.setattr(replicas, "_FIRST_PAUSE", 60.0)
+    with answering(200, b"") as (url, _):
+        pass
+    hurry = threading.Event()
+    ours = replicas.Replicas([url], 5, hurry)
+    timer = threading.Timer(0.0 if before else 0.5, hurry.set)
+    timer.start()
+    if before:
+        timer.join()
+    began = time.monotonic()
+    with pytest.raises(UnavailableError, match="asked once" if before else "all servers have failed and rest"):
+        ours.ask("/score", b"{}", json.loads, "it", stop=threading.Event(), tries=10)
+    assert time.monotonic() - began < 30
+    timer.join()
 
 
 def answer_once(listening):

@@ -12,8 +12,8 @@ from opd_core.models.pipeline import load_model
 from opd_core.uris import resolve
 from opd_trainer.loop import Sums, play_round
 from opd_trainer.prompts import training_prompt
-from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT, teacher_adapters
+from opd_trainer.run import STUDENT, Run
+from opd_trainer.setup import teacher_adapters
 from torch import Tensor
 
 from .conftest import SDE

@@ -24,8 +24,7 @@ from opd_trainer.methods.nft import OLD, nft_loss, old_decay, optimality
 from opd_trainer.methods.reinforcement import Reinforcement
 from opd_trainer.methods.samples import rank_images
 from opd_trainer.metrics import Metrics
-from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT
+from opd_trainer.run import STUDENT, Run
 from opd_trainer.teacher_setup import build_teacher_run, teacher_spec
 from torch import Tensor
 from torch.distributions import Normal

@@ -81,7 +81,7 @@ def test_told_to_stop_while_the_server_is_away_it_does_not_wait_for_it(
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == ExitCode.TERMINATED, output
-    assert "told to stop while teachers were away" in json.loads(last_words.read_text())["message"]
+    assert "told to stop while others were away" in json.loads(last_words.read_text())["message"]
     done = trainer.log("left")[-1]["round"]
     assert (trainer.folder / "left" / "checkpoints" / "latest").read_text() == f"round-{done:06d}\n"
 

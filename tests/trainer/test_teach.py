@@ -3,9 +3,12 @@
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ SETTINGS = {
     "rounds": 3,
     "checkpoint": {"everyRounds": 1},
     "optimizer": SMOOTH,
+    "validateEveryRounds": 2,
     "mustBeatBase": False,
 }
 TEACH = {**changes_of(SETTINGS), "spec.training.deepspeed.zeroStage": 1}
@@ -108,6 +112,10 @@ def test_a_teacher_is_an_adapter_with_its_origin_and_its_scores(teach: Teach, re
         3,
         1.0,
     )
+    assert [set(line.get("rewards", {})) for line in teach.log("reference")] == [set(), {"aesthetic"}, set()]
+    looked = teach.log("reference")[1]["rewards"]["aesthetic"]["tiny-aesthetic"]
+    assert 0 < looked < 1
+    assert len(list((reference / "train" / "looks" / "2" / "aesthetic").glob("*.png"))) == 2
     base, own = (manifest.scores[model]["tiny-aesthetic"] for model in ("base", "teacher"))
     assert manifest.gain.mean == pytest.approx(own.mean - base.mean)
     assert base.n == 2
@@ -179,6 +187,44 @@ def test_two_ranks_make_the_same_teacher(teach: Teach, reference: Path) -> None:
     size = max(float(theirs[key].abs().max()) for key in moved)
     assert size > 0
     assert max(moved.values()) < 1e-3 * size
+
+
+def test_told_to_stop_while_a_reward_server_is_away_it_does_not_wait_for_it(teach: Teach) -> None:
+    asked: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(len(question["images"]))
+            here = len(asked) <= 4  # for the preflight, and for a round
+            content = json.dumps({"scores": [i / 10 for i in range(asked[-1])]} if here else {"error": "away"}).encode()
+            self.send_response(200 if here else 503)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    servers = [{"reward": "tiny-aesthetic", "urls": [f"http://127.0.0.1:{server.server_port}"]}]
+    changes = {"spec.rewardServers": servers, "spec.teachers.2.training.validateEveryRounds": 1000}
+    try:
+        program = teach.start("left", changes)
+        deadline = time.monotonic() + 200
+        while len(asked) < 6:
+            assert program.poll() is None, program.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        program.send_signal(signal.SIGTERM)
+        output, _ = program.communicate(timeout=60)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert program.returncode == ExitCode.TERMINATED, output
+    words = json.loads((teach.folder / "left" / f"words-{len(teach.programs) - 1}").read_text())
+    assert "told to stop while reward servers were away; a new start continues" in words["message"]
 
 
 def test_a_name_that_the_spec_does_not_train_is_refused(teach: Teach) -> None:

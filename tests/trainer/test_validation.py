@@ -15,9 +15,8 @@ from opd_trainer import setup
 from opd_trainer.engine import World
 from opd_trainer.evaluate import evaluate
 from opd_trainer.evaluation import VALIDATION_PROMPTS
-from opd_trainer.run import Run
-from opd_trainer.setup import STUDENT
-from opd_trainer.validation import validate
+from opd_trainer.run import STUDENT, Run
+from opd_trainer.validation import look
 
 from .conftest import SDE
 from .test_published_defects import play
@@ -32,9 +31,9 @@ VALIDATED = {
 }
 
 
-def scores(run: Run, world: World | None = None) -> dict[str, dict[str, float]]:
+def scores(run: Run, folder: Path, world: World | None = None) -> dict[str, dict[str, float]]:
     assert run.validation is not None
-    return validate(run.validation, run.model, STUDENT, run.ema, world or run.world)  # type: ignore[return-value]
+    return look(run.validation, run.model, STUDENT, run.ema, world or run.world, folder)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("sampler", [{}, SDE], ids=["ODE", "SDE"])
@@ -48,7 +47,12 @@ def test_the_weights_are_to_the_bit_what_they_are_without(
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     log = [json.loads(line) for line in (tmp_path / "with" / "train" / "log.jsonl").read_text().splitlines()]
     assert [line["round"] for line in log if "rewards" in line] == [2, 4]
-    assert log[-1]["rewards"] == scores(ours)
+    assert log[-1]["rewards"] == scores(ours, tmp_path / "again")
+    for number in range(3):
+        first, again = tmp_path / "with" / "train" / "looks" / "4", tmp_path / "again"
+        file = Path("geneval", f"{number}.png")
+        assert (first / file).read_bytes() == (again / file).read_bytes()
+        assert (first / file).read_bytes() != (first.parent / "2" / file).read_bytes()
     row = metrics.progress["metrics"][1]
     assert row["reward/tiny-ocr"] == log[-1]["rewards"]["ocr"]["tiny-ocr"]
     assert theirs.validation is theirs.model.pipeline.vae is None  # nothing is loaded that nobody asked for
@@ -79,16 +83,19 @@ def test_it_scores_the_average_as_the_evaluation_does(
     )  # fmt: skip
     rewards = json.loads((tmp_path / "student.json").read_text())["rewards"]
     expected = {task: {name: sum(v) / 3 for name, v in of_task.items()} for task, of_task in rewards.items()}
-    found = scores(run)
+    found = scores(run, tmp_path)
     assert found == {task: pytest.approx(of_task, abs=1e-6) for task, of_task in expected.items()}
     assert len({value for of_task in found.values() for value in of_task.values()}) > 1
 
 
-def test_ranks_share_the_images_and_none_is_counted_twice(make_run: MakeRun) -> None:
+def test_ranks_share_the_images_and_none_is_counted_twice(make_run: MakeRun, tmp_path: Path) -> None:
     """What each of two ranks adds to the sum, one after the other here; sums over real ranks are tested elsewhere."""
     run = make_run(VALIDATED)
-    whole = scores(run)
-    parts = [scores(run, World(rank, 2, rank)) for rank in range(2)]
+    whole = scores(run, tmp_path / "whole")
+    parts = [scores(run, tmp_path / "parts", World(rank, 2, rank)) for rank in range(2)]
+    names = [sorted(file.relative_to(folder) for file in folder.rglob("*.png")) for folder in tmp_path.iterdir()]
+    assert names[0] == names[1]
+    assert len(names[0]) == 3 * 3
     for task, of_task in whole.items():
         for name, value in of_task.items():
             assert sum(part[task][name] for part in parts) == pytest.approx(value, abs=1e-6)
@@ -118,7 +125,7 @@ def test_a_wrong_reward_fails_before_anything_is_loaded(make_run: MakeRun, monke
         make_run(wrong)  # a trainer that validates nothing needs no rewards
 
 
-def test_the_average_is_taken_out_again_after_a_failure(make_run: MakeRun) -> None:
+def test_the_average_is_taken_out_again_after_a_failure(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(VALIDATED)
     before = [parameter.detach().clone() for parameter in run.engine.parameters]
     for tensor in run.ema.tensors:
@@ -130,5 +137,5 @@ def test_the_average_is_taken_out_again_after_a_failure(make_run: MakeRun) -> No
     assert run.validation is not None
     run.validation = replace(run.validation, rewards={"geneval": {"tiny-geneval": fail}})  # type: ignore[dict-item]
     with pytest.raises(RuntimeError, match="a reward fails"):
-        scores(run)
+        scores(run, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(run.engine.parameters, before, strict=True))

@@ -29,13 +29,13 @@ from opd_core.precision import TORCH_DTYPES
 from opd_core.process import die_with_parent, leave
 from opd_core.termination import last_words
 from opd_core.uris import resolve
-from PIL import Image
 from torch import Tensor
 
 from opd_trainer import arguments
 from opd_trainer.encoders import encoders_on_device
 from opd_trainer.engine import ALONE, World, all_reduce, join, shutdown, total
 from opd_trainer.evaluation.checks import failures
+from opd_trainer.evaluation.pictures import save_image
 from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
 from opd_trainer.evaluation.summary import scores_of, summarise, task_means
 from opd_trainer.evaluation.tags import tags_of
@@ -206,7 +206,7 @@ def _score(
             scores[name][numbers] = reward(images, [r.prompt for r in part], [r.metadata for r in part]).double()
         for number, image in zip(numbers, images, strict=True):
             if number < GRID_IMAGES:
-                _save_image(image, folder / f"{number}.png")
+                save_image(image, folder / f"{number}.png")
     return scores
 
 
@@ -214,11 +214,6 @@ def _of_all_ranks(scores: Mapping[str, Mapping[str, Tensor]], world: World) -> d
     flat = [values for by_reward in scores.values() for values in by_reward.values()]
     summed = iter(torch.split(all_reduce(torch.cat(flat).to(world.device), world).cpu(), [len(v) for v in flat]))
     return {task: {name: next(summed).tolist() for name in by_reward} for task, by_reward in scores.items()}
-
-
-def _save_image(image: Tensor, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(file)
 
 
 def _key(spec: Spec, candidate: Candidate, base_fingerprint: str, records: dict[str, list[PromptRecord]]) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from opd_trainer import checkpoint, loop
 from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import World
+from opd_trainer.evaluation import looks_of
 from opd_trainer.log import RoundLog
 from opd_trainer.metrics import Metrics
 from opd_trainer.record import RoundRecord
 from opd_trainer.run import STUDENT, Run
 from opd_trainer.stopping import StopSignal
-from opd_trainer.validation import validate
+from opd_trainer.validation import look
 
 CHECKPOINTS = "checkpoints"
 
@@ -64,7 +65,8 @@ def play(
         if run.validation is not None and run.validation.due(record.round) and not stopping:
             metrics.stage("Validating")
             began = time.monotonic()
-            record = replace(record, rewards=validate(run.validation, run.model, STUDENT, run.ema, world))
+            folder = looks_of(work) / str(record.round)
+            record = replace(record, rewards=look(run.validation, run.model, STUDENT, run.ema, world, folder))
             metrics.validated(began)
             metrics.stage("Training")
         if record.skipped:

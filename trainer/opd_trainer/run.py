@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 from typing import TYPE_CHECKING
 
 from opd_core.api.types import Training
@@ -29,7 +30,10 @@ STUDENT = "student"  # name of the trained adapter
 
 @dataclass(eq=False)
 class Run:
-    """Built once by `setup`; only `seconds` and `steps`, the optimiser steps so far, change from round to round."""
+    """Built once by `setup`; only `seconds` and `steps`, the optimiser steps so far, change from round to round.
+
+    `hurry`: to be set by whoever tells the run to stop; nobody is asked again then who did not answer.
+    """
 
     training: Training
     tasks: Sequence[Task]
@@ -44,6 +48,7 @@ class Run:
     world: World
     plan: Plan
     batches: Sequence[list[Row]]
+    hurry: Event
     validation: Validation | None = None
     steps: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))

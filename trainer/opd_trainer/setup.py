@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import torch
 from opd_core.api import types
@@ -60,8 +61,9 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
 
     validated = spec.evaluation.every_rounds is not None
     # First of all: a wrong name ends here and not at the first validation.
-    prompts, rewards = (validation_prompts(spec, claims), load_rewards(spec, device)) if validated else ({}, {})
-    return build(spec, claims, device, world, method, prompts, rewards, trained=trained)
+    hurry = Event()
+    prompts, rewards = (validation_prompts(spec, claims), load_rewards(spec, device, hurry)) if validated else ({}, {})
+    return build(spec, claims, device, world, method, prompts, rewards, hurry, trained=trained)
 
 
 def fake_score(training: Training, model: Model) -> FakeScore:
@@ -80,6 +82,7 @@ def build(
     make_method: Callable[[Model, Sequence[Transition]], Method],
     prompts: Mapping[str, Sequence[PromptRecord]],
     rewards: Mapping[str, Mapping[str, RewardFn]],
+    hurry: Event,
     *,
     trained: Sequence[str] = (),
     frozen: Sequence[str] = (),
@@ -90,6 +93,7 @@ def build(
     Args:
         make_method: called with the model, the student on it, and the sampler's path.
         prompts: those of the validation, by task; none, and no `rewards`: there is no validation.
+        hurry: of the rewards that are servers, for the run.
         trained, frozen: names of further adapters that begin as the student does.
         at_once: images that are computed together at most; None: all that one rank has in a round.
     """
@@ -130,6 +134,7 @@ def build(
         world=world,
         plan=plan,
         batches=rank_rows(len(tasks), training.images_per_task, world.rank, world.size, plan.micro_batch_size),
+        hurry=hurry,
         validation=validation,
     )
 

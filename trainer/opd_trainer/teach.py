@@ -81,7 +81,7 @@ def teach(args: Namespace) -> int:
     place = teacher_path(spec, teacher, args.claims)
     device = choose_device(args.device)
     world = init_distributed(device)
-    metrics = Metrics([teacher.name], teacher.training.rounds)
+    metrics = Metrics([teacher.name], teacher.training.rounds, teacher.training.validate_every_rounds)
     if args.metrics_port and world.local_rank == 0:
         serve(metrics, args.metrics_host, args.metrics_port)
     with alone(place, world):
@@ -147,8 +147,17 @@ def make(
     start = resume(run, place, identity, metrics)
     barrier(run.world)
     stop = StopSignal()
+    stop.then(run.hurry.set)
     metrics.stage("Training")
-    finished = play(run, place, start, identity, metrics, stop)
+    try:
+        finished = play(run, place, start, identity, metrics, stop)
+    except UnavailableError as error:
+        if not stop.requested():
+            raise
+        message = f"told to stop while reward servers were away; a new start continues at the last checkpoint: {error}"
+        say(run.world, message)
+        last_words(stop.exit_code, message)
+        return stop.exit_code, None
     if finished < run.training.rounds:
         metrics.stage("Done")
         barrier(run.world)

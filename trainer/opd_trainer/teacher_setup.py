@@ -1,7 +1,9 @@
 """From a teacher of a spec to the run that trains it: a training like the student's, with one task and rewards."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 from opd_core.api.teachers import completed
 from opd_core.api.types import Algorithm, Spec, Teacher
@@ -38,7 +40,7 @@ def teacher_spec(spec: Spec, teacher: Teacher) -> Spec:
     )
     base_guidance = spec.evaluation.guidance_scale
     evaluation = {
-        "every_rounds": None,
+        "every_rounds": settings.validate_every_rounds,
         "guidance_scale": spec.training.guidance_scale if base_guidance is None else base_guidance,
     }
     student = spec.student.model_copy(update={"adapter": settings.adapter, "init_from": settings.init_from})
@@ -59,7 +61,8 @@ def build_teacher_run(spec: Spec, claims: Path, device: str, world: World) -> Ru
     settings = completed(teacher.training)
     nft = settings.algorithm == Algorithm.DIFFUSION_NFT
     # First of all: a wrong name ends here and not at the first image.
-    prompts, rewards = held_out_prompts(spec, claims), load_rewards(spec, device)
+    hurry = Event()
+    prompts, rewards = held_out_prompts(spec, claims), load_rewards(spec, device, hurry)
 
     def method(model: Model, path: Sequence[Transition]) -> Reinforcement:
         student, old = (adapter_parameters(model.transformer, name) for name in (STUDENT, OLD))
@@ -67,7 +70,12 @@ def build_teacher_run(spec: Spec, claims: Path, device: str, world: World) -> Ru
         return Reinforcement(settings, algorithm, rewards[teacher.name], _quiet(spec, model))
 
     frozen = [OLD] if nft else []
-    return build(spec, claims, device, world, method, prompts, rewards, frozen=frozen, at_once=settings.group_size)
+    run = build(
+        spec, claims, device, world, method, prompts, rewards, hurry, frozen=frozen, at_once=settings.group_size
+    )
+    assert run.validation is not None
+    run.validation = replace(run.validation, guidance=teacher.guidance_scale)
+    return run
 
 
 def _quiet(spec: Spec, model: Model) -> tuple[Transition, ...]:

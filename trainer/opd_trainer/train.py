@@ -70,6 +70,7 @@ def train(args: Namespace) -> int:
         barrier(world)
         stop = StopSignal()
         stop.then(teachers.stop_waiting)
+        stop.then(run.hurry.set)
         metrics.stage("Training")
         finished = play(run, args.work, start, identity, metrics, stop, tensorboard=args.tensorboard)
     except UnavailableError as error:
@@ -77,7 +78,7 @@ def train(args: Namespace) -> int:
             raise
         say(
             world,
-            message := f"told to stop while teachers were away; a new start continues at the last checkpoint: {error}",
+            message := f"told to stop while others were away; a new start continues at the last checkpoint: {error}",
         )
         last_words(stop.exit_code, message)
         return stop.exit_code

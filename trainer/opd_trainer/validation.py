@@ -5,7 +5,7 @@ the scores of base and teachers on the same images.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from opd_trainer.ema import Ema
 from opd_trainer.encoders import encoders_on_device
 from opd_trainer.engine import World, all_reduce
-from opd_trainer.evaluation import VALIDATION_PROMPTS
+from opd_trainer.evaluation import LOOK_IMAGES, VALIDATION_PROMPTS
+from opd_trainer.evaluation.pictures import save_look
 from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
 from opd_trainer.prompt_files import PromptRecord
 from opd_trainer.prompts import held_out_prompts
@@ -27,9 +28,11 @@ from opd_trainer.rewards.registry import RewardFn
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What is scored, and by what; by task. `prompts` and `conditioning` are in the order of the evaluation."""
+    """What is scored, and by what; by task. `prompts` and `conditioning` are in the order of the evaluation, `guidance`
+    is that of the model in training."""
 
     spec: Spec
+    guidance: float
     prompts: Mapping[str, Sequence[PromptRecord]]
     conditioning: Mapping[str, Sequence[Conditioning]]
     negative: Conditioning
@@ -56,25 +59,38 @@ def build_validation(
     with encoders_on_device(model):
         conditioning = {task: model.encode([r.prompt for r in records], length) for task, records in prompts.items()}
         (negative,) = model.encode([""], length, negative=True)
-    return Validation(spec, prompts, conditioning, negative, rewards)
+    return Validation(spec, student_guidance(spec), prompts, conditioning, negative, rewards)
 
 
-def validate(validation: Validation, model: Model, adapter: str, ema: Ema, world: World) -> Rewards:
-    """Mean rewards of the averaged student, equal on all ranks. The weights are afterwards what they were before.
+def look(validation: Validation, model: Model, adapter: str, ema: Ema, world: World, folder: Path) -> Rewards:
+    """Mean rewards of the averaged weights on a few prompts, equal on all ranks; the weights are afterwards what they
+    were before.
 
     Args:
-        adapter: name of the student's adapter, whose weights `ema` averages.
+        adapter: name of the adapter in training, whose weights `ema` averages. folder: takes some of the images, as
+            TASK/NUMBER.png.
+
+    Raises:
+        StorageError: it cannot be written.
     """
-    candidate = Candidate("student", adapter, student_guidance(validation.spec), fingerprint="")
+    few = replace(
+        validation,
+        prompts={task: records[:VALIDATION_PROMPTS] for task, records in validation.prompts.items()},
+        conditioning={task: rows[:VALIDATION_PROMPTS] for task, rows in validation.conditioning.items()},
+    )
+    candidate = Candidate("student", adapter, validation.guidance, fingerprint="")
     with ema.applied():
-        scores = score(validation, model, candidate, world)
+        scores = score(few, model, candidate, world, folder)
     return {task: {name: float(of.mean()) for name, of in by_reward.items()} for task, by_reward in scores.items()}
 
 
-def score(validation: Validation, model: Model, candidate: Candidate, world: World) -> dict[str, dict[str, Tensor]]:
+def score(
+    validation: Validation, model: Model, candidate: Candidate, world: World, folder: Path | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Rewards [N] of a model's images by task and reward, float64, equal on all ranks.
 
-    Every rank scores its share of the images; the rewards do not depend on how many ranks there are.
+    Every rank scores its share of the images; the rewards do not depend on how many ranks there are. `folder` takes the
+    first images.
     """
     spec = validation.spec
     scores = {
@@ -93,6 +109,9 @@ def score(validation: Validation, model: Model, candidate: Candidate, world: Wor
             for name, reward in validation.rewards[task].items():
                 answer = reward(images, [r.prompt for r in chosen], [r.metadata for r in chosen])
                 scores[task, name][part] = answer.double()
+            for number, image in zip(part, images, strict=True):
+                if folder is not None and number < LOOK_IMAGES:
+                    save_look(image, folder / task / f"{number}.png")
     total = all_reduce(torch.cat(list(scores.values())).to(model.device), world).cpu()
     parts = dict(zip(scores, torch.split(total, [len(values) for values in scores.values()]), strict=True))
     return {task: {name: parts[task, name] for name in rewards} for task, rewards in validation.rewards.items()}

@@ -31,6 +31,7 @@ _NOT_WEIGHTS = {
     "spec.training.gradientCheckpointing",
     "spec.teachers.rewards",
     "spec.teachers.training.checkpoint",
+    "spec.teachers.training.validateEveryRounds",
     "spec.teachers.training.mustBeatBase",
 }
 _ROUNDS = "spec.training.rounds"

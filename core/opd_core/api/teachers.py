@@ -23,7 +23,7 @@ FOLDER = "opd-teachers"  # of all of them, beside the student's folder
 ADAPTER = "adapter"  # of one of them, in its own: beside checkpoints and log
 CLIP_NUMEL = 65_536  # numbers of the latent for which clip ranges are stated: Stable Diffusion 3.5's at 512 pixels
 _KEY_LENGTH = 12
-_NOT_WEIGHTS = ("checkpoint", "mustBeatBase")  # of a teacher's training
+_NOT_WEIGHTS = ("checkpoint", "validateEveryRounds", "mustBeatBase")  # of a teacher's training
 
 
 @dataclass(frozen=True)

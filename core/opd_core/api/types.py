@@ -279,6 +279,12 @@ class TeacherTraining(Model):
     ema: Ema = Field(default_factory=Ema, description="Averaged weights: what becomes the teacher.")
     seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of prompts, noise and adapter.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="When to save, how much to keep.")
+    validate_every_rounds: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Rounds between two looks at the averaged teacher on a few held-out prompts; absent: none.",
+    )
     must_beat_base: bool = Field(
         default=True, description="Refuse a teacher that is no better than the base on its own held-out prompts."
     )

@@ -89,9 +89,6 @@ class Distillation:
     def figures(self, run: Run) -> dict[str, float]:
         return {} if self.fake is None else self.fake.figures(run)
 
-    def stop_waiting(self) -> None:
-        self.teachers.stop_waiting()
-
     def close(self) -> None:
         self.teachers.close()
 

@@ -115,9 +115,6 @@ class Reinforcement:
         total = all_reduce(sums, run.world).cpu()
         return {name: float(value / number) for name, (value, number) in zip(names, total, strict=True)}
 
-    def stop_waiting(self) -> None:
-        """It asks nobody."""
-
     def close(self) -> None:
         """It holds nothing."""
 

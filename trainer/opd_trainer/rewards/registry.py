@@ -21,20 +21,26 @@ RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor
 
 
 def load_reward(
-    name: str, device: torch.device, servers: RewardServers | None = None, *, tries: int = TRIES
+    name: str,
+    device: torch.device,
+    servers: RewardServers | None = None,
+    *,
+    tries: int = TRIES,
+    hurry: threading.Event | None = None,
 ) -> RewardFn:
     """The reward `name`, ready to score on `device` or by `servers`, from any thread. Its answers are checked for shape
     and finite numbers.
 
     Args:
-        tries: of each question to `servers`.
+        tries: of each question to `servers`. hurry: once it is set, they are not asked again.
 
     Raises:
         InvalidError: unknown, or what it needs is not installed. RefusedError (when called): a wrong answer.
         UnavailableError (when called): no server answers.
     """
     if servers is not None:
-        return _checked(name, (unified_reward if name == UNIFIED else remote_reward)(servers, tries))
+        make = unified_reward if name == UNIFIED else remote_reward
+        return _checked(name, make(servers, tries, hurry or threading.Event()))
     reward, alone = find_reward(name)(device), threading.Lock()  # tokenisers and pipelines are of one thread at a time
 
     def one_at_a_time(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -59,15 +65,15 @@ def _checked(name: str, reward: RewardFn) -> RewardFn:
     return checked
 
 
-def load_rewards(spec: Spec, device: str) -> dict[str, dict[str, RewardFn]]:
-    """The rewards of every task, by name; two tasks with one reward share it.
+def load_rewards(spec: Spec, device: str, hurry: threading.Event | None = None) -> dict[str, dict[str, RewardFn]]:
+    """The rewards of every task, by name; two tasks with one reward share it. `hurry`: as `load_reward`.
 
     Raises:
         InvalidError: as `load_reward`.
     """
     names = dict.fromkeys(name for teacher in spec.teachers for name in teacher.rewards)
     served = {servers.reward: servers for servers in spec.reward_servers}
-    loaded = {name: load_reward(name, torch.device(device), served.get(name)) for name in names}
+    loaded = {name: load_reward(name, torch.device(device), served.get(name), hurry=hurry) for name in names}
     return {teacher.name: {name: loaded[name] for name in teacher.rewards} for teacher in spec.teachers}
 
 

@@ -27,13 +27,13 @@ class Ask(Protocol):
     def __call__(self, question: Question, *, stop: threading.Event) -> Tensor: ...
 
 
-def remote_reward(servers: RewardServers, tries: int) -> "RewardFn":
+def remote_reward(servers: RewardServers, tries: int, hurry: threading.Event) -> "RewardFn":
     """The reward of this name as its servers compute it, from images of 8 bits a colour.
 
     Raises (when called):
         UnavailableError: no server answers within its tries. RefusedError: a wrong answer, or a refusal.
     """
-    replicas = Replicas(servers.urls, servers.timeout_seconds)
+    replicas = Replicas(servers.urls, servers.timeout_seconds, hurry)
 
     def ask(question: Question, *, stop: threading.Event) -> Tensor:
         read = partial(read_scores, count=len(question.images))

@@ -17,6 +17,7 @@ from opd_trainer.rewards.wire import printable, read_error
 
 TRIES = 10  # of one question: three minutes of servers that refuse
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0  # seconds that a server rests after a failure, twice as long after the next
+_LISTEN_SECONDS = 0.5  # between two looks at `hurry`
 _LARGEST_ANSWER = 2**20  # bytes
 _AGAIN = (408, 425, 429)  # statuses below 500 that say "later"
 
@@ -36,12 +37,15 @@ class _Replica:
 
 
 class Replicas:
-    """Asked from any thread. A server that fails rests, longer each time; meanwhile the others are asked."""
+    """Asked from any thread. A server that fails rests, longer each time; meanwhile the others are asked.
 
-    def __init__(self, urls: Sequence[str], seconds: float) -> None:
+    `hurry`: once it is set, what fails is not asked again, and nobody waits for a server that rests.
+    """
+
+    def __init__(self, urls: Sequence[str], seconds: float, hurry: threading.Event) -> None:
         first = os.getpid() % len(urls)  # not all ranks begin with the same one
         self._replicas = [_Replica(url) for url in (*urls[first:], *urls[:first])]
-        self._seconds = seconds
+        self._seconds, self._hurry = seconds, hurry
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -66,8 +70,10 @@ class Replicas:
         Raises:
             UnavailableError: nobody answers. RefusedError: an answer that is wrong, or a refusal. StoppedError: `stop`.
         """
-        for _ in range(tries):
-            replica, failures = self._take(stop)
+        times = 0
+        while times < tries and not (times and self._hurry.is_set()):
+            replica, failures = self._take(stop, about)
+            times += 1
             try:
                 status, content = post(f"{replica.url.rstrip('/')}{path}", question, headers or {}, self._seconds)
             except (OSError, HTTPException, ValueError) as error:
@@ -85,10 +91,10 @@ class Replicas:
             self._give_back(replica, failures, failed=again)
             if not again:
                 raise RefusedError(f"{about}: {replica.url} {why}")
-        often = "once" if tries == 1 else f"{tries} times"
+        often = "once" if times == 1 else f"{times} times"
         raise UnavailableError(f"{about}: no answer, asked {often}; the last time {replica.url} {why}")
 
-    def _take(self, stop: threading.Event) -> tuple[_Replica, int]:
+    def _take(self, stop: threading.Event, about: str) -> tuple[_Replica, int]:
         """The least busy server that does not rest, waiting for one if need be."""
         while not stop.is_set():
             with self._changed:
@@ -99,7 +105,9 @@ class Replicas:
                     chosen.asked += 1
                     return chosen, chosen.failures
                 pause = min(replica.rests_until for replica in self._replicas) - now
-            stop.wait(pause)
+            if self._hurry.is_set():
+                raise UnavailableError(f"{about}: all servers have failed and rest")
+            stop.wait(min(pause, _LISTEN_SECONDS))
         raise StoppedError
 
     def _give_back(self, replica: _Replica, failures: int, *, failed: bool) -> None:

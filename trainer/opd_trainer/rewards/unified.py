@@ -35,13 +35,13 @@ _LONGEST_ANSWER = 1024  # tokens
 _AT_ONCE = 16  # images that each server is asked for; it makes batches of them itself
 
 
-def unified_reward(servers: RewardServers, tries: int) -> "RewardFn":
+def unified_reward(servers: RewardServers, tries: int, hurry: threading.Event) -> "RewardFn":
     """1 to 5 for each image, at temperature 0.
 
     Raises (when called):
         UnavailableError: no server answers within its tries. RefusedError: a refusal, or an answer without a score.
     """
-    replicas = Replicas(servers.urls, servers.timeout_seconds)
+    replicas = Replicas(servers.urls, servers.timeout_seconds, hurry)
     return in_batches(NAME, partial(_ask, replicas, tries), 1, _AT_ONCE * len(replicas))
 
 
