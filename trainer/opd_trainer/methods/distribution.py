@@ -22,7 +22,7 @@ import torch
 from opd_core.diffusion.transitions import Transition
 from torch import Tensor
 
-from opd_trainer.methods.rollouts import Answer, Noised, advance
+from opd_trainer.methods.rollouts import Answer, Noised, advance, trained_length
 from opd_trainer.objectives.match import Match
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...], t [B]) -> velocity [B, ...]
@@ -92,8 +92,7 @@ def matches(
     """
     x, before = batch.start(), None  # `before`: the x0 of the step before
     waiting: deque[_Asked] = deque()
-    length = max((j + 1 for j, weight in enumerate(weights) if weight > 0), default=0)
-    for j in range(length):
+    for j in range(trained_length(weights)):
         trained = weights[j] > 0
         with torch.set_grad_enabled(trained):
             velocity = batch.student(x, j)

@@ -15,7 +15,7 @@ from opd_core.api.types import Passes
 from opd_core.diffusion.transitions import Transition
 from torch import Tensor
 
-from opd_trainer.methods.rollouts import Answer, Rollouts, advance
+from opd_trainer.methods.rollouts import Answer, Rollouts, advance, trained_length
 from opd_trainer.objectives.match import Match
 
 
@@ -43,7 +43,7 @@ def one_pass(path: Sequence[Transition], weights: Sequence[float], batch: Rollou
     """Yield while rolling out: the teacher answers step j while the student computes the next ones."""
     x, before = batch.start(), None  # `before`: the x0 of the step before
     waiting: deque[tuple[_Visited, Tensor]] = deque()
-    for j in range(_trained_length(weights)):
+    for j in range(trained_length(weights)):
         trained = weights[j] > 0
         if trained:
             answer = batch.teachers(x, j)
@@ -63,7 +63,7 @@ def two_passes(path: Sequence[Transition], weights: Sequence[float], batch: Roll
     """Roll out without a graph, then run the student again on every state: the order of the paper's Algorithm 1."""
     x, before = batch.start(), None  # `before`: the x0 of the step before
     visited: list[_Visited] = []
-    for j in range(_trained_length(weights)):
+    for j in range(trained_length(weights)):
         noise = batch.noise(j) if path[j].std > 0 else None
         if weights[j] > 0:
             visited.append(_Visited(j, x, noise, batch.teachers(x, j)))
@@ -71,10 +71,6 @@ def two_passes(path: Sequence[Transition], weights: Sequence[float], batch: Roll
             x, before = advance(path[j], x, batch.student(x, j), before, noise)
     for seen in visited:
         yield _matched(path, seen, batch.student(seen.x, seen.step))
-
-
-def _trained_length(weights: Sequence[float]) -> int:
-    return max((j + 1 for j, weight in enumerate(weights) if weight > 0), default=0)
 
 
 def _matched(path: Sequence[Transition], seen: _Visited, velocity: Tensor) -> Match:

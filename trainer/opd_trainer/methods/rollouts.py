@@ -1,5 +1,6 @@
 """What a method sees of a batch, and the step that every rollout makes."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from opd_core.diffusion.transitions import Transition
@@ -42,6 +43,11 @@ class Noised(Rollouts, Protocol):
     def teachers_at(self, x: Tensor, sigmas: Tensor) -> Answer:
         """`sigmas` [B]."""
         ...
+
+
+def trained_length(weights: Sequence[float]) -> int:
+    """Steps of a trajectory up to the last one with a weight: none is computed after it."""
+    return max((j + 1 for j, weight in enumerate(weights) if weight > 0), default=0)
 
 
 def advance(
