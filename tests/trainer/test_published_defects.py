@@ -191,7 +191,10 @@ def test_e_no_option_is_offered_that_nobody_reads(
 ) -> None:
     """The published configuration has beta, clip_range, resume_from, save_freq and more that its script never reads."""
     spec = make_spec({**SDE, **EVALUATED}).spec
+    with_fake = {"spec.training.fakeScore": {"updatesPerRound": 1, "optimizer": {"learningRate": 1e-4}}}
+    other = make_spec({"spec.training.method": "DMD2", "spec.training.objective": {"type": "X0"}, **with_fake}).spec
     parts = (spec.model, spec.student, *spec.teachers, spec.teacher_serving, spec.training, spec.evaluation)
+    parts = (*parts, other.training.fake_score)
     offered = {option for part in parts for option in options(part)}
     read: set[tuple[str, str]] = set()
 
@@ -206,6 +209,9 @@ def test_e_no_option_is_offered_that_nobody_reads(
         run = build_run(spec, tiny_claims, [], "cpu", world)
         play(run, tmp_path, until=2)
         run.engine.close()
+        matching = build_run(other, tiny_claims, [], "cpu", world)
+        play_round(matching, 0)
+        matching.engine.close()
     assert offered - read == set(NOT_OF_THE_TRAINER)
     with pytest.raises(SpecError, match=r"spec\.training\.beta"):
         make_spec({"spec.training.beta": 0.1})
