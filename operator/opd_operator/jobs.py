@@ -98,6 +98,13 @@ def in_queue(d: Draft, work: Work, job: JobView) -> bool:
     return True
 
 
+def taken_out(d: Draft, work: Work) -> None:
+    """A queue has taken out of work what had begun."""
+    d.status["disruptions"] += 1
+    if outdated(d, work):
+        d.wake.append(d.now)  # settings of pods that had to wait: the next look makes a Job of them
+
+
 def result(d: Draft, job: JobView) -> Facts | None:
     """What the first pod of a Job that trains has said, with the digest of what was made; None if it said no such
     thing."""

@@ -13,7 +13,7 @@ from opd_core.stages import Condition, Reason, Stage
 
 from opd_operator import names
 from opd_operator.draft import Draft, timestamp
-from opd_operator.jobs import Work, ask_again, ended, in_queue, no_pods, result, start
+from opd_operator.jobs import Work, ask_again, ended, in_queue, no_pods, result, start, taken_out
 from opd_operator.outcome import late
 from opd_operator.training import LIVE
 
@@ -109,7 +109,8 @@ def _train(d: Draft, index: int, teacher: Teacher, row: dict[str, Any]) -> bool:
     d.wanted.teach[index] = this.number
     if job and in_queue(d, work, job):
         starts.pop("since", None)
-        d.status["disruptions"] += starts.pop("ran", False)  # it was taken out of work
+        if starts.pop("ran", False):
+            taken_out(d, work)
         return False
     if job and ended(d, job):
         del d.wanted.teach[index]

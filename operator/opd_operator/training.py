@@ -9,7 +9,19 @@ from opd_core.stages import Reason, Stage
 from opd_operator import names
 from opd_operator.context import teachers_revision
 from opd_operator.draft import TRAINER_READY, Draft, timestamp
-from opd_operator.jobs import Work, ask_again, ended, in_queue, no_pods, outdated, pauses, pods_of, result, start
+from opd_operator.jobs import (
+    Work,
+    ask_again,
+    ended,
+    in_queue,
+    no_pods,
+    outdated,
+    pauses,
+    pods_of,
+    result,
+    start,
+    taken_out,
+)
 from opd_operator.observe import JobView
 from opd_operator.outcome import late
 
@@ -24,7 +36,7 @@ def have_teachers(d: Draft) -> bool:
         return True
     work = _work(d)
     job = d.observed.jobs.get(work.name(d.starts(names.TRAINER)["number"]))
-    stays = job and not job.succeeded and not outdated(d, work)
+    stays = job and not job.succeeded and (work.begun or not outdated(d, work))
     if job and stays and in_queue(d, work, job):
         _wait_in_queue(d, job)
         return False
@@ -59,7 +71,7 @@ def _wait_in_queue(d: Draft, job: JobView) -> None:
     d.wait_in_queue()
     if d.completed(TRAINER_READY):
         d.run["evicted"] = True
-        d.status["disruptions"] += 1
+        taken_out(d, _work(d))
     for stage in (TRAINER_READY, Stage.TRAINED):
         d.times.pop(stage, None)
     d.wanted.trainer = d.starts(names.TRAINER)["number"]

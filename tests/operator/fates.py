@@ -18,7 +18,7 @@ from opd_operator.outcome import TRAINING
 
 from tests.operator.world import World, adapter, teachers
 
-_CODES = (1, 137, *(int(code) for code in ExitCode if code not in (ExitCode.OK, ExitCode.GATE)))
+CODES = (1, 137, *(int(code) for code in ExitCode if code not in (ExitCode.OK, ExitCode.GATE)))
 _JOBS = (names.TEACH, names.TRAINER, names.EVALUATOR)
 _ROUNDS = 40  # of a cluster that works again, until all is well
 
@@ -261,7 +261,7 @@ def teacher_is_trained(fate: Fate, now: bool) -> bool:
 
 def teachers_training_fails(fate: Fate, now: bool) -> bool:
     if now:
-        code, gone = fate.random.choice(_CODES), fate.random.random() < 0.3
+        code, gone = fate.random.choice(CODES), fate.random.random() < 0.3
         fate.world.fail(names.TEACH, code, gone=gone, teacher=fate.pupil(names.TEACH))
     return fate.startable(names.TEACH) and fate.working(names.TEACH)
 
@@ -292,7 +292,7 @@ def trainer_says_nothing(fate: Fate, now: bool) -> bool:
 
 def trainer_fails(fate: Fate, now: bool) -> bool:
     if now:
-        code = fate.random.choice(_CODES)
+        code = fate.random.choice(CODES)
         reason = "OOMKilled" if code == 137 else "Error"
         fate.world.fail(names.TRAINER, code, reason, gone=fate.random.random() < 0.3)
     return fate.startable(names.TRAINER) and fate.working(names.TRAINER)
@@ -321,7 +321,7 @@ def evaluator_ends_well(fate: Fate, now: bool) -> bool:
 
 def evaluator_fails(fate: Fate, now: bool) -> bool:
     if now:
-        fate.world.fail(names.EVALUATOR, fate.random.choice(_CODES))
+        fate.world.fail(names.EVALUATOR, fate.random.choice(CODES))
     return fate.startable(names.EVALUATOR)
 
 

@@ -144,11 +144,14 @@ class Api:
 
     def end(self, role: str, code: int = 0, message: str = "", reason: str = "Error", **facts: Any) -> None:
         """Every pod of a role ends; with `facts`, as our programs say it."""
+        for pod in wait_for(lambda: self.pods(role), f"{role} pods"):
+            self.ended(pod, code, message, reason, **facts)
+
+    def ended(self, pod: dict[str, Any], code: int = 0, message: str = "", reason: str = "Error", **facts: Any) -> None:
         words = json.dumps({"exitCode": code, "message": message, **facts}) if facts else message
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        ended = {"exitCode": code, "reason": "Completed" if code == 0 else reason, "message": words, "finishedAt": now}
-        for pod in wait_for(lambda: self.pods(role), f"{role} pods"):
-            self._say(pod, "Failed" if code else "Succeeded", {"terminated": ended}, ready=False)
+        state = {"exitCode": code, "reason": "Completed" if code == 0 else reason, "message": words, "finishedAt": now}
+        self._say(pod, "Failed" if code else "Succeeded", {"terminated": state}, ready=False)
 
     def _say(self, pod: dict[str, Any], phase: str, state: dict[str, Any], *, ready: bool) -> None:
         container = pod["spec"]["containers"][0]

@@ -92,6 +92,17 @@ def test_a_preempted_trainer_frees_its_teachers_and_comes_back():
     assert world.finish(names.TRAINER, digest=STUDENT).condition("Trained")[0] == "True"
 
 
+def test_a_preempted_trainer_has_the_settings_that_waited_for_it_to_end():
+    """Its Job would have waited for its admission with the settings of before until something else happened."""
+    world = working().edit(training__pod={"nodeSelector": {"disk": "ssd"}})
+    assert world.condition("Trained") == ("False", "Running")
+    world.suspend_job(names.TRAINER)
+    (job,) = world.jobs(names.TRAINER)
+    assert job["metadata"]["name"] == "tiny-trainer-1-1"
+    assert job["spec"]["template"]["spec"]["nodeSelector"] == {"disk": "ssd"}
+    assert world.status["disruptions"] == 1
+
+
 def test_the_teachers_of_a_preempted_trainer_stay_until_it_has_saved_its_checkpoint():
     world = working()
     world.linger = True

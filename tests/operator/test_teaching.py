@@ -387,6 +387,16 @@ def test_a_teacher_that_is_preempted_comes_back_and_nobody_writes_to_its_job() -
     assert it.finish(names.TEACH, digest=adapter("ocr")).of("Deployment", names.TEACHERS)
 
 
+def test_a_teacher_that_is_preempted_has_the_settings_that_waited_for_it_to_end() -> None:
+    """Its Job would have waited for its admission with the settings of before until something else happened."""
+    it = queued("ocr").admit(names.TEACH).run(names.TEACH)
+    it.edit(teachers=teachers("ocr"), training__pod={"nodeSelector": {"disk": "ssd"}}).suspend_job(names.TEACH)
+    job = it.job(names.TEACH)
+    assert job["metadata"]["name"] == "tiny-teach-1-1-1"
+    assert job["spec"]["template"]["spec"]["nodeSelector"] == {"disk": "ssd"}
+    assert it.status["disruptions"] == 1
+
+
 def test_while_one_teacher_trains_another_in_the_queue_stops_no_clock() -> None:
     it = queued(*BOTH, runPolicy={"parallelTeachers": 2, "activeDeadlineSeconds": 7200})
     it.admit(names.TEACH, "geneval").run(names.TEACH, "geneval")
