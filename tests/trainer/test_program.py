@@ -1,5 +1,6 @@
 """The trainer as a program, under its launcher and under torchrun, with faults injected for real."""
 
+import fcntl
 import json
 import os
 import signal
@@ -76,6 +77,21 @@ def alive(pid: int) -> bool:
 def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     timed = ("time", "seconds", "images_per_second", "teacher_requests")
     return [{k: v for k, v in line.items() if not k.endswith(timed)} for line in log]
+
+
+def test_a_second_run_in_one_folder_waits_and_leaves_when_it_is_told_to(trainer: Trainer) -> None:
+    """Of another object with the same spec and output, or of a pod that is gone only for the cluster."""
+    work = trainer.folder / "shared"
+    (work / "train").mkdir(parents=True)
+    with (work / "train" / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = trainer.start("shared", ZERO_1)
+        assert isinstance(second, Program)
+        wait_for(lambda: second.log.exists() and "another run is at work in" in second.log.read_text(), second)
+        assert not (work / "checkpoints").exists()
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(60) == ExitCode.TERMINATED
+    assert [path.name for path in (work / "train").iterdir()] == ["lock"]
 
 
 def test_a_run_leaves_log_checkpoints_and_a_student(trainer: Trainer, reference: Path) -> None:

@@ -164,7 +164,7 @@ def test_killed_and_continued_equals_uninterrupted_while_another_run_waits(teach
     with (teach.of("killed") / "lock").open("a+") as lock:  # of another run
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = teach.start("killed")
-        while not second.log.exists() or "another run trains this teacher" not in second.log.read_text():
+        while not second.log.exists() or "another run is at work" not in second.log.read_text():
             assert second.poll() is None, second.log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -9,11 +9,7 @@ All of a teacher is in one folder beside the student's, named by what the teache
 Before it may teach it is compared with its base, on the held-out prompts of its task.
 """
 
-import fcntl
-import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +26,7 @@ from opd_core.artifacts import (
     write_teacher,
 )
 from opd_core.device import choose_device
-from opd_core.errors import InvalidError, RefusedError, StorageError, UnavailableError
+from opd_core.errors import InvalidError, RefusedError, UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.adapters import save_adapter
 from opd_core.models.fingerprint import fingerprint
@@ -41,8 +37,9 @@ from opd_core.uris import resolve
 from torch import Tensor
 
 from opd_trainer import arguments
+from opd_trainer.alone import alone
 from opd_trainer.checkpoint import Identity
-from opd_trainer.engine import World, barrier, broadcast, init_distributed, shutdown
+from opd_trainer.engine import barrier, broadcast, init_distributed, shutdown
 from opd_trainer.evaluation.sampling import Candidate, student_guidance
 from opd_trainer.evaluation.statistics import mean_score
 from opd_trainer.evaluation.tags import tags_for, tags_of
@@ -63,7 +60,6 @@ SMALLER = (
     "lower training.microBatchSize, set training.gradientCheckpointing to true, or lower training.resolution or the "
     "teacher's training.groupSize"
 )
-_LOCK_SECONDS = 10.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,44 +230,6 @@ def verdict(teacher: Teacher, manifest: TeacherManifest) -> str:
         f"teacher {teacher.name} is {than} the base on its {gain.n} held-out images: gain {gain.mean:.3f} "
         f"({gain.low:.3f} to {gain.high:.3f}); {rewards}"
     )
-
-
-@contextmanager
-def alone(place: Path, world: World) -> Iterator[None]:
-    """Inside, no other run trains this teacher. All ranks call it; rank 0 holds the lock for them.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    if world.rank != 0:
-        while not broadcast(0, world):
-            pass
-        yield
-        return
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        handle = (place / "lock").open("a+")
-    except OSError as error:
-        raise StorageError(f"cannot write the teacher to {place}: {error}") from error
-    with handle:
-        told = False
-        while not broadcast(_locked(handle.fileno()), world):
-            if not told:
-                say(world, f"another run trains this teacher in {place}; waiting for it")
-                told = True
-            time.sleep(_LOCK_SECONDS)
-        yield
-
-
-def _locked(descriptor: int) -> int:
-    """1 once this process has the lock, or where the file system has none to give."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return 0
-    except OSError:  # ENOLCK, ENOTSUP: a network file system without locks
-        return 1
-    return 1
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from opd_core.termination import last_words
 from opd_core.uris import resolve
 
 from opd_trainer import arguments
+from opd_trainer.alone import alone
 from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import barrier, init_distributed, shutdown
 from opd_trainer.methods.distillation import Distillation
@@ -66,13 +67,14 @@ def train(args: Namespace) -> int:
         if world.rank == 0:
             agree(run, teachers, distillation.spec, args.claims)
         identity = identify(run, teachers, distillation)
-        start = resume(run, args.work, identity, metrics)
-        barrier(world)
-        stop = StopSignal()
-        stop.then(teachers.stop_waiting)
-        stop.then(run.hurry.set)
-        metrics.stage("Training")
-        finished = play(run, args.work, start, identity, metrics, stop, tensorboard=args.tensorboard)
+        with alone(args.work / "train", world):
+            start = resume(run, args.work, identity, metrics)
+            barrier(world)
+            stop = StopSignal()
+            stop.then(teachers.stop_waiting)
+            stop.then(run.hurry.set)
+            metrics.stage("Training")
+            finished = play(run, args.work, start, identity, metrics, stop, tensorboard=args.tensorboard)
     except UnavailableError as error:
         if stop is None or not stop.requested():
             raise
