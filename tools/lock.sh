@@ -14,6 +14,8 @@ compile operator pyproject.toml --extra=operator
 compile trainer pyproject.toml - --extra={trainer,rewards,s3} <<<"opencv-python-headless>=4.10"
 compile serving pyproject.toml --extra={serving,s3}
 compile dev pyproject.toml --extra={operator,trainer,serving,dev}
+# PyTorch and what it brings, as trainer.txt and serving.txt have it: the layer that images share.
+compile torch - --constraint requirements/dev.txt <<<"torch"
 # What installs the others: uv, as dev.txt has it.
 compile uv - --constraint requirements/dev.txt <<<"uv"
 # What turns sources into wheels inside images/*.Containerfile: ours, and those of packages that ship none (deepspeed).
