@@ -212,10 +212,22 @@ class LateTeachers:
 
     def teachers(self, x: Tensor, step: int) -> LateAnswer:
         self.asked.append(step)
-        assert len(self.asked) - len(self.finished) <= self.in_flight + 1
+        assert len(self.asked) - len(self.finished) <= self.in_flight + 2  # the next step is asked about already
         answer = LateAnswer()
         answer.set_result(x)
         return answer
+
+
+def test_the_next_step_is_asked_about_before_a_match_is_trained(make_run: Callable[..., Run]) -> None:
+    """A backward pass is queued before the state that follows has left the GPU otherwise."""
+    path = make_run({"spec.training.sampler": {"type": "ODE", "steps": 4}}).path
+    batch = LateTeachers(in_flight=0)
+    asked = []
+    for match in one_pass(path, [1.0, 0.0, 1.0, 1.0], batch, 0):
+        asked.append(len(batch.asked))
+        batch.finished.append(match.step)
+    assert batch.asked == batch.finished == [0, 2, 3]
+    assert asked == [1, 3, 3]
 
 
 def test_a_window_is_the_most_that_waits(make_run: Callable[..., Run]) -> None:

@@ -41,18 +41,23 @@ class _Visited(NamedTuple):
 
 def one_pass(path: Sequence[Transition], weights: Sequence[float], batch: Rollouts, in_flight: int) -> Iterator[Match]:
     """Yield while rolling out: the teacher answers step j while the student computes the next ones."""
+    length = trained_length(weights)
+
+    def ask(j: int) -> Answer | None:
+        return batch.teachers(x, j) if j < length and weights[j] > 0 else None
+
     x, before = batch.start(), None  # `before`: the x0 of the step before
     waiting: deque[tuple[_Visited, Tensor]] = deque()
-    for j in range(trained_length(weights)):
-        trained = weights[j] > 0
-        if trained:
-            answer = batch.teachers(x, j)
-        with torch.set_grad_enabled(trained):
+    answer = ask(0)
+    for j in range(length):
+        with torch.set_grad_enabled(answer is not None):
             velocity = batch.student(x, j)
         noise = batch.noise(j) if path[j].std > 0 else None
-        if trained:
+        if answer is not None:
             waiting.append((_Visited(j, x, noise, answer), velocity))
         x, before = advance(path[j], x, velocity.detach(), before, noise)
+        # Before anything is yielded: on a GPU the state would else come to the teachers a backward pass later.
+        answer = ask(j + 1)
         while len(waiting) > in_flight or (waiting and waiting[0][0].answer.done()):
             yield _matched(path, *waiting.popleft())
     while waiting:
