@@ -10,12 +10,12 @@ from pathlib import Path
 
 from figures import write
 from opd_core.api.load import load_spec
-from opd_core.api.teachers import adapter_of
 from opd_core.artifacts import SamplingDefaults, Source, StudentManifest, write_student
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.merge import merge
 from opd_core.uris import resolve
 from opd_trainer.evaluate import evaluate
+from opd_trainer.setup import teacher_adapters
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny" / "distill.yaml"
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures in docs/figures")
     options = parser.parse_args()
     spec, claims = load_spec(EXAMPLE).spec, EXAMPLE.parent
-    teachers = [resolve(adapter_of(spec, teacher).uri, claims) for teacher in spec.teachers]
+    teachers = list(teacher_adapters(spec, claims).values())
     base, size = spec.model, spec.training.resolution
 
     def describe(digest: str) -> StudentManifest:

@@ -92,7 +92,7 @@ def from_the_mean(folder: Path, uri: str) -> dict[str, Any]:
     `folder`, its `uri`."""
     if not (folder / WEIGHTS).exists():
         teachers = yaml.safe_load(SPEC.read_text())["spec"]["teachers"]
-        merge([resolve(teacher["adapter"]["uri"], SPEC.parent) for teacher in teachers], folder)
+        merge([read_adapter_file(resolve(teacher["adapter"]["uri"], SPEC.parent)) for teacher in teachers], folder)
     adapter = read_adapter_file(folder)
     layer = adapter.layers[0]  # all have one rank and one alpha, as the teachers do
     return {

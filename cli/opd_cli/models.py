@@ -91,9 +91,10 @@ def merge(
 
     Example: opd models merge teachers/geneval teachers/ocr --out start
     """
+    from opd_core.models.adapter_file import read_adapter_file
     from opd_core.models.merge import merge as write
 
-    config = write([_local(uri, claims) for uri in adapters], out)
+    config = write([read_adapter_file(_local(uri, claims)) for uri in adapters], out)
     echo(f"{out}: rank {config.r}, alpha {config.lora_alpha}. In a spec, with the folder on the claim `students`:\n")
     echo("  student:")
     echo(f"    initFrom: pvc://students/{out.name}")

@@ -57,6 +57,7 @@ CASES = [
     ((*S, "endpoint", "rollout"), {"maxSurge": 0}, "spec.endpoint.rollout.maxSurge", "replicas: 2 or more"),
     ((*S, "endpoint", "studentDigest"), "sha256:12", "spec.endpoint.studentDigest", "64 hexadecimal digits"),
     ((*S, "student", "initFrom"), "student", "spec.student.initFrom", "not a URI"),
+    ((*S, "student"), {"initFrom": "pvc://a/b", "initFromTeachers": True, "output": {"uri": "pvc://students/x"}}, "spec.student.initFromTeachers", "one of the two"),
     ((*S, "student", "adapter", "rank"), 0, "spec.student.adapter.rank", "at least 1"),
     ((*S, "student", "adapter", "type"), "DoRA", "spec.student.adapter.type", "write 'LoRA'"),
     ((*S, "student", "adapter", "targetModules"), [], "spec.student.adapter.targetModules", "at least 1"),

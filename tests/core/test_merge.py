@@ -30,9 +30,13 @@ def make(tmp_path):
     return saved
 
 
+def read(paths):
+    return [read_adapter_file(path) for path in paths]
+
+
 def test_every_layer_changes_by_the_mean_of_the_changes(make, tmp_path):
     paths = [make(4, 16), make(6, 6), make(2, 8)]
-    config = merge(paths, tmp_path / "merged")
+    config = merge(read(paths), tmp_path / "merged")
     assert (config.r, config.lora_alpha) == (12, 48)
     model = transformer()
     for name, path in (("a", paths[0]), ("b", paths[1]), ("c", paths[2]), ("merged", tmp_path / "merged")):
@@ -46,7 +50,7 @@ def test_every_layer_changes_by_the_mean_of_the_changes(make, tmp_path):
 
 def test_a_scale_that_gives_no_whole_alpha_is_made_up_for(make, tmp_path):
     paths = [make(3, 1), make(4, 8)]
-    config = merge(paths, tmp_path / "merged")
+    config = merge(read(paths), tmp_path / "merged")
     assert (config.r, config.lora_alpha) == (7, 2)
     model = transformer()
     for name, path in (("a", paths[0]), ("b", paths[1]), ("merged", tmp_path / "merged")):
@@ -64,7 +68,7 @@ def test_what_has_no_mean_is_refused_and_nothing_is_written(make, tmp_path):
         ([good, make(6, 6, width=32)], "are they for one base"),
     ):
         with pytest.raises(InvalidError, match=message):
-            merge(paths, out)
+            merge(read(paths), out)
         assert not out.exists()
 
 
@@ -72,7 +76,7 @@ def test_an_adapter_that_is_there_stays(make):
     first, second = make(4, 16), make(6, 6)
     before = read_adapter_file(first)
     with pytest.raises(InvalidError, match="holds an adapter already; name another folder"):
-        merge([first, second], first)
+        merge(read([first, second]), first)
     assert read_adapter_file(first) == before
 
 
@@ -80,4 +84,4 @@ def test_names_that_only_a_base_explains_are_not_merged(tmp_path: Path) -> None:
     state = {f"lora_unet_x.lora_{side}.weight": torch.ones(2, 2) for side in ("down", "up")}
     save_file({**state, "lora_unet_x.alpha": torch.tensor(2.0)}, tmp_path / WEIGHTS)
     with pytest.raises(InvalidError, match="e.g. lora_unet_x; write it with opd models export --base first"):
-        merge([tmp_path, tmp_path], tmp_path / "out")
+        merge(read([tmp_path, tmp_path]), tmp_path / "out")

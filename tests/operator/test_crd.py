@@ -176,6 +176,7 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
         },
         "optimizer": {"schedule": pick("Constant", "Cosine"), "warmupRounds": pick(0, 10)},
     }  # fmt: skip
+    spec["student"] |= {"initFromTeachers": pick(False, True), "initFrom": pick("", "pvc://a/b")}
     if draw(st.booleans()):
         spec["training"]["objective"]["trainedSteps"] = draw(st.lists(st.integers(0, 6), min_size=1, max_size=4))
     if draw(st.booleans()):

@@ -150,6 +150,27 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
             "spec.student.adapter.alpha is 64: the adapter of initFrom has 32; make them equal",
         ],
     ),
+    "another rank than the teachers' mean": (
+        {"student.initFromTeachers": True},
+        None,
+        [
+            "spec.student.adapter.rank is 32: the mean of the teachers has 48; write 48",
+            "spec.student.adapter.alpha is 64: the mean of the teachers has 96; write 96",
+        ],
+    ),
+    "another rank than the mean of teachers of which one is trained": (
+        {
+            "student.initFromTeachers": True,
+            "student.adapter": {"rank": 48, "alpha": 96},
+            "teachers.2.adapter": None,
+            "teachers.2.training": {"algorithm": "DiffusionNFT", "rounds": 1, "adapter": {"rank": 8, "alpha": 8}},
+        },
+        None,
+        [
+            "spec.student.adapter.rank is 48: the mean of the teachers has 40; write 40",
+            "spec.student.adapter.alpha is 96: the mean of the teachers has 80; write 80",
+        ],
+    ),
     "fewer layers than initFrom's": (
         {
             "student.initFrom": "pvc://tiny-world/teachers/ocr",

@@ -28,6 +28,7 @@ from opd_core.diffusion.transitions import transitions
 from opd_core.errors import DivergedError, InvalidError, UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.families.sd3 import SD3
+from opd_core.models.adapters import load_adapter
 from opd_core.termination import fit, last_words
 from opd_trainer import loop
 from opd_trainer.batches import Row, rank_rows
@@ -42,8 +43,9 @@ from opd_trainer.rank import run_rank
 from opd_trainer.record import RoundRecord, TaskRecord, task_record
 from opd_trainer.run import Run
 from opd_trainer.server import serve
-from opd_trainer.setup import load_tasks
+from opd_trainer.setup import load_tasks, teacher_adapters
 from opd_trainer.train import SMALLER
+from peft.tuners.tuners_utils import BaseTunerLayer
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
@@ -387,6 +389,23 @@ def test_no_prompts_are_refused_before_anything_is_loaded(make_spec, tiny_world:
 def test_an_initial_adapter_must_have_the_spec_s_rank(make_run: Callable[..., Run]) -> None:
     with pytest.raises(InvalidError, match="spec.student.adapter.rank is 8: the adapter of initFrom has 16"):
         make_run({"spec.student.initFrom": "pvc://tiny-world/teachers/ocr"})
+
+
+def test_a_student_may_start_from_the_mean_of_its_teachers(
+    make_run: Callable[..., Run], make_spec, tiny_claims: Path
+) -> None:
+    changes = {"spec.student.initFromTeachers": True, "spec.student.adapter": {"rank": 48, "alpha": 96}}
+    run = make_run(changes)
+    assert all(parameter.requires_grad for parameter in run.engine.parameters)
+    transformer = run.model.transformer
+    teachers = teacher_adapters(make_spec(changes).spec, tiny_claims)
+    for name, adapter in teachers.items():
+        load_adapter(transformer, adapter, name)
+    layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    assert layers
+    for layer in layers:
+        mean = sum(layer.get_delta_weight(name) for name in teachers) / len(teachers)
+        torch.testing.assert_close(layer.get_delta_weight("student"), mean, rtol=1e-4, atol=1e-6)
 
 
 def test_a_student_with_more_layers_than_its_start_starts_as_that(make_run: Callable[..., Run]) -> None:

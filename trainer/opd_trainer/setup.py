@@ -1,6 +1,8 @@
 """From a spec to everything that a round needs."""
 
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import AdapterFile, read_adapter_file, read_teacher
 from opd_core.models.adapters import adapter_parameters, add_student_adapter, start_adapter
+from opd_core.models.merge import merge
 from opd_core.models.pipeline import Model, load_model
 from opd_core.models.preflight import model_notes, refuse, start_problems
 from opd_core.precision import TORCH_DTYPES
@@ -196,28 +199,41 @@ def sampler_path(spec: Spec, model: Model) -> tuple[Transition, ...]:
 def add_student(
     spec: Spec, model: Model, claims: Path, trained: Sequence[str] = (), frozen: Sequence[str] = ()
 ) -> None:
-    """Put the trainable adapter on the base, with the numbers of `initFrom` where that has some; float32 whatever the
-    base is. `trained`, `frozen`: names of further adapters that begin as it does."""
+    """Put the trainable adapter on the base, with the numbers that it starts from, if there are some; float32 whatever
+    the base is. `trained`, `frozen`: names of further adapters that begin as it does."""
     adapter = spec.student.adapter
-    start = read_adapter_file(resolve(spec.student.init_from, claims)) if spec.student.init_from else None
-    if start is not None:
-        refuse(list(start_problems(adapter, start, model.family.targets)), spec.student.init_from)
     names = (*frozen, *trained, STUDENT)
-    for name in names:  # the student last: it is what the model computes with
-        add_student_adapter(
-            model.transformer,
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            target_modules=adapter.target_modules or model.family.targets,
-            seed=spec.training.seed,
-            name=name,
-        )
+    with student_start(spec, claims) as start:
         if start is not None:
-            start_adapter(model.transformer, start, name)
+            refuse(list(start_problems(adapter, start, model.family.targets)), "the student's start")
+        for name in names:  # the student last: it is what the model computes with
+            add_student_adapter(
+                model.transformer,
+                rank=adapter.rank,
+                alpha=adapter.alpha,
+                target_modules=adapter.target_modules or model.family.targets,
+                seed=spec.training.seed,
+                name=name,
+            )
+            if start is not None:
+                start_adapter(model.transformer, start, name)
     for name in names:
         for parameter in adapter_parameters(model.transformer, name):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(name not in frozen)
+
+
+@contextmanager
+def student_start(spec: Spec, claims: Path) -> Iterator[AdapterFile | None]:
+    """The LoRA that the student starts from, readable inside; None: it starts as the base."""
+    if spec.student.init_from_teachers:
+        with tempfile.TemporaryDirectory() as mean:
+            merge(list(teacher_adapters(spec, claims).values()), Path(mean))
+            yield read_adapter_file(Path(mean))
+    elif spec.student.init_from:
+        yield read_adapter_file(resolve(spec.student.init_from, claims))
+    else:
+        yield None
 
 
 def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: str) -> TeacherClient:

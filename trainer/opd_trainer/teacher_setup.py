@@ -43,7 +43,8 @@ def teacher_spec(spec: Spec, teacher: Teacher) -> Spec:
         "every_rounds": settings.validate_every_rounds,
         "guidance_scale": spec.training.guidance_scale if base_guidance is None else base_guidance,
     }
-    student = spec.student.model_copy(update={"adapter": settings.adapter, "init_from": settings.init_from})
+    start = {"init_from": settings.init_from, "init_from_teachers": False}
+    student = spec.student.model_copy(update={"adapter": settings.adapter, **start})
     return spec.model_copy(
         update={
             "training": training,

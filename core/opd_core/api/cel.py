@@ -487,6 +487,20 @@ RULES = (
         "selfNormalized",
     ),
     Cel(
+        "spec.student",
+        "!self.initFromTeachers || !has(self.initFrom) || self.initFrom == ''",
+        sentences.TWO_STARTS,
+        "self.initFromTeachers",
+        "initFromTeachers",
+    ),
+    Cel(
+        "spec",
+        "!self.student.initFromTeachers || self.teachers.size() > 1",
+        sentences.NO_MEAN,
+        "self.student.initFromTeachers",
+        "student.initFromTeachers",
+    ),
+    Cel(
         "spec.training",
         "self.method != 'SFT' || self.sampler.type != 'SDE'",
         sentences.SFT_SDE,

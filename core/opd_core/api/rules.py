@@ -47,6 +47,16 @@ def _unique_rewards(spec: Spec) -> Iterator[Problem]:
             yield sentences.REWARD_TWICE.problem(f"spec.teachers[{i}].rewards", teacher.rewards)
 
 
+def _start(spec: Spec) -> Iterator[Problem]:
+    if not spec.student.init_from_teachers:
+        return
+    path = "spec.student.initFromTeachers"
+    if spec.student.init_from:
+        yield sentences.TWO_STARTS.problem(path, True)
+    if len(spec.teachers) < 2:
+        yield sentences.NO_MEAN.problem(path, True)
+
+
 def _reward_servers(spec: Spec) -> Iterator[Problem]:
     known = {reward for teacher in spec.teachers for reward in teacher.rewards}
     names = [servers.reward for servers in spec.reward_servers]
@@ -323,6 +333,7 @@ RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
     _unique_teachers,
     _some_weight,
     _unique_rewards,
+    _start,
     _reward_servers,
     _resolution,
     _samplers,

@@ -137,6 +137,8 @@ FEW_STEPS = Sentence("more than the {trained} trained steps", "write 1 to {train
 NOT_NORMALIZED = Sentence(
     "a policy gradient has no self-normalised form", "write selfNormalized: false, or objective.type: KL"
 )
+TWO_STARTS = Sentence("initFrom names another start", "write one of the two")
+NO_MEAN = Sentence("one teacher has no mean with others", "write initFrom: the teacher's URI")
 SFT_SDE = Sentence("SFT learns from images that its teachers sample without noise", "write sampler.type: ODE")
 DMD_X0 = Sentence(
     "DMD2 and TDM move clean images along a difference of scores, which is the objective X0", "write objective.type: X0"

@@ -134,6 +134,10 @@ class Student(Model):
         description="A LoRA to start from, with the adapter's rank and alpha, on layers among its targetModules; "
         "empty: start as the base.",
     )
+    init_from_teachers: bool = Field(
+        default=False,
+        description="Start from the mean of the teachers' LoRAs; the adapter's rank is then the sum of theirs.",
+    )
     output: Output = Field(description="Where the trained student goes.")
 
 

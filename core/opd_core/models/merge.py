@@ -8,27 +8,26 @@ import torch
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
-from opd_core.models.adapter_file import AdapterFile, read_adapter_file
+from opd_core.models.adapter_file import AdapterFile
 from opd_core.models.adapters import lora_config, read_adapter, write_adapter
 
 with without_collection():
     from peft import LoraConfig
 
 
-def merge(paths: Sequence[Path], directory: Path) -> LoraConfig:
-    """Write the LoRA whose change of every layer is the mean of those at `paths`; exact, since their ranks add up.
+def merge(adapters: Sequence[AdapterFile], directory: Path) -> LoraConfig:
+    """Write the LoRA whose change of every layer is the mean of those of `adapters`; exact, since their ranks add up.
 
     Each changes a layer by s_i B_i A_i, with the scale s_i = alpha_i / r_i. The result stacks the A_i and puts the B_i
     side by side, times s_i / (N s), under its own scale s: the first one's, so that its numbers are of the size of a
     LoRA that was trained.
 
     Raises:
-        InvalidError: fewer than two, one that is no LoRA, two that change different layers or layers of different
-            shape, or a directory that holds an adapter already.
+        InvalidError: fewer than two, two that change different layers or layers of different shape, or a directory
+            that holds an adapter already.
     """
     if (directory / WEIGHTS).exists():
         raise InvalidError(f"{directory} holds an adapter already; name another folder")
-    adapters = [read_adapter_file(path) for path in paths]
     if len(adapters) < 2:
         raise InvalidError("one adapter has no mean with others; name two or more")
     for adapter in adapters:

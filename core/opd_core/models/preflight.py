@@ -60,7 +60,40 @@ def adapter_problems(spec: Spec, find: Find) -> list[str]:
             start = attempt(f"{path}.initFrom", init_from, find, lambda place: _start(place, linear), found)
             if start and outline:
                 found += start_problems(adapter, start, outline.family.targets, f"{path}.adapter")
+    if spec.student.init_from_teachers:
+        found += _mean_problems(spec, find)
     return found
+
+
+def _mean_problems(spec: Spec, find: Find) -> Iterator[str]:
+    """Why the student cannot start from the mean of its teachers: told before any of them is trained."""
+    ranks, scale = 0, 0.0  # of all, and of the first, which the mean has (`merge`)
+    for teacher in spec.teachers:
+        if teacher.training:
+            rank, alpha = teacher.training.adapter.rank, float(teacher.training.adapter.alpha)
+        else:
+            try:
+                given = adapter_of(spec, teacher)
+                place = find(given.uri)
+                file = read_teacher(place, given.alpha) if place else None
+            except InvalidError:
+                return  # told with the teachers
+            if file is None:
+                return
+            if not file.named_by_diffusers:
+                yield (
+                    f"spec.student.initFromTeachers is true: the LoRA of teacher {teacher.name} may name layers "
+                    "otherwise than diffusers does, and such have no mean; write it with opd models export --base first"
+                )
+                return
+            rank, alpha = file.rank(file.layers[0]), file.alphas[file.layers[0]]
+        ranks, scale = ranks + rank, scale or alpha / rank
+    for name, ours, theirs in (
+        ("rank", spec.student.adapter.rank, ranks),
+        ("alpha", spec.student.adapter.alpha, max(1, round(scale * ranks))),
+    ):
+        if ours != theirs:
+            yield f"spec.student.adapter.{name} is {ours}: the mean of the teachers has {theirs}; write {theirs}"
 
 
 def _fresh(path: str, adapter: LoRA, linear: Linear | None) -> Iterator[str]:
