@@ -10,7 +10,6 @@ for one round of the KL, as far as variance decides.
 """
 
 import argparse
-import copy
 import os
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def main() -> None:
 
 def student() -> Run:
     """The example's run in this process, under the paper's SDE and KL."""
-    content = copy.deepcopy(yaml.safe_load(EXAMPLE.read_text()))
+    content = yaml.safe_load(EXAMPLE.read_text())
     content["spec"]["teacherServing"]["placement"] = "InProcess"
     sampler = {"type": "SDE", "steps": 4, "noiseLevel": 0.7}
     content["spec"]["training"].update(sampler=sampler, objective={"type": "KL"})

@@ -42,7 +42,7 @@ def write_report(work: Path) -> Path:
         best=_best(summary["scores"]),
         charts=_charts(rounds, objective) + _reward_charts(work, rounds) + _teacher_charts(work),
         grids=_grids(work, [teacher["name"] for teacher in spec["spec"]["teachers"]]),
-        looks=_looks(work),
+        looks=_looks(work, rounds),
         rounds=rounds[-1] if rounds else None,
         spec=yaml.safe_dump(spec, sort_keys=False),
     )
@@ -190,19 +190,21 @@ def _grids(work: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
     return grids
 
 
-def _looks(work: Path) -> list[dict[str, Any]]:
+def _looks(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Images over the rounds: of the student by task, and of every teacher that was trained, where something was looked
     at."""
     spec = load_spec(work / "spec.json").spec
-    found = [("student", teacher.name, work) for teacher in spec.teachers]
-    found += [("teacher", each.name, teacher_path(spec, each, work / "claims")) for each in trained_teachers(spec)]
+    found = [(f"student, {teacher.name}", teacher.name, work, rounds) for teacher in spec.teachers]
+    for teacher in trained_teachers(spec):
+        folder = teacher_path(spec, teacher, work / "claims")
+        found.append((f"teacher {teacher.name}", teacher.name, folder, _rounds(folder / "train" / "log.jsonl")))
     looks = []
-    for model, task, folder in found:
-        numbers = [r["round"] for r in _rounds(folder / "train" / "log.jsonl") if "rewards" in r]
+    for title, task, folder, logged in found:
+        numbers = [r["round"] for r in logged if "rewards" in r]
         shown = sorted({numbers[i * (len(numbers) - 1) // (_LOOKS - 1)] for i in range(_LOOKS)}) if numbers else []
         rows = [(f"round {number}", _images(looks_of(folder) / str(number) / task)) for number in shown]
         if rows:
-            looks.append({"title": f"{model}, {task}" if model == "student" else f"teacher {task}", "rows": rows})
+            looks.append({"title": title, "rows": rows})
     return looks
 
 

@@ -23,6 +23,16 @@ _JOBS = (names.TEACH, names.TRAINER, names.EVALUATOR)
 _ROUNDS = 40  # of a cluster that works again, until all is well
 
 
+def lived(fate: Any, events: int) -> None:
+    """Play a life, on paper or live, and judge it; a failure tells what happened in it."""
+    try:
+        fate.play(events)
+        fate.mend()
+        fate.judge()
+    except Exception as error:
+        raise AssertionError(f"fate {fate.seed}: {', '.join(fate.log)}: {error}") from error
+
+
 @dataclass
 class Fate:
     """One life; `log` says what happened, so that a failure can be told."""
@@ -181,12 +191,7 @@ class Fate:
         assert not world.children, "everything goes"
 
     def run(self, events: int) -> None:
-        try:
-            self.play(events)
-            self.mend()
-            self.judge()
-        except Exception as error:
-            raise AssertionError(f"fate {self.seed}: {', '.join(self.log)}: {error}") from error
+        lived(self, events)
 
     # -------------------------------------------------------------------------------------------- what may happen
 

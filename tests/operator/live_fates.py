@@ -14,7 +14,7 @@ from typing import Any
 from opd_core.api.status import Status
 from opd_operator import names
 
-from tests.operator.fates import CODES
+from tests.operator.fates import CODES, lived
 from tests.operator.live import Api, Operator, wait_for
 from tests.operator.world import adapter, teachers
 
@@ -57,12 +57,7 @@ class LiveFate:
         }
 
     def run(self, events: int) -> None:
-        try:
-            self.play(events)
-            self.mend()
-            self.judge()
-        except Exception as error:
-            raise AssertionError(f"fate {self.seed}: {', '.join(self.log)}: {error}") from error
+        lived(self, events)
 
     def play(self, events: int) -> None:
         self.api.submit(**{f"{part}__{key}": value for part, values in self.spec.items() if isinstance(values, dict)

@@ -52,7 +52,6 @@ _PROMPT_CACHE_BYTES = 2 << 30
 
 def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, world: World) -> Run:
     """The run of a distillation: as `build`, with the teachers connected."""
-
     training = spec.training
     trained = [FAKE] if training.method in FAKE_UPDATES else []
 

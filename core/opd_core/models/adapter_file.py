@@ -193,6 +193,11 @@ def unknown_targets(targets: Sequence[str], linear: Mapping[str, tuple[int, int]
     return [target for target in targets if not any(matches(name, [target]) for name in linear)]
 
 
+def mean_alpha(scale: float, rank: int) -> int:
+    """Alpha of a mean of LoRAs (`merge`): whole, for the `scale` of the first and the `rank` of all together."""
+    return max(1, round(scale * rank))
+
+
 def matches(name: str, targets: Sequence[str]) -> bool:
     """Whether an adapter with these targets changes the module `name`."""
     return any(ends_with(name, target) for target in targets)

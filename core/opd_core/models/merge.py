@@ -8,7 +8,7 @@ import torch
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
-from opd_core.models.adapter_file import AdapterFile
+from opd_core.models.adapter_file import AdapterFile, mean_alpha
 from opd_core.models.adapters import lora_config, read_adapter, write_adapter
 
 with without_collection():
@@ -45,7 +45,7 @@ def merge(adapters: Sequence[AdapterFile], directory: Path) -> LoraConfig:
     alphas: dict[str, float] = {}
     for layer in first.layers:
         rank = ranks[layer] = sum(adapter.rank(layer) for adapter in adapters)
-        alpha = alphas[layer] = max(1, round(first.scale(layer) * rank))
+        alpha = alphas[layer] = mean_alpha(first.scale(layer), rank)
         shares = [adapter.scale(layer) * rank / alpha / len(adapters) for adapter in adapters]
         a, b = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
         merged[a] = torch.cat([state[a].float() for state in states], dim=0)

@@ -16,6 +16,7 @@ from opd_core.families.family import Outline
 from opd_core.models.adapter_file import (
     AdapterFile,
     matches,
+    mean_alpha,
     missed_blocks,
     read_adapter_file,
     read_teacher,
@@ -70,7 +71,8 @@ def _mean_problems(spec: Spec, find: Find) -> Iterator[str]:
     ranks, scale = 0, 0.0  # of all, and of the first, which the mean has (`merge`)
     for teacher in spec.teachers:
         if teacher.training:
-            rank, alpha = teacher.training.adapter.rank, float(teacher.training.adapter.alpha)
+            rank = teacher.training.adapter.rank
+            own = teacher.training.adapter.alpha / rank
         else:
             try:
                 given = adapter_of(spec, teacher)
@@ -86,11 +88,11 @@ def _mean_problems(spec: Spec, find: Find) -> Iterator[str]:
                     "otherwise than diffusers does, and such have no mean; write it with opd models export --base first"
                 )
                 return
-            rank, alpha = file.rank(file.layers[0]), file.alphas[file.layers[0]]
-        ranks, scale = ranks + rank, scale or alpha / rank
+            rank, own = file.rank(file.layers[0]), file.scale(file.layers[0])
+        ranks, scale = ranks + rank, scale or own
     for name, ours, theirs in (
         ("rank", spec.student.adapter.rank, ranks),
-        ("alpha", spec.student.adapter.alpha, max(1, round(scale * ranks))),
+        ("alpha", spec.student.adapter.alpha, mean_alpha(scale, ranks)),
     ):
         if ours != theirs:
             yield f"spec.student.adapter.{name} is {ours}: the mean of the teachers has {theirs}; write {theirs}"
