@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def cluster(repository: Path) -> Iterator[node.Node]:
     """The cluster with the four images loaded."""
     with node.cluster(NAME) as running:
-        for image in images.build([repository / "examples" / "tiny"]):
+        for image in images.build(repository / "examples" / "tiny"):
             running.load(image)
         yield running
 

@@ -14,7 +14,7 @@ def main() -> int:
     down = commands.add_parser("down", help="stop it and remove everything of it")
     down.add_argument("--images", action="store_true", help="remove its images too (gigabytes)")
     build = commands.add_parser("images", help="build the project's images and load them")
-    build.add_argument("--extra", type=Path, action="append", default=[], help="another package for the trainer")
+    build.add_argument("--extra", type=Path, help="folder with a Containerfile on top of the trainer's image")
     run = commands.add_parser("exec", help="run a command inside the cluster's namespaces")
     for each in (up, down, build, run):
         each.add_argument("--name", default="dev")
@@ -29,7 +29,7 @@ def main() -> int:
             case "down":
                 node.down(arguments.name, arguments.images)
             case "images":
-                for image in images.build([each.resolve() for each in arguments.extra]):
+                for image in images.build(arguments.extra):
                     node.find(arguments.name).load(image)
             case "exec":
                 print(node.find(arguments.name).run(*arguments.argv), end="")

@@ -110,6 +110,8 @@ node() {
   command -v ip >/dev/null || missing+=(iproute2)
   command -v ipset >/dev/null || missing+=(ipset)
   command -v debootstrap >/dev/null || missing+=(debootstrap)
+  command -v buildah >/dev/null || missing+=(buildah)
+  command -v skopeo >/dev/null || missing+=(skopeo)
   [ -x "$bin/runc" ] || [ -f /usr/include/seccomp.h ] || missing+=(libseccomp-dev)
   [ -x "$bin/runc" ] || command -v pkg-config >/dev/null || missing+=(pkg-config)
   [ -e /usr/lib/x86_64-linux-gnu/libseccomp.so.2 ] || [ -e /usr/lib/aarch64-linux-gnu/libseccomp.so.2 ] || missing+=(libseccomp2)

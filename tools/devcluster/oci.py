@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -64,22 +64,11 @@ def write_layer(root: Path, file: Path, prefix: str = ".") -> Layer:
             tar.add(root, arcname=prefix, filter=plain)
     digest = f"sha256:{hashing.sha256.hexdigest()}"
     partial.rename(file)
-    file.with_suffix(".digest").write_text(digest)
     return Layer(file, digest)
 
 
-def read_layer(file: Path) -> Layer:
-    """A layer that `write_layer` wrote before."""
-    return Layer(file, file.with_suffix(".digest").read_text())
-
-
-def write_archive(
-    name: str, layers: Sequence[Layer], config: Config, file: Path, include: Sequence[Layer] | None = None
-) -> None:
-    """One image, `name` (`docker.io/who/what:tag`), its layers from bottom to top.
-
-    With `include`, only these layers' content is in the archive; who imports it has the others.
-    """
+def write_archive(name: str, layers: Sequence[Layer], config: Config, file: Path) -> None:
+    """One image, `name` (`docker.io/who/what:tag`), its layers from bottom to top."""
     settings = {
         "Entrypoint": list(config.entrypoint),
         "Env": [f"{name}={value}" for name, value in config.env.items()],
@@ -110,20 +99,54 @@ def write_archive(
         }
     )
     described = _describe(f"{_IMAGE}.manifest.v1+json", manifest)
-    index = _encode(
-        {
-            "schemaVersion": 2,
-            "manifests": [{**described, "annotations": {"io.containerd.image.name": name}}],
-        }
-    )
+    written = [(_digest(blob), blob) for blob in (image, manifest)]
+    _write(file, name, described, [*written, *((layer.digest, layer.file) for layer in layers)])
+
+
+def pack(layout: Path, tag: str, name: str, file: Path, without: Container[str]) -> None:
+    """The image that an OCI layout has under `tag`, as an archive of image `name`; layers in `without` are left out, since
+    who imports it has them."""
+    described = _tagged(layout)[tag]
+    manifest, config, *layers = _blobs_of(layout, described)
+    missing = [layer for layer in layers if layer not in without]
+    _write(file, name, described, [(digest, layout / _blob(digest)) for digest in (manifest, config, *missing)])
+
+
+def prune(layout: Path) -> None:
+    """Delete what no tag of an OCI layout refers to any more."""
+    tagged = _tagged(layout)
+    (layout / "index.json").write_bytes(_encode({"schemaVersion": 2, "manifests": list(tagged.values())}))
+    wanted = {digest for described in tagged.values() for digest in _blobs_of(layout, described)}
+    for file in (layout / "blobs" / "sha256").iterdir():
+        if f"sha256:{file.name}" not in wanted:
+            file.unlink()
+
+
+def _tagged(layout: Path) -> dict[str, dict[str, Any]]:
+    """Descriptors of an OCI layout's manifests by tag; one that has lost its tag to another stays in the index."""
+    index = json.loads((layout / "index.json").read_bytes())
+    name = "org.opencontainers.image.ref.name"
+    return {each["annotations"][name]: each for each in index["manifests"] if name in each.get("annotations", {})}
+
+
+def _blobs_of(layout: Path, described: Mapping[str, Any]) -> list[str]:
+    """Digests of a manifest, its configuration and its layers."""
+    manifest = json.loads((layout / _blob(described["digest"])).read_bytes())
+    return [described["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
+
+
+def _write(file: Path, name: str, manifest: Mapping[str, Any], blobs: Iterable[tuple[str, bytes | Path]]) -> None:
+    """An OCI archive with one image; `blobs` by digest."""
+    named = {**manifest, "annotations": {"io.containerd.image.name": name}}
     partial = file.with_suffix(".partial")
     with tarfile.open(partial, "w") as tar:
         _add(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-        _add(tar, "index.json", index)
-        for blob in (image, manifest):
-            _add(tar, _blob(_digest(blob)), blob)
-        for layer in layers if include is None else include:
-            tar.add(layer.file, arcname=_blob(layer.digest))
+        _add(tar, "index.json", _encode({"schemaVersion": 2, "manifests": [named]}))
+        for digest, blob in blobs:
+            if isinstance(blob, Path):
+                tar.add(blob, arcname=_blob(digest))
+            else:
+                _add(tar, _blob(digest), blob)
     partial.rename(file)
 
 
