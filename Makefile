@@ -13,7 +13,7 @@ setup: ## Install everything into .venv (idempotent)
 	@tools/setup.sh
 
 quickstart: setup ## The main job: teachers in Triton -> DeepSpeed distillation -> table -> image API
-	@.venv/bin/opd run examples/tiny/distill.yaml --work $(QUICKSTART)
+	@.venv/bin/opd run examples/tiny/quickstart.yaml --work $(QUICKSTART)
 
 reproduce: setup ## The full-length run with three seeds, and the table in docs/
 	@$(PY) tools/reproduce.py

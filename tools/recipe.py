@@ -14,14 +14,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from opd_core.api.load import check_spec
+from opd_core.api.load import load_spec
 from opd_core.api.types import OPDDistillation
 from opd_core.diffusion.transitions import transitions
-from opd_core.families.sd3 import SD3
 from opd_core.ports import free_ports
 from opd_trainer.engine import World, init_distributed, learning_rate, shutdown
 from opd_trainer.loop import play_round
@@ -29,22 +28,25 @@ from opd_trainer.prompts import held_out_prompts
 from opd_trainer.run import Run
 from opd_trainer.setup import build_run
 from opd_trainer.trajectories import student_prompts
-from reproduce import REPOSITORY, SPEC, WIDER, change, from_the_mean
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SPEC = REPOSITORY / "examples" / "tiny" / "distill.yaml"
 
 RESULTS = REPOSITORY / "runs" / "recipe.jsonl"
 PROMPTS = 24
 FAST = {"optimizer.learningRate": 6e-3}
 SIX = {**FAST, "sampler.steps": 6}
-MEAN = "from the mean"
 LARGE = {"sampler.steps": 6, "imagesPerTask": 4, "optimizer.learningRate": 4e-3}
-HALF = {MEAN: True, "optimizer.learningRate": 1.5e-3}
-WIDE = {**HALF, "student.adapter.targetModules": [*SD3.targets, *WIDER]}
+MEAN = {"student.initFromTeachers": True, "student.adapter.rank": 48, "student.adapter.alpha": 96}
+HALF = {**MEAN, "optimizer.learningRate": 1.5e-3}
+QUICKSTART = load_spec(SPEC.with_name("quickstart.yaml")).spec
+WIDE = {**HALF, "student.adapter.targetModules": QUICKSTART.student.adapter.target_modules}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as in the example": {},
     "learning rate 6e-3": FAST,
     "learning rate 6e-3, 3 steps": {**FAST, "sampler.steps": 3},
     "learning rate 6e-3, 6 steps": SIX,
-    "learning rate 6e-3, 6 steps, geneval with weight 3": {**SIX, "teachers.0.weight": 3.0},
+    "learning rate 6e-3, 6 steps, geneval with weight 3": {**SIX, "teachers[0].weight": 3.0},
     "learning rate 1e-2, 6 steps": {**SIX, "optimizer.learningRate": 1e-2},
     "learning rate 8e-3, 6 steps, 1 image a task": {**SIX, "imagesPerTask": 1, "optimizer.learningRate": 8e-3},
     "learning rate 8e-3, 6 steps, 4 images a task": {**LARGE, "optimizer.learningRate": 8e-3},
@@ -54,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "MeanMatching": {"objective.type": "MeanMatching"},
     "rank 8": {"student.adapter.rank": 8, "student.adapter.alpha": 16},
     "rank 64": {"student.adapter.rank": 64, "student.adapter.alpha": 128},
-    "from the teachers' mean": {MEAN: True},
+    "from the teachers' mean": MEAN,
     "from the teachers' mean, learning rate 1.5e-3": HALF,
     "the same, more layers": WIDE,
     "the same, more layers, student without guidance": {**WIDE, "guidanceScale": 1.0},
@@ -84,17 +86,14 @@ def main() -> int:
 
 
 def variant(changes: Mapping[str, Any], images: int) -> OPDDistillation:
-    content = yaml.safe_load(SPEC.read_text())
-    content["spec"]["teacherServing"] = {"placement": "InProcess", "precision": "FP32"}
-    start = RESULTS.parent / "recipe-start"
-    mean = from_the_mean(start, f"file://{start}") if MEAN in changes else {}
-    for path, value in {**changes, **mean}.items():
-        if path != MEAN:
-            place = content["spec"] if path.startswith(("teachers", "student")) else content["spec"]["training"]
-            change(place, path.split("."), value)
-    training = content["spec"]["training"]
-    training["rounds"] = round(images * 6 / training["sampler"]["steps"] / training["imagesPerTask"])
-    return check_spec(content)
+    def told(of: Mapping[str, Any]) -> list[str]:
+        whole = {path if path.startswith(("teachers", "student")) else f"training.{path}": of[path] for path in of}
+        return [f"{path}={json.dumps(value)}" for path, value in whole.items()]
+
+    inside = ['teacherServing={"placement": "InProcess", "precision": "FP32"}']
+    training = load_spec(SPEC, told(changes)).spec.training
+    rounds = round(images * 6 / training.sampler.steps / training.images_per_task)
+    return load_spec(SPEC, [*inside, *told({**changes, "rounds": rounds})])
 
 
 def measure(name: str, distillation: OPDDistillation, world: World) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""`make reproduce`: the example's spec at full length with three seeds, and the page docs/reproduction.md of what is done.
+"""`make reproduce`: the quickstart's spec at full length with three seeds, and the page docs/reproduction.md of what is
+done.
 
 Each is an ordinary `opd run` in runs/reproduce/seed-N; a finished one is not repeated. Base and teachers are the same in
-all of them and are scored once. The student starts from the mean of its teachers' LoRAs (`opd models merge`), changes more
-layers than they do, and learns at half of the example's rate; from the base, as the paper starts, and with attention alone
-it takes longer than an hour allows (docs/recipe.md).
+all of them and are scored once. From the base, as the paper starts, and with attention alone it takes longer than an hour
+allows (docs/recipe.md).
 """
 
 import argparse
@@ -16,28 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from opd_cli.ablation.scores import copy_scores
-from opd_core.artifacts import WEIGHTS
-from opd_core.families.sd3 import SD3
-from opd_core.models.adapter_file import read_adapter_file
-from opd_core.models.merge import merge
-from opd_core.uris import resolve
 from opd_trainer.evaluation.statistics import RESAMPLES, Floats, interval, per_prompt, resampled_sums
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SPEC = REPOSITORY / "examples" / "tiny" / "distill.yaml"
+SPEC = REPOSITORY / "examples" / "tiny" / "quickstart.yaml"
 PAGE = REPOSITORY / "docs" / "reproduction.md"
 SEEDS = (42, 43, 44)
 ROUNDS = 2200
-LEARNING_RATE = 1.5e-3
 PROMPTS = 256
-# Beyond the projections of the joint attention, which are the teachers' and the default.
-WIDER = [
-    *("norm1.linear", "norm1_context.linear"),
-    *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
-    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
-]
 
 
 def main() -> int:
@@ -59,54 +46,19 @@ def main() -> int:
 
 def run(work: Path, seed: int, rounds: int) -> None:
     """One distillation, in work/seed-N."""
-    content = yaml.safe_load(SPEC.read_text())
-    start = work / "start"
-    ours = {
-        **from_the_mean(start, "pvc://start"),
-        "student.adapter.targetModules": [*SD3.targets, *WIDER],
-        # At the example's weights aesthetic is the task that is left behind at this length.
-        "teachers.2.weight": 1.5,
-        "training.optimizer.learningRate": LEARNING_RATE,
+    changes = {
         "training.seed": seed,
         "training.rounds": rounds,
         "evaluation.promptsPerTask": PROMPTS,
         "evaluation.gate": [],
         "endpoint.enabled": False,
     }
-    for path, value in ours.items():
-        change(content["spec"], path.split("."), value)
     folder, known = work / f"seed-{seed}", work / "base-and-teachers"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "distill.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
     copy_scores(known, folder / "evaluation")
-    world = SPEC.parent / "tiny-world"
-    claims = (f"--claim=tiny-world={world}", f"--claim=start={start}")
-    command = ["-m", "opd_cli.main", "run", str(file), f"--work={folder}", *claims]
+    told = [f"--set={path}={json.dumps(value)}" for path, value in changes.items()]
+    command = ["-m", "opd_cli.main", "run", str(SPEC), f"--work={folder}", *told]
     subprocess.run([sys.executable, *command], check=True)
     copy_scores(folder / "evaluation", known)
-
-
-def from_the_mean(folder: Path, uri: str) -> dict[str, Any]:
-    """What a spec has to say so that the student starts from the mean of the example's teachers, which is put into
-    `folder`, its `uri`."""
-    if not (folder / WEIGHTS).exists():
-        teachers = yaml.safe_load(SPEC.read_text())["spec"]["teachers"]
-        merge([read_adapter_file(resolve(teacher["adapter"]["uri"], SPEC.parent)) for teacher in teachers], folder)
-    adapter = read_adapter_file(folder)
-    layer = adapter.layers[0]  # all have one rank and one alpha, as the teachers do
-    return {
-        "student.initFrom": uri,
-        "student.adapter.rank": adapter.rank(layer),
-        "student.adapter.alpha": int(adapter.alphas[layer]),
-    }
-
-
-def change(part: Any, path: Sequence[str], value: Any) -> None:
-    """Set a value of plain data; numbers in the path are places in a list."""
-    for name in path[:-1]:
-        part = part[int(name)] if name.isdigit() else part.setdefault(name, {})
-    part[path[-1]] = value
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -183,8 +135,8 @@ def page(work: Path) -> str:
     tasks = list(runs[0].prompts)
     lines = ["# Reproduction on the tiny world", ""]
     lines += [
-        f"`make reproduce`: examples/tiny/distill.yaml from the mean of the teachers' LoRAs, with LoRA on feed-forward and "
-        f"modulation layers too, weights 2 / 1 / 1.5, {runs[0].rounds} rounds at a peak learning rate of {runs[0].learning_rate:g}; seeds that are done: {len(runs)} of {len(SEEDS)}.",
+        f"`make reproduce`: examples/tiny/quickstart.yaml with {runs[0].rounds} rounds at a peak learning rate of "
+        f"{runs[0].learning_rate:g}; seeds that are done: {len(runs)} of {len(SEEDS)}.",
         "Share of each teacher's gain over the base that the student keeps, on the task's own reward, with 95 % bootstrap intervals.",
         f"{PROMPTS} held-out images per task, the same prompts and noise for all models.",
         "",

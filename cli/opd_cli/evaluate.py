@@ -30,7 +30,7 @@ def evaluate(
 ) -> None:
     """Compare base, teachers and a student on held-out prompts with the same noise.
 
-    Example: opd eval examples/tiny/distill.yaml --student runs/quickstart/student
+    Example: opd eval examples/tiny/quickstart.yaml --student runs/quickstart/student
     """
     from opd_core.api.load import load_spec
     from opd_core.device import choose_device

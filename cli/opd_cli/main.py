@@ -51,7 +51,7 @@ def opd(
 ) -> None:
     """Distil several teachers of a text-to-image diffusion model into one student, and serve it.
 
-    Example: opd run examples/tiny/distill.yaml
+    Example: opd run examples/tiny/quickstart.yaml
     """
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
 from opd_core.api.load import load_spec
 from opd_core.api.teachers import teacher_path, trained_teachers
-from opd_core.api.types import Teacher
+from opd_core.api.types import Method
 from opd_core.errors import StorageError
 from opd_trainer.evaluation import VALIDATION_PROMPTS, looks_of
 from opd_trainer.figures import FIGURES
@@ -34,13 +34,15 @@ def write_report(work: Path) -> Path:
     summary = json.loads((work / "summary.json").read_text())
     spec = json.loads((work / "spec.json").read_text())
     rounds = _rounds(work / "train" / "log.jsonl")
-    objective = spec["spec"]["training"]["objective"]["type"]
+    training = spec["spec"]["training"]
+    learning = training.get("reinforcement")
+    objective = learning["algorithm"] if learning else training["objective"]["type"]
     environment = Environment(loader=PackageLoader("opd_cli"), autoescape=select_autoescape())
     page = environment.get_template("report.html").render(
         summary=summary,
         rewards=list(next(iter(summary["scores"].values()))),
         best=_best(summary["scores"]),
-        charts=_charts(rounds, objective) + _reward_charts(work, rounds) + _teacher_charts(work),
+        charts=_charts(rounds, objective) + _reward_charts(work, rounds) + _learning_charts(work, rounds),
         grids=_grids(work, [teacher["name"] for teacher in spec["spec"]["teachers"]]),
         looks=_looks(work, rounds),
         rounds=rounds[-1] if rounds else None,
@@ -70,11 +72,15 @@ def _charts(rounds: Sequence[Mapping[str, Any]], objective: str) -> list[Chart]:
     if len(rounds) < 2:
         return []
     numbers = [float(r["round"]) for r in rounds]
-    tasks = list(rounds[0]["tasks"])
+    tasks = _tasks(rounds)
     window = max(1, int(len(rounds) * _SMOOTHING))
 
     def curve(key: str) -> list[Line]:
-        return [Line(task, numbers, _smooth([r["tasks"][task][key] for r in rounds], window)) for task in tasks]
+        of = {task: [r for r in rounds if task in r["tasks"]] for task in tasks}
+        return [
+            Line(task, [float(r["round"]) for r in own], _smooth([r["tasks"][task][key] for r in own], window))
+            for task, own in of.items()
+        ]
 
     pace = _smooth([r["images_per_second"] for r in rounds], window)
     charts = [
@@ -82,10 +88,15 @@ def _charts(rounds: Sequence[Mapping[str, Any]], objective: str) -> list[Chart]:
         ("Velocity error", "mean squared, over trained steps", line_chart(curve("velocity_mse"), "round", log=True)),
         ("Loss per step", f"{objective}, what each solver step adds", _per_step(rounds, tasks, "loss_per_step")),
     ]
-    if any(rounds[0]["tasks"][task]["kl_per_step"] for task in tasks):
+    if any(task["kl_per_step"] for task in rounds[0]["tasks"].values()):
         why = "closed form, at the steps with noise"
         charts.append(("KL per step", why, _per_step(rounds, tasks, "kl_per_step")))
     return [*charts, ("Training speed", "images per second", line_chart([Line("images/s", numbers, pace)], "round"))]
+
+
+def _tasks(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In the order of their first round; in reinforcement learning they take turns."""
+    return list(dict.fromkeys(task for r in rounds for task in r["tasks"]))
 
 
 def _per_step(rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str], key: str) -> str:
@@ -94,8 +105,9 @@ def _per_step(rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str], key: st
     lines = []
     for when, part in (("first tenth", rounds[:tenth]), ("last tenth", rounds[-tenth:])):
         for task in tasks:
-            steps = [j for j, value in enumerate(part[0]["tasks"][task][key]) if value is not None]
-            means = [sum(r["tasks"][task][key][j] for r in part) / len(part) for j in steps]
+            own = [r["tasks"][task][key] for r in part if task in r["tasks"]]
+            steps = [j for j, value in enumerate(own[0]) if value is not None] if own else []
+            means = [sum(values[j] for values in own) / len(own) for j in steps]
             style: Style = "dashed" if when == "first tenth" else "solid"
             lines.append(Line(f"{task}, {when}", [float(j) for j in steps], means, style))
     return line_chart(lines, "solver step", log=True)
@@ -123,48 +135,50 @@ def _reward_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Char
     return charts
 
 
-def _teacher_charts(work: Path) -> list[Chart]:
-    """Of every teacher that was trained: reward, way from the base, and what the images of one prompt differ in."""
+def _learning_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Of whoever learned from rewards: every teacher that was trained, and the student in each of its tasks."""
     spec, charts = load_spec(work / "spec.json").spec, []
     for teacher in trained_teachers(spec):
-        rounds = _rounds(teacher_path(spec, teacher, work / "claims") / "train" / "log.jsonl")
-        if len(rounds) < 2:
-            continue
-        numbers = [float(r["round"]) for r in rounds]
-        window = max(1, int(len(rounds) * _SMOOTHING))
-
-        def curve(
-            key: str, rounds: list[dict[str, Any]] = rounds, numbers: list[float] = numbers, window: int = window
-        ) -> Line:
-            return Line(key, numbers, _smooth([r["figures"][key] for r in rounds], window))
-
-        reward, error = ([r["figures"][key] for r in rounds] for key in ("reward", "reward_error"))
-        limits = [[r + side * e for r, e in zip(reward, error, strict=True)] for side in (-1.96, 1.96)]
-        bounds = [Line("reward, 95 %", numbers, limit, "dotted") for limit in limits]
-        away = [r["tasks"][teacher.name]["velocity_mse"] for r in rounds]
-        figures = [key for key in ("ratio", "clipped", "old_distance") if key in rounds[0]["figures"]]
-        name = f"Teacher {teacher.name}"
-        charts += [
-            (f"{name}: reward", "of the images of each round, with its interval over prompts",
-             line_chart([Line("reward", numbers, reward), *bounds], "round", from_zero=False)),
-            *_teacher_looks(name, teacher, rounds),
-            (f"{name}: way from the base", "squared distance of the velocities",
-             line_chart([Line("distance", numbers, _smooth(away, window))], "round")),
-            (f"{name}: groups", "deviation within, and share of those without any",
-             line_chart([curve("group_std"), curve("flat_groups")], "round")),
-            *((f"{name}: {key}", FIGURES[key], line_chart([curve(key)], "round", from_zero=False)) for key in figures),
-        ]  # fmt: skip
+        own = _rounds(teacher_path(spec, teacher, work / "claims") / "train" / "log.jsonl")
+        charts += [*_reinforcement(f"Teacher {teacher.name}", teacher.name, own, looks=True)]
+    if spec.training.method == Method.RL:
+        for task in _tasks(rounds):
+            charts += [*_reinforcement(f"Student, {task}", task, [r for r in rounds if task in r["tasks"]])]
     return charts
 
 
-def _teacher_looks(name: str, teacher: Teacher, rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    looked = [r for r in rounds if "rewards" in r]
-    if not looked:
-        return []
-    numbers, of_task = [float(r["round"]) for r in looked], [r["rewards"][teacher.name] for r in looked]
-    lines = [Line(reward, numbers, [rewards[reward] for rewards in of_task]) for reward in of_task[0]]
-    why = f"of the average, on {VALIDATION_PROMPTS} held-out prompts at most"
-    return [(f"{name}: held-out reward", why, line_chart(lines, "round", from_zero=False))]
+def _reinforcement(
+    name: str, task: str, rounds: Sequence[Mapping[str, Any]], *, looks: bool = False
+) -> Iterator[Chart]:
+    """Reward, way from the base, and what the images of one prompt differ in."""
+    if len(rounds) < 2:
+        return
+    numbers = [float(r["round"]) for r in rounds]
+    window = max(1, int(len(rounds) * _SMOOTHING))
+
+    def curve(key: str) -> Line:
+        return Line(key, numbers, _smooth([r["figures"][key] for r in rounds], window))
+
+    reward, error = ([r["figures"][key] for r in rounds] for key in ("reward", "reward_error"))
+    limits = [[r + side * e for r, e in zip(reward, error, strict=True)] for side in (-1.96, 1.96)]
+    bounds = [Line("reward, 95 %", numbers, limit, "dotted") for limit in limits]
+    away = [r["tasks"][task]["velocity_mse"] for r in rounds]
+    why = "of the images of each round, with its interval over prompts"
+    lines = [Line("reward", numbers, reward), *bounds]
+    yield f"{name}: reward", why, line_chart(lines, "round", from_zero=False)
+    looked = [r for r in rounds if "rewards" in r] if looks else []
+    if looked:
+        when, of_task = [float(r["round"]) for r in looked], [r["rewards"][task] for r in looked]
+        lines = [Line(each, when, [rewards[each] for rewards in of_task]) for each in of_task[0]]
+        why = f"of the average, on {VALIDATION_PROMPTS} held-out prompts at most"
+        yield f"{name}: held-out reward", why, line_chart(lines, "round", from_zero=False)
+    lines = [Line("distance", numbers, _smooth(away, window))]
+    yield f"{name}: way from the base", "squared distance of the velocities", line_chart(lines, "round")
+    why = "deviation within, and share of those without any"
+    yield f"{name}: groups", why, line_chart([curve("group_std"), curve("flat_groups")], "round")
+    for key in ("ratio", "clipped", "old_distance"):
+        if key in rounds[0]["figures"]:
+            yield f"{name}: {key}", FIGURES[key], line_chart([curve(key)], "round", from_zero=False)
 
 
 def _smooth(values: Sequence[float], window: int) -> list[float]:

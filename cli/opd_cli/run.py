@@ -58,7 +58,7 @@ def run(
 
     A claim `pvc://NAME/...` is the folder NAME beside FILE unless --claim says otherwise.
 
-    Example: opd run examples/tiny/distill.yaml --work runs/quickstart
+    Example: opd run examples/tiny/quickstart.yaml --work runs/quickstart
     """
     if serve and until != Until.DEPLOYED:
         raise InvalidError(f"--serve keeps the endpoint up, --until {until.value} starts none; leave one out")

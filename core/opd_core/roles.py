@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from opd_core.api.pod import amount
-from opd_core.api.types import OPDDistillation, Placement, Spec
+from opd_core.api.types import Method, OPDDistillation, Placement, Spec
 
 # Rewards of ours whose weights come from the Hugging Face hub, wherever they are computed.
 HUB_REWARDS = frozenset(
@@ -80,14 +80,22 @@ class Place:
 
 
 def teacher_servers(spec: Spec) -> tuple[tuple[str, ...], ...]:
-    """Which teachers each server holds; () is all of them. No server where teachers live inside the trainer."""
+    """Which teachers each server holds; () is all of them. No server where teachers live inside the trainer, or where
+    nobody asks them."""
     serving = spec.teacher_serving
-    if serving.placement == Placement.IN_PROCESS:
+    if serving.placement == Placement.IN_PROCESS or spec.training.method == Method.RL:
         return ()
     groups: Sequence[tuple[str, ...]] = [()]
     if serving.placement == Placement.DEDICATED:
         groups = [(teacher.name,) for teacher in spec.teachers]
     return tuple(group for group in groups for _ in range(serving.replicas))
+
+
+def no_servers(spec: Spec) -> str:
+    """Why a spec has none, in words."""
+    return (
+        "the student learns from rewards" if spec.training.method == Method.RL else "teachers live inside the trainer"
+    )
 
 
 def teacher_server(place: Place, name: str, teachers: Sequence[str], ports: Mapping[str, int]) -> Recipe:

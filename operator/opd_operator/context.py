@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from opd_core.api.digests import digest, said
 from opd_core.api.teachers import trained_teachers
-from opd_core.api.types import API_VERSION, KIND, OPDDistillation, Spec
+from opd_core.api.types import API_VERSION, KIND, Method, OPDDistillation, Spec
 from opd_core.roles import HUB_REWARDS, Place
 from opd_core.uris import parse
 
@@ -21,9 +21,9 @@ Manifest = dict[str, Any]
 # What a role does not read; changing it leaves the role's pods alone.
 _NOT_READ: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     names.TEACHERS: {
-        "training": ("rounds", "imagesPerTask", "microBatchSize", "seed", "method", "sampler", "objective", "passes",
-                     "optimizer", "ema", "gradientCheckpointing", "nodes", "processesPerNode", "deepspeed",
-                     "checkpoint", "pod"),
+        "training": ("rounds", "imagesPerTask", "microBatchSize", "seed", "method", "sampler", "objective", "fakeScore",
+                     "reinforcement", "passes", "optimizer", "ema", "gradientCheckpointing", "nodes",
+                     "processesPerNode", "deepspeed", "checkpoint", "pod"),
         "evaluation": ("everyRounds", "promptsPerTask", "seed", "batchSize", "guidanceScale", "sampler", "gate",
                        "pod"),
         "teacherServing": ("replicas", "pod"),
@@ -82,7 +82,8 @@ class Context:
     def remote(self, role: str) -> bool:
         """Whether a role fetches something over HTTPS: from a hub, from a bucket, or the weights of rewards."""
         scores = role in (names.TEACH, names.EVALUATOR) or (
-            role == names.TRAINER and bool(self.spec.evaluation.every_rounds)
+            role == names.TRAINER
+            and (bool(self.spec.evaluation.every_rounds) or self.spec.training.method == Method.RL)
         )
         rewards = {reward for teacher in self.spec.teachers for reward in teacher.rewards}
         served = {servers.reward for servers in self.spec.reward_servers}

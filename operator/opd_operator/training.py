@@ -99,7 +99,7 @@ def _teachers(d: Draft) -> bool:
     if all(ready):
         d.complete(Stage.TEACHERS_READY)
         done = (Reason.COMPLETED, f"{len(ready)} of {len(ready)} servers answer")
-        inside = (Reason.DISABLED, "teachers live inside the trainer")
+        inside = (Reason.DISABLED, roles.no_servers(d.spec))
         d.mark(Stage.TEACHERS_READY, True, *(done if servers else inside))
         return True
     if d.completed(Stage.TEACHERS_READY) and not d.observed.active(names.TRAINER):

@@ -33,6 +33,11 @@ def trained(**settings):
     return {**task, "training": {**NFT, **settings}}
 
 
+def learning(**settings):
+    """The training of a student that learns from rewards."""
+    return {"rounds": 9, "method": "RL", "reinforcement": {"algorithm": "DiffusionNFT", **settings}}
+
+
 # (where it is changed, to what, path that the problem names, words of message or remedy)
 CASES = [
     (("apiVersion",), "opd.dev/v1", "apiVersion", "write opd.dev/v1alpha1"),
@@ -117,11 +122,23 @@ CASES = [
     ((*T, "objective", "stepWeights"), [0, 0, 0, 0], "spec.training.objective.stepWeights", "a weight above 0"),
     ((*T, "objective", "stepsPerRound"), 5, "spec.training.objective.stepsPerRound", "write 1 to 4"),
     ((*T, "objective", "extrapolation"), 0, "spec.training.objective.extrapolation", "more than 0"),
-    ((*T, "method"), "GAN", "spec.training.method", "'OPD', 'SFT', 'DMD2' or 'TDM'"),
+    ((*T, "method"), "GAN", "spec.training.method", "'OPD', 'SFT', 'DMD2', 'TDM' or 'RL'"),
     ((*T, "method"), "DMD2", "spec.training.objective.type", "write objective.type: X0"),
     (T, {"rounds": 9, "method": "TDM", "objective": {"type": "X0", "selfNormalized": True}}, "spec.training.objective.selfNormalized", "write selfNormalized: false"),
     ((*T, "fakeScore"), {"updatesPerRound": 2}, "spec.training.fakeScore", "write method: DMD2"),
     ((*T, "fakeScore"), {"updatesPerRound": 0}, "spec.training.fakeScore.updatesPerRound", "at least 1"),
+    ((*T, "method"), "RL", "spec.training.reinforcement", "write both"),
+    ((*T, "reinforcement"), {"algorithm": "DiffusionNFT"}, "spec.training.reinforcement", "leave reinforcement out"),
+    (T, learning(roundsPerTurn=0), "spec.training.reinforcement.roundsPerTurn", "at least 1"),
+    (T, learning(algorithm="GRPOGuard"), "spec.training.sampler.type", "needs noise"),
+    (T, {**learning(), "sampler": SDE}, "spec.training.sampler.type", "write type: ODE"),
+    (T, learning(clipRange=1e-4), "spec.training.reinforcement.clipRange", "clips no ratio"),
+    (T, learning(stepsPerImage=10), "spec.training.reinforcement.stepsPerImage", "write 1 to 9"),
+    (T, learning(updatesPerRound=5), "spec.training.reinforcement.updatesPerRound", "a divisor of 48"),
+    (T, {**learning(groupSize=5, promptsPerRound=1), "nodes": 2}, "spec.training.reinforcement.groupSize", "multiple of 2"),
+    (T, learning(rewardWeights=[{"reward": "other", "weight": 1}]), "spec.training.reinforcement.rewardWeights[0].reward", "name one of a teacher's"),
+    (T, learning(rewardWeights=[{"reward": "tiny-ocr", "weight": 1}] * 2), "spec.training.reinforcement.rewardWeights", "name each reward once"),
+    (T, learning(rewardWeights=[{"reward": "tiny-ocr", "weight": 0}]), "spec.training.reinforcement.rewardWeights", "give every task a reward"),
     ((*T, "objective", "trainedSteps"), [0, 6], "spec.training.objective.trainedSteps[1]", "write 0 to 3"),
     ((*T, "objective", "trainedSteps"), [], "spec.training.objective.trainedSteps", "at least 1"),
     ((*T, "nodes"), 3, "spec.training.imagesPerTask", "multiple of 3"),

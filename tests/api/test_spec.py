@@ -194,7 +194,9 @@ def contents(draw):
     if rng.random() < 0.3:
         content["spec"]["training"]["objective"]["stepsPerRound"] = rng.randint(1, 3)
     content["spec"]["training"]["objective"]["selfNormalized"] = rng.random() < 0.3
-    content["spec"]["training"]["method"] = rng.choice(["OPD", "SFT", "DMD2", "TDM"])
+    method = content["spec"]["training"]["method"] = rng.choice(["OPD", "SFT", "DMD2", "TDM", "RL"])
+    if method == "RL" or rng.random() < 0.1:
+        content["spec"]["training"]["reinforcement"] = {"algorithm": rng.choice(["DiffusionNFT", "GRPOGuard"])}
     if rng.random() < 0.5:
         content["spec"]["training"]["microBatchSize"] = rng.choice([1, 2, 5])
     return content

@@ -68,7 +68,7 @@ def walker(research: Namespace, repository: Path, world: Path, tmp_path: Path, e
     shutil.copytree(
         repository / "examples" / "tiny", folder / "examples" / "tiny", ignore=shutil.ignore_patterns("grids")
     )
-    (folder / "examples" / "tiny" / "distill.yaml").write_text(yaml.safe_dump(example))
+    (folder / "examples" / "tiny" / "quickstart.yaml").write_text(yaml.safe_dump(example))
     kubeconfig = Path(shutil.copyfile(research.cluster.kubeconfig, tmp_path / "kubeconfig"))
     build("helm")  # beside kubectl
     path = f"{research.cluster.binaries}:{Path(sys.executable).parent}"
@@ -81,7 +81,7 @@ def test_the_documented_way_a_better_student_and_a_worse_one(
     namespace, name, docs = research, example["metadata"]["name"], repository / "docs"
     example["spec"]["training"]["nodes"] = 2
     example["spec"]["endpoint"]["rollout"] = {"steps": [50], "intervalSeconds": 5}
-    (walker.folder / "examples" / "tiny" / "distill.yaml").write_text(yaml.safe_dump(example))
+    (walker.folder / "examples" / "tiny" / "quickstart.yaml").write_text(yaml.safe_dump(example))
     walker.run(docs / "install.md", after="A namespace for distillations")
     assert walker.run(docs / "first-distillation.md", before="A better student") == 7
     for stage in STAGES:

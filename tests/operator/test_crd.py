@@ -169,7 +169,7 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
             "type": pick("ODE", "SDE"), "solver": pick("Flow", "Dance", "DDIM", "CPS", "DPM2"),
             "steps": pick(1, 2, 6), "noiseLevel": pick(0, 0.7, 1, 1.5),
         },
-        "method": pick("OPD", "SFT", "DMD2", "TDM"),
+        "method": pick("OPD", "SFT", "DMD2", "TDM", "RL"),
         "objective": {
             "type": pick("KL", "MeanMatching", "X0", "PPO", "other:LOSS"),
             "selfNormalized": pick(False, True),
@@ -187,6 +187,12 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
         spec["training"]["objective"]["stepsPerRound"] = pick(1, 2, 3)
     if draw(st.booleans()):
         spec["training"]["microBatchSize"] = pick(1, 2, 3)
+    if draw(st.booleans()):
+        spec["training"]["reinforcement"] = {
+            "algorithm": pick("DiffusionNFT", "FlowGRPO"), "groupSize": pick(2, 3), "promptsPerRound": pick(1, 4),
+            "updatesPerRound": pick(1, 2), "stepsPerImage": pick(1, 6),
+            "rewardWeights": pick([], [{"reward": "r", "weight": 0}], [{"reward": "t", "weight": 1}]),
+        }  # fmt: skip
     for teacher in spec["teachers"]:
         teacher |= {
             "name": pick("a", "b", "c", "d"),

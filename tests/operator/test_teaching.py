@@ -149,6 +149,28 @@ def test_every_role_finds_a_trained_teacher_in_the_same_folder(role: str) -> Non
     assert here == there
 
 
+METHODS: list[dict[str, Any]] = [
+    {"method": "DMD2", "objective": {"type": "X0"}, "fakeScore": {"updatesPerRound": 2}},
+    {"method": "RL", "reinforcement": {"algorithm": "DiffusionNFT"}},
+]
+
+
+@pytest.mark.parametrize("role", [names.TEACH, names.TEACHERS, names.TRAINER, names.EVALUATOR])
+@pytest.mark.parametrize("training", METHODS, ids=lambda each: each["method"])
+def test_what_a_role_reads_is_a_spec(role: str, training: dict[str, Any]) -> None:
+    """No part of it refers to one that the role does not read."""
+    obj = example(**{f"training__{field}": value for field, value in training.items()})
+    check_spec({**obj, "spec": read_by(role, check_spec(obj).spec)})
+
+
+def test_who_learns_from_rewards_has_no_teacher_servers_and_trains_at_once() -> None:
+    it = World(**{f"training__{field}": value for field, value in METHODS[1].items()}).settle()
+    assert it.of("Deployment", names.TEACHERS) == []
+    assert it.condition("TeachersReady") == ("True", "Disabled")
+    it.run().finish(names.TRAINER, digest=STUDENT)
+    assert it.condition("Trained")[0] == "True"
+
+
 @pytest.mark.parametrize("seconds", [0.0, 600.0])
 def test_nothing_is_written_while_a_teacher_is_trained_and_nothing_happens(seconds: float) -> None:
     it = world(*BOTH).run(names.TEACH)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from opd_core import roles
 from opd_core.api.load import check_spec, dump_spec, load_spec
-from opd_core.api.types import OPDDistillation
+from opd_core.api.types import Method, OPDDistillation
 from opd_core.exit_codes import ExitCode
 from opd_serving.endpoint import __main__ as endpoint_program
 from opd_serving.teacher import arguments as teacher_arguments
@@ -138,6 +138,13 @@ def test_teachers_by_placement(
 ) -> None:
     serving = distillation.spec.teacher_serving.model_copy(update={"placement": placement, "replicas": replicas})
     assert roles.teacher_servers(distillation.spec.model_copy(update={"teacher_serving": serving})) == groups
+
+
+def test_nobody_serves_teachers_to_a_student_that_learns_from_rewards(distillation: OPDDistillation) -> None:
+    training = distillation.spec.training.model_copy(update={"method": Method.RL})
+    spec = distillation.spec.model_copy(update={"training": training})
+    assert roles.teacher_servers(spec) == ()
+    assert "rewards" in roles.no_servers(spec)
 
 
 def test_recipes_need_no_torch() -> None:

@@ -110,8 +110,10 @@ def start(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         gate: float | None = None,
         world: Path | None = None,
         train: dict[str, Any] | None = None,
+        learning: dict[str, Any] | None = None,
     ) -> Opd:
-        """`train`: how the last teacher is made, whose adapter is not given then."""
+        """`train`: how the last teacher is made, whose adapter is not given then. `learning`: how the student learns
+        from rewards, without teachers."""
         rules = [] if gate is None else [{"task": "ocr", "reward": "tiny-ocr", "atLeast": gate}]
         spec["evaluation"]["gate"] = rules
         file = folder / f"{work}.yaml"
@@ -119,7 +121,9 @@ def start(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         if train is not None:
             own = {key: value for key, value in teachers[-1].items() if key != "adapter"}
             teachers = [*teachers[:-1], {**own, "training": train}]
-        file.write_text(yaml.safe_dump({**content, "spec": {**spec, "teachers": teachers}}))
+        method = {} if learning is None else {"method": "RL", "reinforcement": learning, "guidanceScale": 1.0}
+        training = {**spec["training"], **method}
+        file.write_text(yaml.safe_dump({**content, "spec": {**spec, "teachers": teachers, "training": training}}))
         claim = f"tiny-world={world or repository / 'examples' / 'tiny' / 'tiny-world'}"
         started.append(Opd(file, folder / work, claim, *options))
         return started[-1]
@@ -140,6 +144,17 @@ def undisturbed(start: Callable[..., Opd]) -> Opd:
 def student_digest(opd: Opd) -> str:
     digest: str = json.loads((opd.work / "summary.json").read_text())["student"]["digest"]
     return digest
+
+
+def test_a_student_that_learns_from_rewards_has_no_teacher_servers(start: Callable[..., Opd]) -> None:
+    opd = start("rewards", learning={"algorithm": "DiffusionNFT", "groupSize": 3, "promptsPerRound": 2})
+    assert opd.wait() == 0, opd.text()
+    assert opd.reasons("TeachersReady") == ["Disabled"]
+    assert opd.rounds() == list(range(1, ROUNDS + 1))
+    summary = json.loads((opd.work / "summary.json").read_text())
+    assert set(summary["scores"]) == {"base", "teacher:geneval", "teacher:ocr", "teacher:aesthetic", "student"}
+    assert "Student, geneval: reward" in (opd.work / "report.html").read_text()
+    assert json.loads((opd.work / "student" / "manifest.json").read_text())["teachers"] == []
 
 
 def test_ends_with_scores_report_student_and_picture(undisturbed: Opd) -> None:

@@ -168,6 +168,7 @@ NOT_OF_THE_TRAINER = {
     ("TeacherServing", "replicas"): "of who starts servers",
     ("Student", "output"): "of the evaluator, which publishes what passes the gate",
     ("Teacher", "training"): "of the program that trains a teacher",
+    ("Training", "reinforcement"): "of another method, which test_reinforcement is about",
     ("Evaluation", "gate"): "of the evaluator",
     ("Evaluation", "pod"): "of who makes pods",
     ("LoRA", "type"): "has one value",

@@ -1,6 +1,8 @@
 """Teachers made by reinforcement learning: what the losses are, and that rounds are what their papers say."""
 
 import copy
+import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from opd_core.api.types import AdvantageScale, OldPolicy, TeacherTraining
+from opd_core.api.types import AdvantageScale, OldPolicy, StudentReinforcement, TeacherTraining
 from opd_core.diffusion.transitions import Transition
 from opd_core.errors import InvalidError, RefusedError
 from opd_core.models.adapters import adapter_parameters
@@ -22,8 +24,9 @@ from opd_trainer.methods.advantages import advantages
 from opd_trainer.methods.grpo import kl_rate, log_ratio, surrogate
 from opd_trainer.methods.nft import OLD, nft_loss, old_decay, optimality
 from opd_trainer.methods.reinforcement import Reinforcement
-from opd_trainer.methods.samples import rank_images
+from opd_trainer.methods.samples import Turn, rank_images, turn_of
 from opd_trainer.metrics import Metrics
+from opd_trainer.reinforcement_setup import build_student_run
 from opd_trainer.run import STUDENT, Run
 from opd_trainer.teacher_setup import build_teacher_run, teacher_spec
 from torch import Tensor
@@ -46,6 +49,10 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "FlowGRPO": {**SMALL, "algorithm": "FlowGRPO", "sampler": NOISY, "updatesPerRound": 2},
     "GRPOGuard": {**SMALL, "algorithm": "GRPOGuard", "sampler": NOISY},
 }
+LEARNING = {
+    "DiffusionNFT": ("DiffusionNFT", {"steps": 3}),
+    "GRPOGuard": ("GRPOGuard", NOISY),
+}  # of a student
 Make = Callable[..., Run]
 
 
@@ -69,6 +76,26 @@ def make(make_spec: MakeSpec, world: World, tiny_claims: Path) -> Iterator[Make]
     def build(settings: dict[str, Any], spec: dict[str, Any] | None = None, **more: Any) -> Run:
         whole = make_spec({**changes_of(settings, **more), **(spec or {})}).spec
         run = build_teacher_run(teacher_spec(whole, whole.teachers[2]), tiny_claims, "cpu", world)
+        runs.append(run)
+        return run
+
+    yield build
+    for run in runs:
+        run.engine.close()
+
+
+@pytest.fixture
+def make_student(make_spec: MakeSpec, world: World, tiny_claims: Path) -> Iterator[Make]:
+    """A student's run in this process, over the tiny spec's three tasks."""
+    runs: list[Run] = []
+
+    def build(algorithm: str, *, spec: dict[str, Any] | None = None, **more: Any) -> Run:
+        name, sampler = LEARNING[algorithm]
+        settings = {"algorithm": name, "groupSize": 3, "promptsPerRound": 2, **more}
+        training = {"method": "RL", "reinforcement": settings, "sampler": sampler, "checkpoint": {"everyRounds": 2}}
+        changes = {f"spec.training.{field}": value for field, value in training.items()}
+        whole = make_spec({**changes, "spec.training.rounds": 4, **(spec or {})}).spec
+        run = build_student_run(whole, tiny_claims, "cpu", world)
         runs.append(run)
         return run
 
@@ -295,12 +322,81 @@ def test_stopped_and_continued_equals_uninterrupted(make: Make, tmp_path: Path, 
         assert all(torch.equal(a, b) for a, b in zip(tensors, theirs[kind], strict=True)), kind
 
 
+# ---------------------------------------------------------------------------------------------------- of a student
+
+
+def test_tasks_take_turns_and_each_goes_on_with_its_own_prompts() -> None:
+    joint = [turn_of(round_, 1, 3) for round_ in range(7)]
+    assert [turn.task for turn in joint] == [0, 1, 2, 0, 1, 2, 0]
+    assert [turn.before for turn in joint] == [0, 0, 0, 1, 1, 1, 2]
+    cascade = [turn_of(round_, 4, 2) for round_ in range(10)]
+    assert [turn.task for turn in cascade] == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
+    assert [turn.before for turn in cascade] == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
+    assert [turn_of(round_, 1, 1) for round_ in range(3)] == [(0, 0), (0, 1), (0, 2)], "a teacher has one task"
+
+
+@pytest.mark.parametrize("algorithm", LEARNING)
+def test_a_student_learns_its_tasks_in_turn_from_their_rewards(
+    make_student: Make, tmp_path: Path, algorithm: str
+) -> None:
+    run = make_student(algorithm, roundsPerTurn=2)
+    before = [parameter.detach().clone() for parameter in run.engine.parameters]
+    play(run, tmp_path, until=4)
+    lines = [json.loads(line) for line in (tmp_path / "train" / "log.jsonl").read_text().splitlines()]
+    assert [list(line["tasks"]) for line in lines] == [["geneval"], ["geneval"], ["ocr"], ["ocr"]]
+    for line in lines:
+        (task,) = line["tasks"].values()
+        assert line["loss"] == pytest.approx(task["loss"]), "of the task that was played, whatever its share"
+        assert math.isfinite(line["figures"]["reward"])
+    assert any(not torch.equal(old, new) for old, new in zip(before, run.engine.parameters, strict=True))
+
+
+@pytest.mark.parametrize("algorithm", LEARNING)
+def test_a_student_that_is_stopped_goes_on_in_the_middle_of_a_turn(
+    make_student: Make, tmp_path: Path, algorithm: str
+) -> None:
+    whole = make_student(algorithm, roundsPerTurn=2)
+    play(whole, tmp_path / "whole", until=4)
+    play(make_student(algorithm, roundsPerTurn=2), tmp_path / "halves", until=3)
+    resumed = make_student(algorithm, roundsPerTurn=2)
+    play(resumed, tmp_path / "halves", until=4)
+    ours, theirs = ({STUDENT: run.engine.parameters, **rounds.state_of(run)} for run in (resumed, whole))
+    for kind, tensors in ours.items():
+        assert all(torch.equal(a, b) for a, b in zip(tensors, theirs[kind], strict=True)), kind
+
+
+def test_weights_of_rewards_count_in_every_task_that_has_them(make_student: Make) -> None:
+    weights = [{"reward": "tiny-geneval", "weight": 2.0}]
+    rewards = {"spec.teachers.2.rewards": ["tiny-aesthetic", "tiny-geneval"]}
+    run = make_student("DiffusionNFT", spec=rewards, rewardWeights=weights)
+    assert isinstance(run.method, Reinforcement)
+    assert run.method.weights("geneval") == [2.0]
+    assert run.method.weights("aesthetic") == [1.0, 2.0]
+    assert run.method.weights("ocr") == [1.0]
+
+
+def test_every_option_of_a_students_reinforcement_is_read(make_student: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+
+    def spy(self: StudentReinforcement, name: str) -> Any:
+        if name in StudentReinforcement.model_fields:
+            read.add(name)
+        return object.__getattribute__(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentReinforcement, "__getattribute__", spy)
+        for algorithm in LEARNING:
+            play_round(make_student(algorithm), 0)
+    assert set(StudentReinforcement.model_fields) == read
+
+
 # ---------------------------------------------------------------------------------------------------- bad rewards
 
 
 def rewarded(run: Run, answer: Callable[[int], Tensor]) -> Run:
     assert isinstance(run.method, Reinforcement)
-    run.method.rewards = {"made-up": lambda images, prompts, metadata: answer(len(images))}
+    made_up = {"made-up": lambda images, prompts, metadata: answer(len(images))}
+    run.method.rewards = {task.name: made_up for task in run.tasks}
     return run
 
 
@@ -339,8 +435,8 @@ def test_rewards_are_computed_while_the_next_images_are_sampled(make: Make, monk
     run = make(ALGORITHMS["GRPOGuard"])
     sampled, scored, real = threading.Event(), [], reinforcement.sample
 
-    def sample(run: Run, numbers: Any, *more: Any) -> Any:
-        found = real(run, numbers, *more)
+    def sample(run: Run, turn: Turn, numbers: Any, *more: Any) -> Any:
+        found = real(run, turn, numbers, *more)
         if numbers[0] > 0:
             sampled.set()
         return found

@@ -111,18 +111,19 @@ def summarise(run: Run, round_: int, sums: Sums, rate: float, began: float, stop
     total = all_reduce(torch.cat([of_images.flatten(), local.to(of_images)]), run.world).cpu()
     losses, errors = total[: of_images.numel()].view(of_images.shape) / run.training.images_per_task
     *seconds, whole, requests, retries, stops = total[of_images.numel() :].tolist()
+    played = run.method.tasks(run, round_)
     tasks = {
-        task.name: task_record(losses[i].tolist(), errors[i].tolist(), sums.trained, run.path)
-        for i, task in enumerate(run.tasks)
+        run.tasks[i].name: task_record(losses[i].tolist(), errors[i].tolist(), sums.trained, run.path) for i in played
     }
+    shares = [run.tasks[i].share for i in played]
     record = RoundRecord(
         round=round_ + 1,
         seconds=whole / run.world.size,
         tasks=tasks,
-        loss=sum(task.share * tasks[task.name].loss for task in run.tasks),
+        loss=sum(share * task.loss for share, task in zip(shares, tasks.values(), strict=True)) / sum(shares),
         grad_norm=sums.grad_norm,
         learning_rate=rate,
-        images=len(run.tasks) * run.training.images_per_task,
+        images=len(played) * run.training.images_per_task,
         phases={phase: value / run.world.size for phase, value in zip(PHASES, seconds, strict=True)},
         teacher_requests=int(requests),
         teacher_retries=int(retries),

@@ -50,6 +50,7 @@ def save_student(
                     prompts_digest=identity.prompts[teacher.name],
                 )
                 for teacher in spec.teachers
+                if teacher.name in identity.teachers  # nobody teaches who learns from rewards
             ],
             spec_digest=spec_digest(distillation),
             round=spec.training.rounds,

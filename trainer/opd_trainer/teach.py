@@ -196,7 +196,7 @@ def describe(
     assert isinstance(run.method, Reinforcement)
     records, seed = run.validation.prompts[teacher.name], spec.evaluation.seed
     prompts, tags = [record.prompt for record in records], {teacher.name: tags_of(records)}
-    weights = torch.tensor(run.method.weights, dtype=torch.float64)
+    weights = torch.tensor(run.method.weights(teacher.name), dtype=torch.float64)
     base, own = (torch.stack(list(scores[model].values()), 1) @ weights for model in ("base", "teacher"))
 
     def means(model: str) -> dict[str, Score]:

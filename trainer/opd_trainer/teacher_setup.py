@@ -1,24 +1,17 @@
 """From a teacher of a spec to the run that trains it: a training like the student's, with one task and rewards."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
 from opd_core.api.teachers import completed
-from opd_core.api.types import Algorithm, Spec, Teacher
-from opd_core.diffusion.transitions import Transition, transitions
-from opd_core.models.adapters import adapter_parameters
-from opd_core.models.pipeline import Model
+from opd_core.api.types import Spec, Teacher
 
 from opd_trainer.engine import World
-from opd_trainer.methods.grpo import GRPO
-from opd_trainer.methods.nft import OLD, DiffusionNFT
-from opd_trainer.methods.reinforcement import Reinforcement
 from opd_trainer.prompts import held_out_prompts
+from opd_trainer.reinforcement_setup import build_reinforcement
 from opd_trainer.rewards.registry import load_rewards
-from opd_trainer.run import STUDENT, Run
-from opd_trainer.setup import build
+from opd_trainer.run import Run
 
 
 def teacher_spec(spec: Spec, teacher: Teacher) -> Spec:
@@ -59,26 +52,11 @@ def build_teacher_run(spec: Spec, claims: Path, device: str, world: World) -> Ru
     """The run of a `teacher_spec`. Its validation is the whole evaluation of its task."""
     (teacher,) = spec.teachers
     assert teacher.training is not None
-    settings = completed(teacher.training)
-    nft = settings.algorithm == Algorithm.DIFFUSION_NFT
     # First of all: a wrong name ends here and not at the first image.
     hurry = Event()
     prompts, rewards = held_out_prompts(spec, claims), load_rewards(spec, device, hurry)
-
-    def method(model: Model, path: Sequence[Transition]) -> Reinforcement:
-        student, old = (adapter_parameters(model.transformer, name) for name in (STUDENT, OLD))
-        algorithm = DiffusionNFT(settings, student, old) if nft else GRPO(settings)
-        return Reinforcement(settings, algorithm, rewards[teacher.name], _quiet(spec, model))
-
-    frozen = [OLD] if nft else []
-    run = build(
-        spec, claims, device, world, method, prompts, rewards, hurry, frozen=frozen, at_once=settings.group_size
-    )
+    settings = completed(teacher.training)
+    run = build_reinforcement(spec, claims, device, world, settings, prompts, rewards, hurry)
     assert run.validation is not None
     run.validation = replace(run.validation, guidance=teacher.guidance_scale)
     return run
-
-
-def _quiet(spec: Spec, model: Model) -> tuple[Transition, ...]:
-    sampler, resolution = spec.training.sampler, spec.training.resolution
-    return transitions(model.schedule(sampler.steps, resolution.width, resolution.height), sampler.solver, 0.0)

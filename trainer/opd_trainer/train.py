@@ -2,13 +2,15 @@
 
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 from opd_core.api.digests import digest, weights_fields
 from opd_core.api.load import load_spec
-from opd_core.api.types import OPDDistillation
+from opd_core.api.types import Method, OPDDistillation
 from opd_core.device import choose_device
 from opd_core.errors import UnavailableError
 from opd_core.exit_codes import ExitCode
+from opd_core.models.fingerprint import fingerprint
 from opd_core.models.preflight import refuse
 from opd_core.process import die_with_parent, leave
 from opd_core.teachers.client import TeacherClient
@@ -24,6 +26,7 @@ from opd_trainer.metrics import Metrics
 from opd_trainer.preflight import data_notes, data_problems
 from opd_trainer.prompts import prompts_digest
 from opd_trainer.rank import run_rank
+from opd_trainer.reinforcement_setup import build_student_run
 from opd_trainer.rounds import play, resume, say
 from opd_trainer.run import STUDENT, Run
 from opd_trainer.server import serve
@@ -57,21 +60,26 @@ def train(args: Namespace) -> int:
     refuse(data_problems(distillation.spec, args.claims, find), distillation.metadata.name)
     for note in data_notes(distillation.spec, args.claims, find) if world.rank == 0 else []:
         say(world, note)
-    addresses = [address for address in args.teachers.split(",") if address]
-    run = build_run(distillation.spec, args.claims, addresses, device, world)
-    assert isinstance(run.method, Distillation)
-    teachers = run.method.teachers
+    if training.method == Method.RL:
+        run, teachers = build_student_run(distillation.spec, args.claims, device, world), None
+    else:
+        addresses = [address for address in args.teachers.split(",") if address]
+        run = build_run(distillation.spec, args.claims, addresses, device, world)
+        assert isinstance(run.method, Distillation)
+        teachers = run.method.teachers
     stop: StopSignal | None = None
     try:
-        metrics.stage("WaitingForTeachers")
-        if world.rank == 0:
-            agree(run, teachers, distillation.spec, args.claims)
-        identity = identify(run, teachers, distillation)
+        if teachers is not None:
+            metrics.stage("WaitingForTeachers")
+            if world.rank == 0:
+                agree(run, teachers, distillation.spec, args.claims)
+        identity = identify(run, teachers, distillation, args.claims)
         with alone(args.work / "train", world):
             start = resume(run, args.work, identity, metrics)
             barrier(world)
             stop = StopSignal()
-            stop.then(teachers.stop_waiting)
+            if teachers is not None:
+                stop.then(teachers.stop_waiting)
             stop.then(run.hurry.set)
             metrics.stage("Training")
             finished = play(run, args.work, start, identity, metrics, stop, tensorboard=args.tensorboard)
@@ -100,13 +108,13 @@ def train(args: Namespace) -> int:
     return ExitCode.OK if finished == training.rounds else stop.exit_code
 
 
-def identify(run: Run, teachers: TeacherClient, distillation: OPDDistillation) -> Identity:
+def identify(run: Run, teachers: TeacherClient | None, distillation: OPDDistillation, claims: Path) -> Identity:
     """What a checkpoint of this run belongs to; the teachers' fingerprints have been compared with the spec's."""
-    info = teachers.describe()
+    info = None if teachers is None else teachers.describe()
     return Identity(
         training_digest=digest(weights_fields(distillation)),
-        base=info.base,
-        teachers={task.name: info.teachers[task.name] for task in run.tasks},
+        base=fingerprint(resolve(distillation.spec.model.uri, claims)) if info is None else info.base,
+        teachers={} if info is None else {task.name: info.teachers[task.name] for task in run.tasks},
         prompts={task.name: prompts_digest(task.prompts) for task in run.tasks},
         world_size=run.world.size,
         zero_stage=distillation.spec.training.deepspeed.zero_stage,

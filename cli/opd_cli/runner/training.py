@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from opd_core import roles
 from opd_core.api.digests import weights_digest
-from opd_core.api.types import Placement as TeacherPlacement
 from opd_core.ports import free_ports
 from opd_core.stages import Reason, Stage
 
@@ -71,8 +70,8 @@ def train(run: Run, gpus: Sequence[str] = ()) -> None:
 def _start_teachers(
     run: Run, place: roles.Place, groups: tuple[tuple[str, ...], ...], placement: Placement, stack: ExitStack
 ) -> list[Server]:
-    if run.spec.teacher_serving.placement == TeacherPlacement.IN_PROCESS:
-        run.display.stage(Stage.TEACHERS_READY, Reason.DISABLED, "teachers live inside the trainer")
+    if not groups:
+        run.display.stage(Stage.TEACHERS_READY, Reason.DISABLED, roles.no_servers(run.spec))
         return []
     names = ", ".join(teacher.name for teacher in run.spec.teachers)
     run.display.stage(Stage.TEACHERS_READY, Reason.STARTING, f"{len(groups)} Triton server(s) for {names}")

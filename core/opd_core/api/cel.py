@@ -21,8 +21,8 @@ from opd_core.api.rules import (
     RESOURCES,
 )
 from opd_core.api.sentences import Sentence
-from opd_core.api.teachers import DEFAULTS, FOLDER, trainable_steps
-from opd_core.api.types import Algorithm
+from opd_core.api.teachers import FOLDER, trainable_steps
+from opd_core.api.types import Sampler
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,9 @@ def _amount(quantity: str) -> str:
     return f"(type({quantity}) == int ? double({quantity}) : quantity({quantity}).asApproximateFloat())"
 
 
-_USUAL_STEPS = trainable_steps(DEFAULTS[Algorithm.DIFFUSION_NFT].sampler)  # and those of the other algorithms
-_TEACHER_STEPS = f"(!has(self.sampler) ? {_USUAL_STEPS} : self.sampler.steps > 1 ? self.sampler.steps - 1 : 1)"
+_USUAL_STEPS = trainable_steps(Sampler().steps)  # of teachers that name none, whatever their algorithm
+_SAMPLER_STEPS = "(self.sampler.steps > 1 ? self.sampler.steps - 1 : 1)"
+_TEACHER_STEPS = f"(!has(self.sampler) ? {_USUAL_STEPS} : {_SAMPLER_STEPS})"
 _ALL_RANKS = "(self.training.nodes * self.training.processesPerNode)"
 _GROUPS = f"t.training.promptsPerRound / t.training.updatesPerRound * t.training.groupSize % {_ALL_RANKS} == 0"
 _WHOLE_GROUPS = f"!has(t.training) || t.training.promptsPerRound % t.training.updatesPerRound != 0 || {_GROUPS}"
@@ -178,44 +179,116 @@ _OWN_REWARD = "w.reward in self.rewards"
 _WRONG_OWN = _first("self.training.rewardWeights", "w", _OWN_REWARD)
 
 
-def _teachers() -> list[Cel]:
-    """The rules of teachers that are given or trained."""
-    given = " + ".join(f"(has(self.{kind}) ? ['{kind}'] : [])" for kind in ("adapter", "training"))
-    at, weights = "spec.teachers[].training", "self.training.rewardWeights"
-    algorithm, kind = "self.algorithm == 'DiffusionNFT'", _quoted("self.sampler.type")
+def _learning(at: str, settings: str, steps: str) -> list[Cel]:
+    """The rules of reinforcement learning, at what has a sampler. `settings`: the field there that has the rest, or
+    '' where it is the same."""
+    own, inside = f"self.{settings}".rstrip("."), f"{settings}." if settings else ""
+    none = f"!has(self.{settings}) || " if settings else ""
+    nft, kind = f"{own}.algorithm == 'DiffusionNFT'", _quoted("self.sampler.type")
+    unsampled = f"{none}!has(self.sampler) || " if not settings else none
+    weights = f"{own}.rewardWeights"
     return [
-        Cel("spec.teachers[]", "has(self.adapter) != has(self.training)", sentences.GIVEN_OR_MADE, given),
         Cel(
             at,
-            f"!({algorithm}) || !has(self.sampler) || self.sampler.type != 'SDE'",
+            f"{unsampled}!({nft}) || self.sampler.type != 'SDE'",
             sentences.NFT_NOISE,
             kind,
             "sampler.type",
         ),
         Cel(
             at,
-            f"{algorithm} || !has(self.sampler) || self.sampler.type != 'ODE'",
+            f"{unsampled}{nft} || self.sampler.type != 'ODE'",
             sentences.GRPO_ODE,
             kind,
             "sampler.type",
         ),
-        Cel(at, f"!({algorithm}) || !has(self.clipRange)", sentences.NFT_CLIP, "self.clipRange", "clipRange"),
         Cel(
             at,
-            f"!has(self.stepsPerImage) || self.stepsPerImage <= {_TEACHER_STEPS}",
+            f"{none}!({nft}) || !has({own}.clipRange)",
+            sentences.NFT_CLIP,
+            f"{own}.clipRange",
+            f"{inside}clipRange",
+        ),
+        Cel(
+            at,
+            f"{none}!has({own}.stepsPerImage) || {own}.stepsPerImage <= {steps}",
             sentences.FEW_TEACHER_STEPS,
-            "self.stepsPerImage",
-            "stepsPerImage",
-            {"steps": _TEACHER_STEPS},
+            f"{own}.stepsPerImage",
+            f"{inside}stepsPerImage",
+            {"steps": steps},
         ),
         Cel(
             at,
-            "self.promptsPerRound % self.updatesPerRound == 0",
+            f"{none}{own}.promptsPerRound % {own}.updatesPerRound == 0",
             sentences.UPDATES,
-            "self.updatesPerRound",
-            "updatesPerRound",
-            {"prompts": "self.promptsPerRound"},
+            f"{own}.updatesPerRound",
+            f"{inside}updatesPerRound",
+            {"prompts": f"{own}.promptsPerRound"},
         ),
+        Cel(
+            at,
+            f"{none}{weights}.all(w, {weights}.exists_one(o, o.reward == w.reward))",
+            sentences.REWARD_TWICE,
+            f"{weights}.map(w, w.reward)",
+            f"{inside}rewardWeights",
+        ),
+    ]
+
+
+_LEARNING = "self.training.reinforcement"
+_STUDENT_WEIGHTS = f"{_LEARNING}.rewardWeights"
+_SHARE = "self.reinforcement.promptsPerRound / self.reinforcement.updatesPerRound * self.reinforcement.groupSize"
+_ONES_WEIGHT = "self.teachers.exists(t, w.reward in t.rewards)"
+_NO_ONES_WEIGHT = _first(_STUDENT_WEIGHTS, "w", _ONES_WEIGHT)
+
+
+def _student_reinforcement() -> list[Cel]:
+    """The rules of a student that learns from rewards."""
+    return [
+        Cel(
+            "spec.training",
+            "has(self.reinforcement) == (self.method == 'RL')",
+            sentences.RL_SETTINGS,
+            _quoted("self.method"),
+            where="spec.training.reinforcement",
+        ),
+        *_learning("spec.training", "reinforcement", _SAMPLER_STEPS),
+        Cel(
+            "spec.training",
+            "!has(self.reinforcement) || self.reinforcement.promptsPerRound % self.reinforcement.updatesPerRound != 0 "
+            f"|| {_SHARE} % {_RANKS} == 0",
+            sentences.GROUP_RANKS,
+            "self.reinforcement.groupSize",
+            "reinforcement.groupSize",
+            {"ranks": _RANKS},
+        ),
+        Cel(
+            "spec",
+            f"!has({_LEARNING}) || {_STUDENT_WEIGHTS}.all(w, {_ONES_WEIGHT})",
+            sentences.NO_ONES_WEIGHT,
+            _quoted(f"{_STUDENT_WEIGHTS}[{_NO_ONES_WEIGHT}].reward"),
+            "training.reinforcement.rewardWeights",
+            {"index": _NO_ONES_WEIGHT},
+            "spec.training.reinforcement.rewardWeights[{index}].reward",
+        ),
+        Cel(
+            "spec",
+            f"!has({_LEARNING}) || self.teachers.all(t, t.rewards.exists(r, "
+            f"!{_STUDENT_WEIGHTS}.exists(w, w.reward == r && w.weight == 0.0)))",
+            sentences.NO_TASKS_WEIGHT,
+            "0",
+            "training.reinforcement.rewardWeights",
+        ),
+    ]
+
+
+def _teachers() -> list[Cel]:
+    """The rules of teachers that are given or trained."""
+    given = " + ".join(f"(has(self.{kind}) ? ['{kind}'] : [])" for kind in ("adapter", "training"))
+    at, weights = "spec.teachers[].training", "self.training.rewardWeights"
+    return [
+        Cel("spec.teachers[]", "has(self.adapter) != has(self.training)", sentences.GIVEN_OR_MADE, given),
+        *_learning(at, "", _TEACHER_STEPS),
         _warmup(at),
         Cel(
             "spec",
@@ -233,13 +306,6 @@ def _teachers() -> list[Cel]:
             _quoted(f"{weights}[{_WRONG_OWN}].reward"),
             "training.rewardWeights",
             {"rewards": "self.rewards"},
-        ),
-        Cel(
-            at,
-            "self.rewardWeights.all(w, self.rewardWeights.exists_one(o, o.reward == w.reward))",
-            sentences.REWARD_TWICE,
-            "self.rewardWeights.map(w, w.reward)",
-            "rewardWeights",
         ),
         Cel(
             "spec.teachers[]",
@@ -425,6 +491,7 @@ RULES = (
     *_samplers("spec.evaluation.sampler"),
     *_samplers("spec.teachers[].training.sampler"),
     *_teachers(),
+    *_student_reinforcement(),
     Cel(
         "spec.training",
         f"!{_NEEDS_NOISE} || self.sampler.type != 'ODE'",
@@ -530,7 +597,7 @@ RULES = (
     ),
     Cel(
         "spec.training",
-        f"self.imagesPerTask % {_RANKS} == 0",
+        f"self.method == 'RL' || self.imagesPerTask % {_RANKS} == 0",
         sentences.RANKS,
         "self.imagesPerTask",
         "imagesPerTask",
@@ -538,7 +605,8 @@ RULES = (
     ),
     Cel(
         "spec.training",
-        f"!has(self.microBatchSize) || self.imagesPerTask % {_RANKS} != 0 || {_PER_RANK} % self.microBatchSize == 0",
+        f"self.method == 'RL' || !has(self.microBatchSize) || self.imagesPerTask % {_RANKS} != 0 "
+        f"|| {_PER_RANK} % self.microBatchSize == 0",
         sentences.MICRO_BATCH,
         "self.microBatchSize",
         "microBatchSize",

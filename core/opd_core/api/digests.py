@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from opd_core.api.types import LearningRateSchedule, OPDDistillation
+from opd_core.api.types import LearningRateSchedule, Method, OPDDistillation
 from opd_core.uris import parse
 
 # No weight of the student depends on these.
@@ -82,9 +82,12 @@ def weights_fields(distillation: OPDDistillation) -> dict[str, Any]:
             found[path] = value
 
     visit(said(spec), "spec", "spec")
-    # A teacher that is trained depends on its rewards.
+    # Whoever learns from rewards depends on them.
+    of_all = spec.training.method == Method.RL
     found |= {
-        f"spec.teachers[{i}].rewards": teacher.rewards for i, teacher in enumerate(spec.teachers) if teacher.training
+        f"spec.teachers[{i}].rewards": teacher.rewards
+        for i, teacher in enumerate(spec.teachers)
+        if teacher.training or of_all
     }
     if not all(teacher.prompts.held_out_uri for teacher in spec.teachers):
         # The evaluation's prompts are held out of the training's.

@@ -11,6 +11,7 @@ from opd_core.api.types import (
     Algorithm,
     LearningRateSchedule,
     Method,
+    ReinforcementLearning,
     Sampler,
     SamplerType,
     Spec,
@@ -151,36 +152,68 @@ def _teacher_training(spec: Spec) -> Iterator[Problem]:
         if teacher.training is None:
             continue
         path, training = f"spec.teachers[{i}].training", teacher.training
-        nft, sampler = training.algorithm == Algorithm.DIFFUSION_NFT, completed(training).sampler
+        sampler = completed(training).sampler
         assert sampler is not None
-        if nft and sampler.type == SamplerType.SDE:
-            yield sentences.NFT_NOISE.problem(f"{path}.sampler.type", sampler.type.value)
-        if not nft and sampler.type == SamplerType.ODE:
-            yield sentences.GRPO_ODE.problem(f"{path}.sampler.type", sampler.type.value)
-        if nft and training.clip_range is not None:
-            yield sentences.NFT_CLIP.problem(f"{path}.clipRange", training.clip_range)
-        if training.steps_per_image is not None and training.steps_per_image > trainable_steps(sampler):
-            words = {"steps": trainable_steps(sampler)}
-            yield sentences.FEW_TEACHER_STEPS.problem(f"{path}.stepsPerImage", training.steps_per_image, **words)
-        prompts, updates = training.prompts_per_round, training.updates_per_round
-        if prompts % updates:
-            yield sentences.UPDATES.problem(f"{path}.updatesPerRound", updates, prompts=prompts)
-        elif prompts // updates * training.group_size % ranks:
-            yield sentences.GROUP_RANKS.problem(f"{path}.groupSize", training.group_size, ranks=ranks)
+        yield from _learning(path, training, path, sampler, ranks)
         yield from _warmup(path, training)
-        weights = {each.reward: each.weight for each in training.reward_weights}
         for j, each in enumerate(training.reward_weights):
             if each.reward not in teacher.rewards:
-                words_ = {"rewards": shown(teacher.rewards)}
-                yield sentences.NO_OWN_REWARD.problem(f"{path}.rewardWeights[{j}].reward", each.reward, **words_)
-        if len(weights) < len(training.reward_weights):
-            yield sentences.REWARD_TWICE.problem(f"{path}.rewardWeights", [e.reward for e in training.reward_weights])
-        if not any(weights.get(reward, 1.0) for reward in teacher.rewards):
+                words = {"rewards": shown(teacher.rewards)}
+                yield sentences.NO_OWN_REWARD.problem(f"{path}.rewardWeights[{j}].reward", each.reward, **words)
+        if not _weighs(training, teacher.rewards):
             yield sentences.NO_REWARD_WEIGHT.problem(f"{path}.rewardWeights", 0)
+
+
+def _student_reinforcement(spec: Spec) -> Iterator[Problem]:
+    learning, training = spec.training.reinforcement, spec.training
+    path = "spec.training.reinforcement"
+    if (learning is not None) != (training.method == Method.RL):
+        yield sentences.RL_SETTINGS.problem(path, training.method.value)
+    if learning is None:
+        return
+    yield from _learning(path, learning, "spec.training", training.sampler, training.world_size)
+    known = {reward for teacher in spec.teachers for reward in teacher.rewards}
+    for j, each in enumerate(learning.reward_weights):
+        if each.reward not in known:
+            yield sentences.NO_ONES_WEIGHT.problem(f"{path}.rewardWeights[{j}].reward", each.reward)
+    if not all(_weighs(learning, teacher.rewards) for teacher in spec.teachers):
+        yield sentences.NO_TASKS_WEIGHT.problem(f"{path}.rewardWeights", 0)
+
+
+def _learning(
+    path: str, learning: ReinforcementLearning, sampled: str, sampler: Sampler, ranks: int
+) -> Iterator[Problem]:
+    """What holds for teachers and student. `sampled`: the path of what has the sampler."""
+    nft = learning.algorithm == Algorithm.DIFFUSION_NFT
+    if nft and sampler.type == SamplerType.SDE:
+        yield sentences.NFT_NOISE.problem(f"{sampled}.sampler.type", sampler.type.value)
+    if not nft and sampler.type == SamplerType.ODE:
+        yield sentences.GRPO_ODE.problem(f"{sampled}.sampler.type", sampler.type.value)
+    if nft and learning.clip_range is not None:
+        yield sentences.NFT_CLIP.problem(f"{path}.clipRange", learning.clip_range)
+    steps = trainable_steps(sampler.steps)
+    if learning.steps_per_image is not None and learning.steps_per_image > steps:
+        yield sentences.FEW_TEACHER_STEPS.problem(f"{path}.stepsPerImage", learning.steps_per_image, steps=steps)
+    prompts, updates = learning.prompts_per_round, learning.updates_per_round
+    if prompts % updates:
+        yield sentences.UPDATES.problem(f"{path}.updatesPerRound", updates, prompts=prompts)
+    elif prompts // updates * learning.group_size % ranks:
+        yield sentences.GROUP_RANKS.problem(f"{path}.groupSize", learning.group_size, ranks=ranks)
+    rewards = [each.reward for each in learning.reward_weights]
+    if len(set(rewards)) < len(rewards):
+        yield sentences.REWARD_TWICE.problem(f"{path}.rewardWeights", rewards)
+
+
+def _weighs(learning: ReinforcementLearning, rewards: Sequence[str]) -> bool:
+    """Whether one of a task's rewards counts."""
+    weights = {each.reward: each.weight for each in learning.reward_weights}
+    return any(weights.get(reward, 1.0) for reward in rewards)
 
 
 def _batches(spec: Spec) -> Iterator[Problem]:
     training = spec.training
+    if training.method == Method.RL:
+        return
     ranks, images = training.world_size, training.images_per_task
     if images % ranks:
         yield sentences.RANKS.problem("spec.training.imagesPerTask", images, ranks=ranks)
@@ -340,6 +373,7 @@ RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
     _objective,
     _method,
     _teacher_training,
+    _student_reinforcement,
     _batches,
     _students_warmup,
     _gate,

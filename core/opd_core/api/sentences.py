@@ -103,6 +103,11 @@ LONG_KEY = Sentence("a key has too many characters", "write at most 253")
 TAKEN = Sentence("this name is taken", "give every teacher its own name")
 GIVEN_OR_MADE = Sentence("a teacher is given or trained", "write exactly one of adapter and training")
 NO_OWN_REWARD = Sentence("this teacher has no such reward", "write one of {rewards}")
+RL_SETTINGS = Sentence(
+    "method: RL and reinforcement belong together", "write both, or leave reinforcement out and write another method"
+)
+NO_ONES_WEIGHT = Sentence("no task has this reward", "name one of a teacher's, or leave it out")
+NO_TASKS_WEIGHT = Sentence("no reward of a task has a larger weight", "give every task a reward with a weight above 0")
 NO_REWARD_WEIGHT = Sentence("no reward has a larger weight", "give at least one reward a weight above 0")
 UPDATES = Sentence("does not divide promptsPerRound {prompts}", "write a divisor of {prompts}")
 GROUP_RANKS = Sentence(

@@ -6,11 +6,13 @@ distillation does not train it again, and distillations whose students are besid
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from opd_core.api.digests import digest, said
 from opd_core.api.types import (
     AdapterRef,
     Algorithm,
+    ReinforcementLearning,
     Sampler,
     SamplerType,
     Spec,
@@ -23,6 +25,7 @@ FOLDER = "opd-teachers"  # of all of them, beside the student's folder
 ADAPTER = "adapter"  # of one of them, in its own: beside checkpoints and log
 CLIP_NUMEL = 65_536  # numbers of the latent for which clip ranges are stated: Stable Diffusion 3.5's at 512 pixels
 _KEY_LENGTH = 12
+L = TypeVar("L", bound=ReinforcementLearning)
 _NOT_WEIGHTS = ("checkpoint", "validateEveryRounds", "mustBeatBase")  # of a teacher's training
 
 
@@ -45,22 +48,26 @@ DEFAULTS = {
 
 def completed(training: TeacherTraining) -> TeacherTraining:
     """With the algorithm's own values where the spec has none; `steps_per_image` is a number then."""
-    defaults = DEFAULTS[training.algorithm]
-    sampler = training.sampler or defaults.sampler
-    return training.model_copy(
+    sampler = training.sampler or DEFAULTS[training.algorithm].sampler
+    return completed_for(training, sampler.steps).model_copy(update={"sampler": sampler})
+
+
+def completed_for(learning: L, steps: int) -> L:
+    """The same of what a path of `steps` solver steps is trained with."""
+    defaults = DEFAULTS[learning.algorithm]
+    return learning.model_copy(
         update={
-            "sampler": sampler,
-            "kl_weight": defaults.kl_weight if training.kl_weight is None else training.kl_weight,
-            "clip_range": defaults.clip_range if training.clip_range is None else training.clip_range,
-            "steps_per_image": training.steps_per_image or trainable_steps(sampler),
+            "kl_weight": defaults.kl_weight if learning.kl_weight is None else learning.kl_weight,
+            "clip_range": defaults.clip_range if learning.clip_range is None else learning.clip_range,
+            "steps_per_image": learning.steps_per_image or trainable_steps(steps),
         }
     )
 
 
-def trainable_steps(sampler: Sampler) -> int:
+def trainable_steps(steps: int) -> int:
     """All but the last, which has next to no noise left, as in Flow-GRPO's and DiffusionNFT's code; a single one is
     trained all the same."""
-    return max(1, sampler.steps - 1)
+    return max(1, steps - 1)
 
 
 def trained_teachers(spec: Spec) -> list[Teacher]:

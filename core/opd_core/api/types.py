@@ -46,6 +46,7 @@ class Method(StrEnum):
     SFT = "SFT"
     DMD2 = "DMD2"
     TDM = "TDM"
+    RL = "RL"
 
 
 class Algorithm(StrEnum):
@@ -212,27 +213,20 @@ class RewardWeight(Model):
     weight: float = Field(ge=0, le=1e6, description="What its score is multiplied by.")
 
 
-class TeacherTraining(Model):
-    """Reinforcement learning of a teacher on its task's prompts and rewards. Every image is sampled with the teacher's
-    guidanceScale, at the resolution, precision and number of ranks of spec.training."""
+class ReinforcementLearning(Model):
+    """Learning from rewards of the model's own images."""
 
     algorithm: Algorithm = Field(
         description="DiffusionNFT: the forward process on clean images, arXiv 2509.16117. FlowGRPO: clipped policy "
         "gradient along an SDE, arXiv 2505.05470. GRPOGuard: the same with a ratio of mean 1 and equal steps, arXiv "
         "2510.22319.",
     )
-    rounds: int = Field(ge=1, le=10_000_000, description="Rounds of sampling, rewards and optimiser steps.")
     group_size: int = Field(
         default=24, ge=2, le=1024, description="Images of a prompt, which are compared with each other."
     )
     prompts_per_round: int = Field(default=48, ge=1, le=65_536, description="Prompts of a round.")
     updates_per_round: int = Field(
         default=1, ge=1, le=64, description="Optimiser steps of a round, each on its share of the prompts."
-    )
-    sampler: Sampler | None = Field(
-        default=None,
-        description="How images are sampled; absent: 10 steps, by DPM2 for DiffusionNFT, by Flow with noise 0.7 for "
-        "the others.",
     )
     steps_per_image: int | None = Field(
         default=None,
@@ -273,6 +267,18 @@ class TeacherTraining(Model):
         description="DiffusionNFT: how the sampling policy follows the trained one. Copy: at once. Linear: ever "
         "slower, decay up to 0.5. Delayed: at once for 75 steps, then ever slower, up to 0.999.",
     )
+
+
+class TeacherTraining(ReinforcementLearning):
+    """Reinforcement learning of a teacher on its task's prompts and rewards. Every image is sampled with the teacher's
+    guidanceScale, at the resolution, precision and number of ranks of spec.training."""
+
+    rounds: int = Field(ge=1, le=10_000_000, description="Rounds of sampling, rewards and optimiser steps.")
+    sampler: Sampler | None = Field(
+        default=None,
+        description="How images are sampled; absent: 10 steps, by DPM2 for DiffusionNFT, by Flow with noise 0.7 for "
+        "the others.",
+    )
     adapter: LoRA = Field(default_factory=LoRA, description="The teacher's adapter on the base.")
     init_from: OptionalUri = Field(
         default="",
@@ -291,6 +297,18 @@ class TeacherTraining(Model):
     )
     must_beat_base: bool = Field(
         default=True, description="Refuse a teacher that is no better than the base on its own held-out prompts."
+    )
+
+
+class StudentReinforcement(ReinforcementLearning):
+    """The student learns the tasks from their rewards, in turn, without teachers: what distillation is compared to."""
+
+    rounds_per_turn: int = Field(
+        default=1,
+        ge=1,
+        le=10_000_000,
+        description="Rounds of a task before the next has its turn. 1: joint training. All of its rounds at once: a "
+        "cascade.",
     )
 
 
@@ -418,12 +436,16 @@ class Training(Model):
     method: Method = Field(
         default=Method.OPD,
         description="OPD: match the teachers along the student's own trajectories. SFT: learn the teachers' images. "
-        "DMD2, TDM: make images, states of the trajectory, that have the teachers' distribution.",
+        "DMD2, TDM: make images, states of the trajectory, that have the teachers' distribution. RL: raise the tasks' "
+        "rewards, without teachers.",
     )
     sampler: Sampler = Field(default_factory=Sampler, description="How the student rolls out its trajectory.")
     objective: Objective = Field(default_factory=Objective, description="What is minimised along the trajectory.")
     fake_score: FakeScore | None = Field(
         default=None, description="What DMD2 and TDM train beside the student; absent: all defaults."
+    )
+    reinforcement: StudentReinforcement | None = Field(
+        default=None, description="How RL learns; its images a round are promptsPerRound x groupSize."
     )
     passes: Passes = Field(
         default=Passes.ONE,

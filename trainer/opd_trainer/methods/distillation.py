@@ -51,6 +51,9 @@ class Distillation:
     def trained(self, run: Run, round_: int) -> Sequence[float]:
         return [float(weight > 0) for weight in self.round_weights(run, round_)]
 
+    def tasks(self, run: Run, round_: int) -> Sequence[int]:
+        return range(len(run.tasks))
+
     def round_weights(self, run: Run, round_: int) -> Sequence[float]:
         return round_weights(self.weights, run.training.objective.steps_per_round, run.training.seed, round_)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from opd_core.api.teachers import CLIP_NUMEL, trainable_steps
-from opd_core.api.types import Algorithm, TeacherTraining
+from opd_core.api.types import Algorithm, ReinforcementLearning
 from opd_core.diffusion.noise import keyed_seed
 from opd_core.diffusion.transitions import Transition
 from opd_core.models.adapters import use_adapter
@@ -35,7 +35,7 @@ from opd_trainer.run import STUDENT, Run
 
 @dataclass(frozen=True)
 class GRPO:
-    settings: TeacherTraining
+    settings: ReinforcementLearning
 
     samples_with = STUDENT
 
@@ -45,10 +45,7 @@ class GRPO:
 
     def window(self, run: Run, round_: int) -> range:
         """The steps of a round that are taken with noise and trained."""
-        sampler, size = self.settings.sampler, self.settings.steps_per_image
-        assert sampler is not None
-        assert size is not None
-        all_steps = trainable_steps(sampler)
+        size, all_steps = self.times, trainable_steps(len(run.path))
         last_start = min(max(0, len(run.path) // 2 - size), all_steps - size)  # in the noisier half, where it fits
         generator = torch.Generator().manual_seed(keyed_seed(run.training.seed, "window", round_))
         start = int(torch.randint(last_start + 1, (), generator=generator))

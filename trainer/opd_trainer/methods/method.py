@@ -59,6 +59,10 @@ class Method(Protocol):
         """[N]: the share of this round's images that each solver step trains."""
         ...
 
+    def tasks(self, run: Run, round_: int) -> Sequence[int]:
+        """Those that this round trains, by index; it has `images_per_task` images of each."""
+        ...
+
     def updates(self, run: Run, round_: int) -> Iterator[Update]:
         """The optimiser steps of a round; each is made before the next is asked for."""
         ...

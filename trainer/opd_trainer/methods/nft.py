@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from opd_core.api.types import OldPolicy, TeacherTraining
+from opd_core.api.types import OldPolicy, ReinforcementLearning
 from opd_core.diffusion.noise import keyed_seed
 from opd_core.models.adapters import use_adapter
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ _LEAST_DISTANCE = 1e-5
 class DiffusionNFT:
     """`student`, `old`: the parameters of both policies, in one order."""
 
-    settings: TeacherTraining
+    settings: ReinforcementLearning
     student: Sequence[nn.Parameter]
     old: Sequence[nn.Parameter]
 

@@ -56,6 +56,19 @@ class Samples:
         return draw(self.x0.shape[1:], run.training.seed, *purpose, *self.key(i))
 
 
+class Turn(NamedTuple):
+    """Which task a round trains, by index, and how many rounds have trained it before."""
+
+    task: int
+    before: int
+
+
+def turn_of(round_: int, rounds_per_turn: int, tasks: int) -> Turn:
+    """Tasks take turns in their order, for so many rounds each."""
+    turn, at = divmod(round_, rounds_per_turn)
+    return Turn(turn % tasks, turn // tasks * rounds_per_turn + at)
+
+
 def rank_images(images: int, updates: int, size: int, rank: int, world_size: int) -> list[list[range]]:
     """The images of one rank by update, in batches of at most `size`: its slice of every update's images."""
     share = images // updates // world_size
@@ -69,6 +82,7 @@ def rank_images(images: int, updates: int, size: int, rank: int, world_size: int
 @torch.no_grad()
 def sample(
     run: Run,
+    turn: Turn,
     numbers: Sequence[int],
     round_: int,
     group_size: int,
@@ -83,9 +97,8 @@ def sample(
         window: the steps that are taken with noise, as `run.path` has them; the others as `quiet` has them, without.
         share: images of this rank in the update that they belong to.
     """
-    (task,) = run.tasks
-    device, resolution = run.model.device, run.training.resolution
-    first = round_ * (run.training.images_per_task // group_size)
+    task, device, resolution = run.tasks[turn.task], run.model.device, run.training.resolution
+    first = turn.before * (run.training.images_per_task // group_size)
     records = [
         training_prompt(task.prompts, run.training.seed, task.name, first + number // group_size) for number in numbers
     ]
@@ -112,7 +125,7 @@ def sample(
         numbers=numbers,
         records=records,
         prompts=prompts,
-        tasks=torch.zeros(len(numbers), dtype=torch.long, device=device),
+        tasks=torch.full((len(numbers),), turn.task, device=device),
         weights=torch.full((len(numbers),), 1 / share, device=device),
         x0=x,
         visited=visited,
