@@ -99,6 +99,18 @@ def test_a_second_evaluation_reads_what_is_known(evaluated, distillation, studen
         evaluate(distillation.spec, output=output / "elsewhere", **arguments)
 
 
+@pytest.mark.parametrize("content", ['{"key": ', "[]", "{}", "\\ufffd"])
+def test_a_score_that_is_damaged_is_computed_anew(content, evaluated, distillation, tiny_claims, tmp_path, capsys):
+    output, summary = evaluated
+    (tmp_path / "base.json").write_text(content)
+    again = evaluate(
+        distillation.spec, claims=tiny_claims, student=None, kinds=["base"], output=tmp_path, device="cpu", quiet=True
+    )
+    assert again["scores"]["base"] == summary["scores"]["base"]
+    assert json.loads((tmp_path / "base.json").read_text())["rewards"]
+    assert f"{tmp_path / 'base.json'} cannot be read; scoring again" in capsys.readouterr().out
+
+
 def test_noise_depends_on_the_prompts_number_alone(distillation, tiny_base):
     model = load_model(tiny_base)
     conditioning = model.encode(["a red 7", "two blue 3", "a lovely picture of 5"], 10)

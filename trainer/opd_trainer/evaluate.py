@@ -232,10 +232,15 @@ def _key(spec: Spec, candidate: Candidate, base_fingerprint: str, records: dict[
 
 
 def _read_back(file: Path, key: str) -> dict[str, Any] | None:
+    """What is in `file`, if that is what is wanted."""
     if not file.exists():
         return None
-    known: dict[str, Any] = json.loads(file.read_text())
-    return known if known["key"] == key else None
+    try:
+        known = json.loads(file.read_text())
+        return known if known["key"] == key else None
+    except (ValueError, KeyError, TypeError):  # damaged, or nothing of ours
+        print(f"evaluator: {file} cannot be read; scoring again", flush=True)
+        return None
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

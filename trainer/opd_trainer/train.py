@@ -83,6 +83,11 @@ def train(args: Namespace) -> int:
             stop.then(run.hurry.set)
             metrics.stage("Training")
             finished = play(run, args.work, start, identity, metrics, stop, tensorboard=args.tensorboard)
+            if finished == training.rounds and world.rank == 0:  # before another run gets the folder
+                metrics.stage("Saving")
+                student = save_student(args.work / STUDENT, distillation, run.model, run.ema, identity)
+                say(world, f"student {student.digest} written to {args.work / STUDENT}")
+                last_words(ExitCode.OK, "trained", round=training.rounds, digest=student.digest)
     except UnavailableError as error:
         if stop is None or not stop.requested():
             raise
@@ -97,11 +102,6 @@ def train(args: Namespace) -> int:
 
     if finished < training.rounds:
         last_words(stop.exit_code, f"stopped after round {finished}; a new start continues there")
-    elif world.rank == 0:
-        metrics.stage("Saving")
-        student = save_student(args.work / STUDENT, distillation, run.model, run.ema, identity)
-        say(world, f"student {student.digest} written to {args.work / STUDENT}")
-        last_words(ExitCode.OK, "trained", round=training.rounds, digest=student.digest)
     metrics.stage("Done")
     barrier(world)
     shutdown()
