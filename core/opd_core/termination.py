@@ -7,7 +7,7 @@ from typing import Any
 
 VARIABLE = "OPD_TERMINATION_LOG"  # names the file; without it nothing is said
 _LIMIT = 4096  # bytes that the kubelet keeps; what is cut is no JSON
-_WHOLE = ("exitCode", "digest", "gatePassed")  # what a decision depends on
+_WHOLE = ("exitCode", "digest", "gatePassed", "beatsBase")  # what a decision depends on
 
 
 def last_words(code: int, message: str, **more: object) -> None:

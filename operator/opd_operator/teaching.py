@@ -36,7 +36,7 @@ def remember(d: Draft) -> None:
 def there(d: Draft) -> bool:
     """Whether every teacher is there, given or trained; the condition then says so."""
     rows = d.status.get("teaching", [])
-    if "student" not in d.status and any("digest" not in row for row in rows):
+    if "student" not in d.status and (any("digest" not in row for row in rows) or _refusal(d)):
         return False
     trained = ", ".join(row["name"] for row in rows if "digest" in row)
     if not rows:
@@ -52,6 +52,9 @@ def teach(d: Draft) -> bool:
     """Whether every teacher is there. As many as runPolicy.parallelTeachers train side by side, in the spec's order."""
     if there(d):
         return True
+    if refusal := _refusal(d):
+        d.stop(Reason.USER_ERROR, refusal, Stage.TEACHERS_TRAINED)
+        return False
     for part in LIVE:
         d.status.pop(part, None)
     d.begin(Stage.TEACHERS_TRAINED)
@@ -80,6 +83,15 @@ def teach(d: Draft) -> bool:
         d.wait_in_queue()
         del d.times[Stage.TEACHERS_TRAINED]  # its time begins at its admission
     return False
+
+
+def _refusal(d: Draft) -> str:
+    """Why a teacher that is trained must not teach: mustBeatBase has become true since. Where it was true from the start
+    the teacher's own program refuses."""
+    minding = {each.name for each in trained_teachers(d.spec) if each.training and each.training.must_beat_base}
+    rows = d.status.get("teaching", [])
+    worse = next((row for row in rows if row["name"] in minding and row.get("beatsBase") is False), None)
+    return "" if worse is None else f"{worse['verdict']}; it must not teach while its training.mustBeatBase is true"
 
 
 def _missing(d: Draft) -> Iterator[tuple[int, Teacher, dict[str, Any]]]:
@@ -119,6 +131,8 @@ def _train(d: Draft, index: int, teacher: Teacher, row: dict[str, Any]) -> bool:
             ask_again(d, work, job)
             return False
         row.update(digest=said.digest, verdict=said.message[:1024], round=row["totalRounds"])
+        if said.beats_base is False:
+            row["beatsBase"] = False
         return True
     if job and job.ready >= nodes:
         starts["ran"] = True

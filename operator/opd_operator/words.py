@@ -49,6 +49,7 @@ class Facts(_Said):
     message: _Text = ""
     digest: Annotated[str, Field(min_length=1, pattern=DIGEST_PATTERN)] | None = None
     gate_passed: bool | None = None
+    beats_base: bool | None = None
     scores: Annotated[list[Annotated[Score, AfterValidator(_named)]], Field(max_length=256)] = []
 
 

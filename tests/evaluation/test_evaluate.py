@@ -101,7 +101,7 @@ def test_a_second_evaluation_reads_what_is_known(evaluated, distillation, studen
 
 @pytest.mark.parametrize("content", ['{"key": ', "[]", "{}", "\\ufffd"])
 def test_a_score_that_is_damaged_is_computed_anew(content, evaluated, distillation, tiny_claims, tmp_path, capsys):
-    output, summary = evaluated
+    _, summary = evaluated
     (tmp_path / "base.json").write_text(content)
     again = evaluate(
         distillation.spec, claims=tiny_claims, student=None, kinds=["base"], output=tmp_path, device="cpu", quiet=True

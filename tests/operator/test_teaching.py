@@ -310,6 +310,26 @@ def test_a_teacher_no_better_than_the_base_ends_the_run_with_its_figures() -> No
     assert at_work(it) == ["geneval"]
 
 
+def test_a_teacher_no_better_than_the_base_is_judged_when_the_spec_minds() -> None:
+    """It taught while mustBeatBase was false; one that is better is not looked at again."""
+    lenient, strict = teachers(*BOTH), teachers(*BOTH)
+    for each in lenient:
+        if each["name"] in BOTH:
+            each["training"] |= {"mustBeatBase": False}
+    it = World(teachers=lenient).settle()
+    for teacher, better in (("geneval", True), ("ocr", False)):
+        words = {"digest": adapter(teacher), "message": f"{teacher}: {better}", "beatsBase": better}
+        it.run(names.TEACH, teacher).finish(names.TEACH, teacher, **words)
+    assert it.condition("TeachersTrained") == ("True", "Completed")
+    it.edit(teachers=strict)
+    assert it.condition("Failed") == ("True", "UserError")
+    assert "ocr: False; it must not teach" in it.message("TeachersTrained")
+    assert not it.of("Deployment"), "what would have asked it is gone"
+    it.edit(teachers=lenient, suspend=True).edit(teachers=lenient)
+    assert it.condition("TeachersTrained")[0] == "True"
+    assert it.condition("Failed")[0] == "False"
+
+
 def test_disruptions_of_a_teachers_training_do_not_count() -> None:
     it = world("ocr", training__nodes=2, runPolicy={"backoffLimit": 0})
     for _ in range(3):

@@ -107,7 +107,8 @@ def teach(args: Namespace) -> int:
             "set the teacher's training.mustBeatBase to false"
         )
     if world.rank == 0:
-        last_words(ExitCode.OK, verdict(teacher, manifest), round=manifest.round, digest=manifest.digest)
+        said = {"round": manifest.round, "digest": manifest.digest, "beatsBase": manifest.gain.mean > 0}
+        last_words(ExitCode.OK, verdict(teacher, manifest), **said)
     return ExitCode.OK
 
 

@@ -93,6 +93,9 @@ class TrainedTeacher(Model):
     )
     digest: ShortText | None = Field(default=None, description="Digest of its adapter; absent: not trained yet.")
     verdict: Text | None = Field(default=None, description="How it compares with the base.")
+    beats_base: bool | None = Field(
+        default=None, description="False: it teaches although it is no better than the base."
+    )
     round: Count | None = Field(default=None, description="Rounds done.")
     total_rounds: Count | None = Field(default=None, description="Rounds of its training.")
     checkpoint: Count | None = Field(default=None, description="Round of its newest checkpoint.")
