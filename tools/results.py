@@ -47,6 +47,13 @@ CLAIMS = (
         ("SFT", "DMD2", "TDM"),
     ),
     Claim(
+        "reinforcement",
+        "On-policy distillation of given teachers keeps more of their gains than joint and cascade reinforcement learning "
+        "reach, with a small share of the student's forwards (paper, Table 1).",
+        "OPD",
+        ("joint", "cascade"),
+    ),
+    Claim(
         "gradients",
         "The closed-form KL learns more than policy gradients of the same KL (paper, section 3.3).",
         "KL",

@@ -86,8 +86,8 @@ def teach(d: Draft) -> bool:
 
 
 def _refusal(d: Draft) -> str:
-    """Why a teacher that is trained must not teach: mustBeatBase has become true since. Where it was true from the start
-    the teacher's own program refuses."""
+    """Why a teacher that is trained must not teach: mustBeatBase has become true since. Before, its own program would
+    have refused it."""
     minding = {each.name for each in trained_teachers(d.spec) if each.training and each.training.must_beat_base}
     rows = d.status.get("teaching", [])
     worse = next((row for row in rows if row["name"] in minding and row.get("beatsBase") is False), None)

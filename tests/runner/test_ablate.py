@@ -75,6 +75,9 @@ def test_the_students_forwards_are_images_times_steps(repository: Path) -> None:
     file = repository / "examples" / "tiny" / "distill.yaml"
     assert forwards_per_round(load_spec(file).spec) == 3 * 2 * 4
     assert forwards_per_round(load_spec(file, ["training.passes=Two"]).spec) == 2 * 3 * 2 * 4
+    learning = {"algorithm": "DiffusionNFT", "promptsPerRound": 5, "groupSize": 6}
+    from_rewards = ["training.method=RL", f"training.reinforcement={json.dumps(learning)}"]
+    assert forwards_per_round(load_spec(file, from_rewards).spec) == 5 * 6 * (4 + 3), "sampled, then trained"
 
 
 def result(steps: int, seed: int, kept: float | None, reached: int | None = None, curve: Any = ()) -> Result:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opd_core.api.teachers import completed_for
 from opd_core.api.types import Method, Passes, Spec
 from opd_trainer.evaluation import VALIDATION_PROMPTS
 
@@ -72,8 +73,13 @@ def read_result(cell: Cell, spec: Spec, work: Path) -> Result:
 
 
 def forwards_per_round(spec: Spec) -> int:
-    """Images times solver steps that the student computes."""
+    """Images times solver steps that the student computes; by reinforcement learning in sampling and in training."""
     training = spec.training
+    if training.reinforcement is not None:
+        learning = completed_for(training.reinforcement, training.sampler.steps)
+        assert learning.steps_per_image is not None
+        images = learning.prompts_per_round * learning.group_size
+        return images * (training.sampler.steps + learning.steps_per_image)
     twice = training.method == Method.OPD and training.passes == Passes.TWO
     return len(spec.teachers) * training.images_per_task * training.sampler.steps * (2 if twice else 1)
 
