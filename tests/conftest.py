@@ -18,6 +18,8 @@ import torch
 from devcluster.control_plane import ControlPlane
 from devcluster.control_plane import control_plane as run_control_plane
 
+from tests.whole_teacher import fuse
+
 REPOSITORY = Path(__file__).parents[1]
 
 torch.set_num_threads(1)
@@ -57,6 +59,15 @@ def tiny_claims(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A claims folder in which `pvc://tiny-world/...` resolves."""
     claims = tmp_path_factory.mktemp("claims")
     (claims / "tiny-world").symlink_to(tiny_world)
+    return claims
+
+
+@pytest.fixture(scope="session")
+def whole_claims(tiny_world: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, and `pvc://models/ocr`: the tiny world's ocr teacher as a model of its own."""
+    claims = tmp_path_factory.mktemp("claims-with-a-model")
+    (claims / "tiny-world").symlink_to(tiny_world)
+    fuse(tiny_base, tiny_world / "teachers" / "ocr", claims / "models" / "ocr")
     return claims
 
 

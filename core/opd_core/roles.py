@@ -80,12 +80,15 @@ class Place:
 
 
 def teacher_servers(spec: Spec) -> tuple[tuple[str, ...], ...]:
-    """Which teachers each server holds; () is all of them. No server where teachers live inside the trainer, or where
-    nobody asks them."""
+    """Which teachers each server holds, all on one model; () is all of the spec's, on the base. No server where
+    teachers live inside the trainer, or where nobody asks them."""
     serving = spec.teacher_serving
     if serving.placement == Placement.IN_PROCESS or spec.training.method == Method.RL:
         return ()
-    groups: Sequence[tuple[str, ...]] = [()]
+    by_model: dict[str, list[str]] = {}
+    for teacher in spec.teachers:
+        by_model.setdefault(teacher.model.uri if teacher.model else "", []).append(teacher.name)
+    groups: Sequence[tuple[str, ...]] = [()] if set(by_model) == {""} else [tuple(of) for of in by_model.values()]
     if serving.placement == Placement.DEDICATED:
         groups = [(teacher.name,) for teacher in spec.teachers]
     return tuple(group for group in groups for _ in range(serving.replicas))

@@ -38,6 +38,19 @@ def learning(**settings):
     return {"rounds": 9, "method": "RL", "reinforcement": {"algorithm": "DiffusionNFT", **settings}}
 
 
+def whole(**parts):
+    """A spec whose second teacher has a model of its own."""
+    task = {"prompts": {"uri": "pvc://tiny-world/prompts"}, "rewards": ["geneval"]}
+    lora = {"name": "lora", "adapter": {"uri": "pvc://tiny-world/teachers/ocr"}, **task}
+    return {
+        "model": {"uri": "pvc://tiny-world/base"},
+        "student": {"output": {"uri": "pvc://students/x"}},
+        "teachers": [lora, {"name": "whole", "model": {"uri": "pvc://models/ocr"}, **task}],
+        "training": {"rounds": 1},
+        **parts,
+    }
+
+
 # (where it is changed, to what, path that the problem names, words of message or remedy)
 CASES = [
     (("apiVersion",), "opd.dev/v1", "apiVersion", "write opd.dev/v1alpha1"),
@@ -63,6 +76,8 @@ CASES = [
     ((*S, "endpoint", "studentDigest"), "sha256:12", "spec.endpoint.studentDigest", "64 hexadecimal digits"),
     ((*S, "student", "initFrom"), "student", "spec.student.initFrom", "not a URI"),
     ((*S, "student"), {"initFrom": "pvc://a/b", "initFromTeachers": True, "output": {"uri": "pvc://students/x"}}, "spec.student.initFromTeachers", "one of the two"),
+    (S, whole(student={"initFromTeachers": True, "output": {"uri": "pvc://students/x"}}), "spec.student.initFromTeachers", "teacher whole has a model of its own and no LoRA"),
+    (S, whole(training={"rounds": 1, "objective": {"extrapolation": 1.5}}), "spec.training.objective.extrapolation", "teacher whole has a model of its own"),
     ((*S, "student", "adapter", "rank"), 0, "spec.student.adapter.rank", "at least 1"),
     ((*S, "student", "adapter", "type"), "DoRA", "spec.student.adapter.type", "write 'LoRA'"),
     ((*S, "student", "adapter", "targetModules"), [], "spec.student.adapter.targetModules", "at least 1"),
@@ -73,7 +88,9 @@ CASES = [
     ((*FIRST, "weight"), -1, "spec.teachers[0].weight", "at least 0"),
     ((*FIRST, "guidanceScale"), -0.5, "spec.teachers[0].guidanceScale", "at least 0"),
     ((*FIRST, "rewards"), [], "spec.teachers[0].rewards", "at least 1"),
-    ((*FIRST, "training"), NFT, "spec.teachers[0]", "exactly one of adapter and training"),
+    ((*FIRST, "training"), NFT, "spec.teachers[0]", "exactly one of adapter, model and training"),
+    ((*FIRST, "model"), {"uri": "pvc://models/ocr"}, "spec.teachers[0]", "exactly one of adapter, model and training"),
+    ((*FIRST, "adapter"), {"model": {"uri": "ocr"}}, "spec.teachers[0].adapter.model", "unknown field"),
     (FIRST, trained(rounds=0), "spec.teachers[0].training.rounds", "at least 1"),
     (FIRST, trained(groupSize=1), "spec.teachers[0].training.groupSize", "at least 2"),
     (FIRST, trained(algorithm="PPO"), "spec.teachers[0].training.algorithm", "DiffusionNFT"),
@@ -89,7 +106,7 @@ CASES = [
     (FIRST, trained(optimizer=COSINE), "spec.teachers[0].training.optimizer.warmupRounds", "write less than 9"),
     ((*FIRST, "rewards"), ["a", "a"], "spec.teachers[0].rewards", "named twice"),
     ((*FIRST, "rewards"), ["os; rm"], "spec.teachers[0].rewards[0]", "module:function"),
-    ((*FIRST, "adapter"), REMOVE, "spec.teachers[0]", "exactly one of adapter and training"),
+    ((*FIRST, "adapter"), REMOVE, "spec.teachers[0]", "exactly one of adapter, model and training"),
     ((*FIRST, "prompts", "uri"), REMOVE, "spec.teachers[0].prompts.uri", "is required"),
     ((*S, "rewardServers"), [{"reward": "ocr", "urls": ["http://a"]}], "spec.rewardServers[0].reward", "no teacher has"),
     ((*S, "rewardServers"), [{"reward": "tiny-ocr", "urls": ["http://a"]}] * 2, "spec.rewardServers", "name each reward once"),

@@ -6,6 +6,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -84,6 +85,26 @@ def test_every_model_is_scored_on_every_task(evaluated, student):
     assert summary["scores"]["student"] == summary["scores"]["teacher:ocr"]
     assert summary["kept"]["ocr"]["share"] in (1.0, None)
     assert read_student(student)[0].scores["tiny-ocr"].mean == summary["scores"]["student"]["tiny-ocr"]["mean"]
+
+
+def test_a_teacher_with_a_model_of_its_own_scores_as_the_lora_that_it_was_made_of(
+    distillation, evaluated, whole_claims, tmp_path
+):
+    """And the base is what it was, after it has made room."""
+    content = dump_spec(distillation)
+    del content["spec"]["teachers"][1]["adapter"]
+    content["spec"]["teachers"][1]["model"] = {"uri": "pvc://models/ocr"}
+    spec = check_spec(content).spec
+    found = evaluate(
+        spec, claims=whole_claims, student=None, kinds=["base", "teachers"], output=tmp_path, device="cpu", quiet=True
+    )
+    assert found["scores"] == {name: of for name, of in evaluated[1]["scores"].items() if name != "student"}
+    for name in ("teacher-ocr", "teacher-aesthetic"):
+        ours, theirs = (
+            np.asarray(Image.open(output / "images" / name / "ocr" / "0.png")).astype(int)
+            for output in (tmp_path, evaluated[0])
+        )
+        assert np.abs(ours - theirs).max() <= 1, name
 
 
 def test_a_second_evaluation_reads_what_is_known(evaluated, distillation, student, tiny_claims, monkeypatch):

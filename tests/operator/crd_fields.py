@@ -24,6 +24,8 @@ FULL["spec"]["endpoint"]["route"] = {"gateway": "web", "hostnames": ["images.exa
 FULL["spec"]["training"]["microBatchSize"] = 1
 FULL["spec"]["rewardServers"] = [{"reward": "tiny-ocr", "urls": ["http://ocr:8500"]}]
 FULL["spec"]["training"]["objective"] |= {"trainedSteps": [0, 1], "stepsPerRound": 1}
+FULL["spec"]["teachers"][1]["model"] = {"uri": "pvc://models/ocr"}
+del FULL["spec"]["teachers"][1]["adapter"]
 for _part in ("training", "teacherServing", "endpoint"):
     FULL["spec"][_part]["pod"] = {
         "env": [{"name": "A", "value": "b"}, {"name": "B", "secretKeyRef": {"name": "tokens", "key": "hf"}}],

@@ -172,7 +172,7 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
         "method": pick("OPD", "SFT", "DMD2", "TDM", "RL"),
         "objective": {
             "type": pick("KL", "MeanMatching", "X0", "PPO", "other:LOSS"),
-            "selfNormalized": pick(False, True),
+            "selfNormalized": pick(False, True), "extrapolation": pick(1, 1, 1.5),
         },
         "optimizer": {"schedule": pick("Constant", "Cosine"), "warmupRounds": pick(0, 10)},
     }  # fmt: skip
@@ -194,6 +194,10 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
             "rewardWeights": pick([], [{"reward": "r", "weight": 0}], [{"reward": "t", "weight": 1}]),
         }  # fmt: skip
     for teacher in spec["teachers"]:
+        if pick(False, False, True):
+            teacher |= {"model": {"uri": "pvc://a/b"}}
+            if pick(True, True, False):
+                teacher.pop("adapter", None)
         teacher |= {
             "name": pick("a", "b", "c", "d"),
             "weight": pick(0, 1),

@@ -10,7 +10,7 @@ from opd_core.stages import Condition
 from opd_operator import names
 from opd_operator.words import printable
 
-from tests.operator.world import STUDENT, World, example
+from tests.operator.world import STUDENT, World, example, with_models
 
 OTHER = "sha256:" + "b" * 64
 
@@ -30,6 +30,40 @@ def test_teachers_come_first_and_the_trainer_only_when_all_of_them_answer():
     assert world.condition("TeachersReady") == ("True", "Completed")
     assert [job["metadata"]["name"] for job in world.of("Job")] == ["tiny-trainer-1-0"]
     assert world.status["workersReady"] == "0/1"
+
+
+def test_a_teacher_with_a_model_of_its_own_has_servers_of_its_own():
+    """With the pod of the others, all claims, and an address that the trainer knows; its model is of the run's spec."""
+    pod = {"resources": {"limits": {"nvidia.com/gpu": "1"}, "requests": {"nvidia.com/gpu": "1"}}}
+    serving = {"replicas": 2, "pod": pod}
+    world = World(teachers=with_models(ocr="pvc://big-models/ocr"), teacherServing=serving).settle()
+    servers = world.of("Deployment", names.TEACHERS)
+    assert [server["metadata"]["name"] for server in servers] == [f"tiny-teachers-{i}" for i in range(4)]
+    assert len(world.of("Service", names.TEACHERS)) == 4
+    templates = [server["spec"]["template"]["spec"] for server in servers]
+    held = [
+        [word for word in template["containers"][0]["command"] if word.startswith("--teacher=")]
+        for template in templates
+    ]
+    assert held == [["--teacher=geneval", "--teacher=aesthetic"]] * 2 + [["--teacher=ocr"]] * 2
+    for template in templates:
+        assert template["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        claims = {
+            each["persistentVolumeClaim"]["claimName"]
+            for each in template["volumes"]
+            if "persistentVolumeClaim" in each
+        }
+        assert claims == {"tiny-world", "big-models"}
+    world.up(names.TEACHERS)
+    (trainer,) = world.of("Job")
+    (teachers,) = (word for word in _words(trainer) if word.startswith("--teachers="))
+    assert teachers.count(":8001") == 4
+    world.edit(teachers=with_models(ocr="pvc://big-models/ocr-2"))
+    assert world.condition("TeachersReady")[0] == "False", "another model is another teacher"
+
+
+def _words(job):
+    return job["spec"]["template"]["spec"]["containers"][0]["command"]
 
 
 def test_the_whole_way_to_a_student_in_service():
@@ -251,6 +285,7 @@ def test_a_refusal_is_told_of_the_role_that_it_is_about():
         ({}, False),
         ({"training__pod": {"env": [{"name": "MIRROR", "value": "hf://"}]}}, False),
         ({"student__initFrom": "hf://a/b@" + "c" * 40}, True),
+        ({"teachers": with_models(ocr="hf://a/b@" + "c" * 40)}, True),
     ],
 )
 def test_the_network_is_open_to_the_outside_where_a_uri_of_the_spec_is(changes, remote):

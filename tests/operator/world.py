@@ -47,6 +47,16 @@ def teachers(*trained: str) -> list[dict[str, Any]]:
     ]
 
 
+def with_models(**uris: str) -> list[dict[str, Any]]:
+    """The example's teachers, those named with models of their own."""
+    found = copy.deepcopy(_EXAMPLE)["spec"]["teachers"]
+    for each in found:
+        if uri := uris.get(each["name"]):
+            del each["adapter"]
+            each["model"] = {"uri": uri}
+    return list(found)
+
+
 def adapter(teacher: str) -> str:
     """Digest of a trained teacher's adapter."""
     return f"sha256:{hashlib.sha256(teacher.encode()).hexdigest()}"

@@ -103,6 +103,19 @@ def of_another_target(world: Path) -> None:
     save_file(tensors, file, metadata)
 
 
+def own_model(change: Change | None = None) -> Change:
+    """The base as teachers/whole, changed."""
+
+    def make(world: Path) -> None:
+        shutil.copytree(world / "base", world / "teachers" / "whole", symlinks=True)
+        if change:
+            change(world)
+
+    return make
+
+
+WHOLE = {"teachers.1.adapter": None, "teachers.1.model": {"uri": "pvc://tiny-world/teachers/whole"}}
+OF_WHOLE = "spec.teachers[1].model.uri is pvc://tiny-world/teachers/whole: "
 GENEVAL = "spec.teachers[0].adapter.uri is pvc://tiny-world/teachers/geneval: "
 OCR = "spec.teachers[1].prompts"
 CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
@@ -137,6 +150,63 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
     ),
     "an adapter of another rank": ({}, of_another_rank, [GENEVAL, "has rank 16 in ", "and 8 by its configuration"]),
     "an adapter of another target": ({}, of_another_target, [GENEVAL, "adapts transformer_blocks.9."]),
+    "a teacher with a model of its own": (WHOLE, own_model(), []),
+    "a model of its own that is the base": (
+        {**WHOLE, "teachers.1.model": {"uri": "pvc://tiny-world/base"}},
+        None,
+        ["spec.teachers[1].model.uri is pvc://tiny-world/base: it is the base itself, which teaches nothing"],
+    ),
+    "a model of its own that is not there": (WHOLE, None, [OF_WHOLE, "nothing is there; check the claim"]),
+    "a LoRA in the place of a model": (
+        {**WHOLE, "teachers.1.model": {"uri": "pvc://tiny-world/teachers/ocr"}},
+        None,
+        ["spec.teachers[1].model.uri is pvc://tiny-world/teachers/ocr: ", "model_index.json"],
+    ),
+    "a teacher of other latents": (
+        WHOLE,
+        own_model(configure("teachers/whole/transformer/config.json", in_channels=8)),
+        [OF_WHOLE + "its latent is 8 channels of 4 pixels a side, the base's is 16 channels of 4 pixels a side"],
+    ),
+    "a teacher that is told something else": (
+        WHOLE,
+        own_model(configure("teachers/whole/transformer/config.json", joint_attention_dim=8)),
+        [OF_WHOLE + "its conditioning is {'embeds': (-1, 8), ", ", the base's is {'embeds': (-1, "],
+    ),
+    "a teacher that answers something else": (
+        WHOLE,
+        own_model(configure("teachers/whole/scheduler/scheduler_config.json", _class_name="DDIMScheduler")),
+        [OF_WHOLE + "its scheduler's _class_name is DDIMScheduler, the base's is FlowMatchEulerDiscreteScheduler"],
+    ),
+    "a teacher for smaller images": (
+        WHOLE,
+        own_model(configure("teachers/whole/transformer/config.json", pos_embed_max_size=2)),
+        [OF_WHOLE + "it needs a width of a multiple of 8 up to 16, and spec.training.resolution.width is 32"],
+    ),
+    "a teacher with another text encoder": (
+        WHOLE,
+        own_model(configure("teachers/whole/text_encoder_3/config.json", pad_token_id=3)),
+        [OF_WHOLE + "its text_encoder_3 is sha256:", "put the base's folder text_encoder_3 in its place"],
+    ),
+    "a teacher without one of the text encoders": (
+        WHOLE,
+        own_model(configure("teachers/whole/model_index.json", text_encoder_3=[None, None])),
+        [OF_WHOLE + "its text_encoder_3 is none, the base's is sha256:"],
+    ),
+    "a teacher with another tokenizer": (
+        WHOLE,
+        own_model(configure("teachers/whole/tokenizer/tokenizer_config.json", model_max_length=5)),
+        [OF_WHOLE + "its tokenizer is sha256:"],
+    ),
+    "a teacher with another VAE": (
+        WHOLE,
+        own_model(configure("teachers/whole/vae/config.json", scaling_factor=2.0)),
+        [OF_WHOLE + "its vae is sha256:"],
+    ),
+    "a teacher whose schedule is shifted otherwise": (
+        WHOLE,
+        own_model(configure("teachers/whole/scheduler/scheduler_config.json", shift=5.0)),
+        [],
+    ),
     "a layer that is not there": (
         {"student.adapter.targetModules": ["attn.to_q", "attn.to_z"]},
         None,

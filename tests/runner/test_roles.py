@@ -147,6 +147,28 @@ def test_nobody_serves_teachers_to_a_student_that_learns_from_rewards(distillati
     assert "rewards" in roles.no_servers(spec)
 
 
+@pytest.mark.parametrize(
+    ("models", "placement", "groups"),
+    [
+        ({"ocr": "pvc://a/ocr"}, "Shared", (("geneval", "aesthetic"), ("ocr",))),
+        ({"geneval": "pvc://a/big", "ocr": "pvc://a/big"}, "Shared", (("geneval", "ocr"), ("aesthetic",))),
+        (dict.fromkeys(("geneval", "ocr", "aesthetic"), "pvc://a/big"), "Shared", (("geneval", "ocr", "aesthetic"),)),
+        ({"ocr": "pvc://a/ocr"}, "Dedicated", (("geneval",), ("ocr",), ("aesthetic",))),
+        ({"ocr": "pvc://a/ocr"}, "InProcess", ()),
+    ],
+)
+def test_a_server_computes_with_one_model(
+    models: dict[str, str], placement: str, groups: tuple[tuple[str, ...], ...], distillation: OPDDistillation
+) -> None:
+    content = dump_spec(distillation)
+    content["spec"]["teacherServing"]["placement"] = placement
+    for teacher in content["spec"]["teachers"]:
+        if uri := models.get(teacher["name"]):
+            teacher["model"] = {"uri": uri}
+            del teacher["adapter"]
+    assert roles.teacher_servers(check_spec(content).spec) == groups
+
+
 def test_recipes_need_no_torch() -> None:
     source = (
         "import sys, opd_core.roles, opd_core.stages; assert not {'torch', 'numpy', 'diffusers'} & set(sys.modules)"

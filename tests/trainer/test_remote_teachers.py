@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opd_core.api.load import load_spec
+from opd_core.artifacts import read_student
 from opd_core.exit_codes import ExitCode
+from opd_core.models.teacher_files import teacher_fingerprint
+from opd_core.roles import teacher_servers
 from opd_trainer.loop import play_round
 from opd_trainer.run import Run
 
@@ -60,6 +64,33 @@ def test_remote_and_local_teachers_teach_the_same(make_run: Callable[..., Run], 
     losses = (play_round(run, 0).losses / run.training.images_per_task).sum(1).tolist()
     for task, loss in zip(run.tasks, losses, strict=True):
         assert steady[0]["tasks"][task.name]["loss"] == pytest.approx(loss, rel=2e-3)
+
+
+def test_a_round_of_a_lora_and_a_model_of_its_own_is_that_of_two_loras(
+    trainer: Trainer, whole_claims: Path, tmp_path: Path, steady: list[dict[str, Any]]
+) -> None:
+    """Two real servers, one for each kind. The model is the LoRA in its base, added in float32."""
+    mixed = {**REMOTE, "spec.training.rounds": 2}
+    mixed |= {"spec.teachers.1.adapter": None, "spec.teachers.1.model": {"uri": "pvc://models/ocr"}}
+    spec = trainer.spec(mixed)
+    servers = []
+    try:
+        for group in teacher_servers(load_spec(spec).spec):
+            (tmp_path / group[0]).mkdir()
+            servers.append(TeacherServer(tmp_path / group[0], spec, whole_claims, group).start())
+        addresses = ",".join(server.address for server in servers)
+        code, output = trainer.run("mixed", mixed, "--teachers", addresses, claims=whole_claims)
+    finally:
+        for server in servers:
+            server.stop()
+    assert code == 0, output
+    line = trainer.log("mixed")[0]
+    for task, numbers_ in line["tasks"].items():
+        assert numbers_["loss"] == pytest.approx(steady[0]["tasks"][task]["loss"], rel=2e-3)
+    student, _ = read_student(trainer.folder / "mixed" / "student")
+    model = next(teacher for teacher in student.teachers if teacher.name == "ocr")
+    assert model.uri == "pvc://models/ocr"
+    assert model.fingerprint == teacher_fingerprint(whole_claims / "models" / "ocr")
 
 
 def test_a_server_with_other_teachers_is_refused(trainer: Trainer, server: TeacherServer) -> None:

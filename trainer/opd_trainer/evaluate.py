@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 from opd_core.api.load import load_spec
-from opd_core.api.teachers import adapter_of
 from opd_core.api.types import Spec
 from opd_core.artifacts import publish_student, read_student, update_scores
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, StorageError
 from opd_core.exit_codes import ExitCode
-from opd_core.models.adapter_file import read_adapter_file, read_teacher
+from opd_core.models.adapter_file import AdapterFile, read_adapter_file
 from opd_core.models.adapters import load_adapter
-from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
+from opd_core.models.fingerprint import fingerprint
 from opd_core.models.pipeline import Model, load_model
+from opd_core.models.teacher_files import teacher_files, teacher_fingerprint
 from opd_core.precision import TORCH_DTYPES
 from opd_core.process import die_with_parent, leave
 from opd_core.termination import last_words
@@ -36,7 +36,7 @@ from opd_trainer.encoders import encoders_on_device
 from opd_trainer.engine import ALONE, World, all_reduce, join, shutdown, total
 from opd_trainer.evaluation.checks import failures
 from opd_trainer.evaluation.pictures import save_image
-from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
+from opd_trainer.evaluation.sampling import Candidate, model_of, sample_images, student_guidance
 from opd_trainer.evaluation.summary import scores_of, summarise, task_means
 from opd_trainer.evaluation.tags import tags_of
 from opd_trainer.prompt_files import PromptRecord
@@ -131,10 +131,11 @@ def evaluate(
         known = _read_back(file, key)
         if total(float(known is None), world):
             began, parts = time.perf_counter(), {}
-            for task, of_task in records.items():
-                own = [conditioning[task][number] for number in mine[task]]
-                batches = sample_images(model, candidate, spec, task, mine[task], own, negative)
-                parts[task] = _score(batches, of_task, rewards[task], output / "images" / file.stem / task)
+            with model_of(candidate, model) as computing:
+                for task, of_task in records.items():
+                    own = [conditioning[task][number] for number in mine[task]]
+                    batches = sample_images(computing, candidate, spec, task, mine[task], own, negative)
+                    parts[task] = _score(batches, of_task, rewards[task], output / "images" / file.stem / task)
             known = {
                 "key": key,
                 "model": candidate.name,
@@ -178,13 +179,12 @@ def _candidates(
     candidates = [Candidate("base", None, guidance, base_fingerprint)] if "base" in kinds else []
     if "teachers" in kinds:
         for teacher in spec.teachers:
-            given = adapter_of(spec, teacher)
-            adapter = read_teacher(resolve(given.uri, claims), given.alpha)
-            load_adapter(model.transformer, adapter, f"teacher-{teacher.name}")
-            name = f"teacher:{teacher.name}"
-            candidates.append(
-                Candidate(name, f"teacher-{teacher.name}", teacher.guidance_scale, adapter_fingerprint(adapter))
-            )
+            files = teacher_files(spec, teacher, partial(resolve, claims=claims))
+            adapter, folder = (f"teacher-{teacher.name}", None) if isinstance(files, AdapterFile) else (None, files)
+            if isinstance(files, AdapterFile):
+                load_adapter(model.transformer, files, f"teacher-{teacher.name}")
+            name, scale = f"teacher:{teacher.name}", teacher.guidance_scale
+            candidates.append(Candidate(name, adapter, scale, teacher_fingerprint(files), folder))
     if "student" in kinds and student is not None:
         manifest, weights = read_student(student)
         load_adapter(model.transformer, read_adapter_file(weights), "student")

@@ -10,16 +10,16 @@ from threading import Event
 
 import torch
 from opd_core.api import types
-from opd_core.api.teachers import adapter_of
 from opd_core.api.types import Placement, Precision, Spec, Training
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
-from opd_core.models.adapter_file import AdapterFile, read_adapter_file, read_teacher
+from opd_core.models.adapter_file import AdapterFile, read_adapter_file
 from opd_core.models.adapters import adapter_parameters, add_student_adapter, start_adapter
 from opd_core.models.merge import merge
 from opd_core.models.pipeline import Model, load_model
 from opd_core.models.preflight import model_notes, refuse, start_problems
+from opd_core.models.teacher_files import TeacherFiles, teacher_files
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.agreement import check_identity, self_test
 from opd_core.teachers.client import TeacherClient
@@ -227,7 +227,8 @@ def student_start(spec: Spec, claims: Path) -> Iterator[AdapterFile | None]:
     """The LoRA that the student starts from, readable inside; None: it starts as the base."""
     if spec.student.init_from_teachers:
         with tempfile.TemporaryDirectory() as mean:
-            merge(list(teacher_adapters(spec, claims).values()), Path(mean))
+            found = all_teachers(spec, claims).values()
+            merge([files for files in found if isinstance(files, AdapterFile)], Path(mean))
             yield read_adapter_file(Path(mean))
     elif spec.student.init_from:
         yield read_adapter_file(resolve(spec.student.init_from, claims))
@@ -240,7 +241,7 @@ def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: st
     if spec.teacher_serving.placement == Placement.IN_PROCESS:
         return LocalTeachers(
             resolve(spec.model.uri, claims),
-            teacher_adapters(spec, claims),
+            all_teachers(spec, claims),
             precision=spec.teacher_serving.precision,
             max_sequence_length=spec.model.max_sequence_length,
             device=device,
@@ -253,10 +254,9 @@ def open_teachers(spec: Spec, claims: Path, addresses: Sequence[str], device: st
     return connect(addresses)
 
 
-def teacher_adapters(spec: Spec, claims: Path) -> dict[str, AdapterFile]:
-    """The teachers' LoRAs by name."""
-    given = {teacher.name: adapter_of(spec, teacher) for teacher in spec.teachers}
-    return {name: read_teacher(resolve(adapter.uri, claims), adapter.alpha) for name, adapter in given.items()}
+def all_teachers(spec: Spec, claims: Path) -> dict[str, TeacherFiles]:
+    """What the teachers are on disk, by name."""
+    return {each.name: teacher_files(spec, each, partial(resolve, claims=claims)) for each in spec.teachers}
 
 
 def agree(run: Run, teachers: TeacherClient, spec: Spec, claims: Path) -> None:
@@ -268,7 +268,7 @@ def agree(run: Run, teachers: TeacherClient, spec: Spec, claims: Path) -> None:
     check_identity(
         teachers,
         base=resolve(spec.model.uri, claims),
-        teachers=teacher_adapters(spec, claims),
+        teachers=all_teachers(spec, claims),
         max_sequence_length=spec.model.max_sequence_length,
     )
     resolution = spec.training.resolution

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from opd_core.api.load import spec_digest
-from opd_core.api.teachers import adapter_of
+from opd_core.api.teachers import teacher_uri
 from opd_core.api.types import OPDDistillation
 from opd_core.artifacts import (
     SamplingDefaults,
@@ -43,7 +43,7 @@ def save_student(
             teachers=[
                 TeacherSource(
                     name=teacher.name,
-                    uri=adapter_of(spec, teacher).uri,
+                    uri=teacher_uri(spec, teacher),
                     fingerprint=identity.teachers[teacher.name],
                     guidance_scale=teacher.guidance_scale,
                     prompts_uri=teacher.prompts.uri,

@@ -50,7 +50,7 @@ def problems(spec: Spec, claims: Path) -> list[str]:
     from opd_core.models.preflight import adapter_problems, teacher_problems
     from opd_trainer.preflight import data_problems
 
-    names = [teacher.name for teacher in spec.teachers if teacher.adapter]  # the others are still to be trained
+    names = [teacher.name for teacher in spec.teachers if not teacher.training]  # the others are still to be trained
     find = partial(_find, claims=claims)
     models = [*teacher_problems(spec, find, names), *adapter_problems(spec, find)]
     return [*models, *data_problems(spec, claims, find)]

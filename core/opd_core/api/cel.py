@@ -154,6 +154,7 @@ _TAKEN = "self.map(t, self.exists_one(o, o.name == t.name)).lastIndexOf(false)"
 _WRONG_STEP = _first(_STEPS, "x", f"x <= {_LAST}")
 _WRONG_TASK = _first(_GATE, "g", _KNOWN_TASK)
 _WRONG_REWARD = _first(_GATE, "g", _KNOWN_REWARD)
+_WHOLE = "self.teachers.filter(t, has(t.model))"
 _SERVED = "self.rewardServers"
 _ONES_REWARD = "self.teachers.exists(t, s.reward in t.rewards)"
 _NO_ONES_REWARD = _first(_SERVED, "s", _ONES_REWARD)
@@ -284,10 +285,10 @@ def _student_reinforcement() -> list[Cel]:
 
 def _teachers() -> list[Cel]:
     """The rules of teachers that are given or trained."""
-    given = " + ".join(f"(has(self.{kind}) ? ['{kind}'] : [])" for kind in ("adapter", "training"))
+    given = " + ".join(f"(has(self.{kind}) ? ['{kind}'] : [])" for kind in ("adapter", "model", "training"))
     at, weights = "spec.teachers[].training", "self.training.rewardWeights"
     return [
-        Cel("spec.teachers[]", "has(self.adapter) != has(self.training)", sentences.GIVEN_OR_MADE, given),
+        Cel("spec.teachers[]", f"({given}).size() == 1", sentences.GIVEN_OR_MADE, given),
         *_learning(at, "", _TEACHER_STEPS),
         _warmup(at),
         Cel(
@@ -562,10 +563,26 @@ RULES = (
     ),
     Cel(
         "spec",
-        "!self.student.initFromTeachers || self.teachers.size() > 1",
+        f"!self.student.initFromTeachers || self.teachers.size() > 1 || {_WHOLE}.size() > 0",
         sentences.NO_MEAN,
         "self.student.initFromTeachers",
         "student.initFromTeachers",
+    ),
+    Cel(
+        "spec",
+        f"!self.student.initFromTeachers || {_WHOLE}.size() == 0",
+        sentences.NO_LORA,
+        "self.student.initFromTeachers",
+        "student.initFromTeachers",
+        {"teacher": f"{_WHOLE}[0].name"},
+    ),
+    Cel(
+        "spec",
+        f"self.training.objective.extrapolation == 1.0 || {_WHOLE}.size() == 0",
+        sentences.NO_BASE,
+        "self.training.objective.extrapolation",
+        "training.objective.extrapolation",
+        {"teacher": f"{_WHOLE}[0].name"},
     ),
     Cel(
         "spec.training",

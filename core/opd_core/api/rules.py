@@ -54,8 +54,15 @@ def _start(spec: Spec) -> Iterator[Problem]:
     path = "spec.student.initFromTeachers"
     if spec.student.init_from:
         yield sentences.TWO_STARTS.problem(path, True)
-    if len(spec.teachers) < 2:
+    if whole := _whole(spec):
+        yield sentences.NO_LORA.problem(path, True, teacher=whole[0])
+    elif len(spec.teachers) < 2:
         yield sentences.NO_MEAN.problem(path, True)
+
+
+def _whole(spec: Spec) -> list[str]:
+    """Names of the teachers that have a model of their own."""
+    return [teacher.name for teacher in spec.teachers if teacher.model]
 
 
 def _reward_servers(spec: Spec) -> Iterator[Problem]:
@@ -123,6 +130,8 @@ def _objective(spec: Spec) -> Iterator[Problem]:
         trained = sampler.steps if steps is None else len(steps)
     if objective.steps_per_round is not None and objective.steps_per_round > trained:
         yield sentences.FEW_STEPS.problem(f"{path}.stepsPerRound", objective.steps_per_round, trained=trained)
+    if objective.extrapolation != 1 and (whole := _whole(spec)):
+        yield sentences.NO_BASE.problem(f"{path}.extrapolation", objective.extrapolation, teacher=whole[0])
     if objective.self_normalized and objective.type in POLICY_GRADIENTS:
         yield sentences.NOT_NORMALIZED.problem(f"{path}.selfNormalized", objective.self_normalized)
 
@@ -145,7 +154,7 @@ def _teacher_training(spec: Spec) -> Iterator[Problem]:
     if spec.student.output.uri.rstrip("/").endswith(f"/{FOLDER}"):
         yield sentences.TEACHERS_FOLDER.problem("spec.student.output.uri", spec.student.output.uri)
     for i, teacher in enumerate(spec.teachers):
-        given = {"adapter": teacher.adapter, "training": teacher.training}
+        given = {"adapter": teacher.adapter, "model": teacher.model, "training": teacher.training}
         named = [name for name, value in given.items() if value is not None]
         if len(named) != 1:
             yield sentences.GIVEN_OR_MADE.problem(f"spec.teachers[{i}]", named)

@@ -101,7 +101,7 @@ LONG_KEY = Sentence("a key has too many characters", "write at most 253")
 # ------------------------------------------------------------------------------------------------- several fields
 
 TAKEN = Sentence("this name is taken", "give every teacher its own name")
-GIVEN_OR_MADE = Sentence("a teacher is given or trained", "write exactly one of adapter and training")
+GIVEN_OR_MADE = Sentence("a teacher is given or trained", "write exactly one of adapter, model and training")
 NO_OWN_REWARD = Sentence("this teacher has no such reward", "write one of {rewards}")
 RL_SETTINGS = Sentence(
     "method: RL and reinforcement belong together", "write both, or leave reinforcement out and write another method"
@@ -144,6 +144,10 @@ NOT_NORMALIZED = Sentence(
 )
 TWO_STARTS = Sentence("initFrom names another start", "write one of the two")
 NO_MEAN = Sentence("one teacher has no mean with others", "write initFrom: the teacher's URI")
+NO_LORA = Sentence("teacher {teacher} has a model of its own and no LoRA to start from", "leave it out")
+NO_BASE = Sentence(
+    "teacher {teacher} has a model of its own, which is no change of the base", "write 1, or give its LoRA on the base"
+)
 SFT_SDE = Sentence("SFT learns from images that its teachers sample without noise", "write sampler.type: ODE")
 DMD_X0 = Sentence(
     "DMD2 and TDM move clean images along a difference of scores, which is the objective X0", "write objective.type: X0"

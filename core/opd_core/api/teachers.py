@@ -100,6 +100,12 @@ def teacher_path(spec: Spec, teacher: Teacher, claims: Path) -> Path:
     return path
 
 
+def teacher_uri(spec: Spec, teacher: Teacher) -> str:
+    """Where the teacher is: its model, or its LoRA, given or trained."""
+    return teacher.model.uri if teacher.model else adapter_of(spec, teacher).uri
+
+
 def adapter_of(spec: Spec, teacher: Teacher) -> AdapterRef:
-    """Where the teacher's LoRA is, given or trained."""
+    """Where the LoRA is of a teacher that has no model of its own, given or trained."""
+    assert teacher.model is None
     return teacher.adapter or AdapterRef(uri=f"{teacher_folder(spec, teacher)}/{ADAPTER}")

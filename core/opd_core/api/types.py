@@ -199,6 +199,13 @@ class AdapterRef(Model):
     )
 
 
+class TeacherModelRef(Model):
+    uri: Uri = Field(
+        description=f"A whole model in diffusers' folder format, of the base's family, latents and text encoders: "
+        f"{uris.FORMS}."
+    )
+
+
 class Prompts(Model):
     uri: Uri = Field(description="Prompt file: JSON lines with a `prompt` key, or one prompt per line (.txt).")
     held_out_uri: OptionalUri = Field(
@@ -316,9 +323,12 @@ class Teacher(Model):
     """One task: a frozen teacher with its prompts and rewards."""
 
     name: Name = Field(description="Name of the teacher and of its task; unique.")
-    adapter: AdapterRef | None = Field(default=None, description="The teacher's LoRA on the base; or train one.")
+    adapter: AdapterRef | None = Field(default=None, description="The teacher's LoRA on the base.")
+    model: TeacherModelRef | None = Field(
+        default=None, description="The teacher as a model of its own, which has servers of its own."
+    )
     training: TeacherTraining | None = Field(
-        default=None, description="How the teacher is made from the base, where it has no adapter."
+        default=None, description="How the teacher is made from the base, where it is not given."
     )
     guidance_scale: Guidance = Field(
         default=4.5,
@@ -348,7 +358,7 @@ class RewardServers(Model):
 class TeacherServing(Model):
     placement: Placement = Field(
         default=Placement.SHARED,
-        description="Shared: one copy of the base serves all teachers. Dedicated: one copy per teacher. "
+        description="Shared: one copy of a model serves all teachers on it. Dedicated: one copy per teacher. "
         "InProcess: inside the trainer, for comparisons.",
     )
     replicas: int = Field(default=1, ge=1, le=64, description="Teacher servers.")

@@ -33,12 +33,13 @@ def fingerprint(path: Path) -> str:
         raise InvalidError(f"{path} does not exist")
     if not (path / _INDEX).is_file():
         return adapter_fingerprint(read_adapter_file(path))
-    entries = [("config", _INDEX, _canonical(read_json(path / _INDEX)))]
-    for part in components(path):
-        for file in part.weights:
-            entries += (("tensor", f"{part.name}/{name}", digest) for name, digest in _tensors(file))
-        entries += _configuration(part)
-    return _digest(entries)
+    index = ("config", _INDEX, _canonical(read_json(path / _INDEX)))
+    return _digest([index, *(entry for part in components(path) for entry in _entries(part))])
+
+
+def components_fingerprint(parts: Iterable[Component]) -> str:
+    """ "sha256:..." of some components of a model, of the same things as `fingerprint`."""
+    return _digest(entry for part in parts for entry in _entries(part))
 
 
 def adapter_fingerprint(adapter: AdapterFile) -> str:
@@ -59,6 +60,12 @@ def _tensors(file: Path) -> Iterator[tuple[str, str]]:
     """(name, dtype with shape and digest) of every tensor in a file."""
     for name, dtype, shape, content in read_bytes(file):
         yield name, f"torch.{_torch_name(dtype)} {shape} {hashlib.sha256(content).hexdigest()}"
+
+
+def _entries(part: Component) -> Iterator[tuple[str, str, str]]:
+    for file in part.weights:
+        yield from (("tensor", f"{part.name}/{name}", digest) for name, digest in _tensors(file))
+    yield from _configuration(part)
 
 
 def _configuration(part: Component) -> Iterator[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from opd_core.api.teachers import adapter_of
+from opd_core.api.teachers import adapter_of, teacher_uri
 from opd_core.api.types import LoRA, Spec
 from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
@@ -24,6 +24,7 @@ from opd_core.models.adapter_file import (
 )
 from opd_core.models.adapter_layers import fit
 from opd_core.models.outline import linear_layers, read_outline
+from opd_core.models.teacher_files import check_teacher_model
 
 _T = TypeVar("_T")
 # The local path of a URI, or None for one that shall not be fetched now. Raises InvalidError: nothing is there.
@@ -32,17 +33,23 @@ Linear = Mapping[str, tuple[int, int]]
 
 
 def teacher_problems(spec: Spec, find: Find, names: Collection[str]) -> list[str]:
-    """Of the base, the images that it shall make, and the adapters of the teachers `names`."""
+    """Of the base, the images that it shall make, and the adapters or models of the teachers `names`."""
     found: list[str] = []
     outline, linear = _base(spec, find, found)
     if outline is not None:
         found += _resolution(spec, outline)
     for i, teacher in enumerate(spec.teachers):
-        if teacher.name in names:
-            adapter = adapter_of(spec, teacher)
-            check = partial(_teacher, alpha=adapter.alpha, linear=linear)
+        if teacher.name not in names:
+            continue
+        check: Callable[[Path], object]
+        if teacher.model:
+            base = None if outline is None else find(spec.model.uri)
+            check = partial(check_teacher_model, base=base, resolution=spec.training.resolution)
+            field = "model.uri"
+        else:
+            check = partial(_teacher, alpha=adapter_of(spec, teacher).alpha, linear=linear)
             field = "adapter.uri" if teacher.adapter else "training"
-            attempt(f"spec.teachers[{i}].{field}", adapter.uri, find, check, found)
+        attempt(f"spec.teachers[{i}].{field}", teacher_uri(spec, teacher), find, check, found)
     return found
 
 
@@ -124,7 +131,11 @@ def model_notes(spec: Spec, outline: Outline) -> Iterator[str]:
                 f"spec.{path}.sampler.steps is {sampler.steps}: this model was distilled to {steps} steps, and was not "
                 "made for the noise levels of others"
             )
-    scales = {f"spec.teachers[{i}].guidanceScale": teacher.guidance_scale for i, teacher in enumerate(spec.teachers)}
+    scales = {
+        f"spec.teachers[{i}].guidanceScale": teacher.guidance_scale
+        for i, teacher in enumerate(spec.teachers)
+        if teacher.model is None
+    }
     for path, scale in {"spec.training.guidanceScale": spec.training.guidance_scale, **scales}.items():
         if not outline.guidance.effective and scale != 1:
             yield f"{path} is {scale:g} and has no effect: this model was distilled with its guidance"

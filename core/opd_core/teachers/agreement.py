@@ -10,8 +10,8 @@ from torch import Tensor
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
 from opd_core.errors import RefusedError
-from opd_core.models.adapter_file import AdapterFile
-from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
+from opd_core.models.fingerprint import fingerprint
+from opd_core.models.teacher_files import TeacherFiles, teacher_fingerprint
 from opd_core.teachers.client import TeacherClient
 
 _BATCHES = (1, 8, 32)
@@ -21,9 +21,9 @@ _NOISE = 0.1  # of the distance that is learnt: a hundredth of the loss
 
 
 def check_identity(
-    client: TeacherClient, *, base: Path, teachers: Mapping[str, AdapterFile], max_sequence_length: int
+    client: TeacherClient, *, base: Path, teachers: Mapping[str, TeacherFiles], max_sequence_length: int
 ) -> None:
-    """The servers hold this base and these adapters, and prompts have the length that both sides compute with.
+    """The servers hold these teachers for this base, and prompts have the length that both sides compute with.
 
     The base's fingerprint covers its scheduler's configuration, so both sides would make the same schedule; the servers
     make none, since every query brings its noise level.
@@ -37,10 +37,10 @@ def check_identity(
         wrong.append(f"base: the server has {info.base}, spec.model.uri has {ours}")
     if info.max_sequence_length != max_sequence_length:
         wrong.append(f"maxSequenceLength: the server has {info.max_sequence_length}, the spec {max_sequence_length}")
-    for name, adapter in teachers.items():
-        theirs, ours = info.teachers.get(name, "none"), adapter_fingerprint(adapter)
+    for name, files in teachers.items():
+        theirs, ours = info.teachers.get(name, "none"), teacher_fingerprint(files)
         if theirs != ours:
-            wrong.append(f"teacher {name}: the server has {theirs}, the spec's adapter is {ours}")
+            wrong.append(f"teacher {name}: the server has {theirs}, the spec's is {ours}")
     if wrong:
         raise RefusedError(
             "the teacher service does not match the spec; start it from this spec:\n  " + "\n  ".join(wrong)

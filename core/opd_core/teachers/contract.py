@@ -65,7 +65,7 @@ class ServiceInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    base: Annotated[str, Field(description="Fingerprint of the base model.")]
+    base: Annotated[str, Field(description="Fingerprint of the base, whose student these teachers teach.")]
     teachers: Annotated[
         dict[str, str], Field(description="Fingerprint of every teacher, in the order of their numbers.")
     ]

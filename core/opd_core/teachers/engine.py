@@ -1,4 +1,4 @@
-"""What answers a query: one copy of the base, N adapters, a cache of prompt embeddings. The same code in Triton and
+"""What answers a query: one copy of a model, its adapters, a cache of prompt embeddings. The same code in Triton and
 inside the trainer."""
 
 from collections import OrderedDict
@@ -91,15 +91,17 @@ class Query:
 
 
 class Engine:
-    """A base with its teachers' adapters, which answers queries.
+    """A base with its teachers' adapters, or a teacher's own model, which answers queries.
 
     Args:
-        teachers: names of the adapters loaded into `model`, by number.
+        teachers: by number, names of the adapters loaded into `model`. whole: `model` itself is each of them, and no
+            base is here.
     """
 
-    def __init__(self, model: Model, teachers: Sequence[str]) -> None:
+    def __init__(self, model: Model, teachers: Sequence[str], *, whole: bool = False) -> None:
         self.model = model
         self.teachers = tuple(teachers)
+        self.whole = whole
         self._fitting: dict[torch.Size, int] = {}  # rows of a forward pass that are known to fit, by [C, h, w]
 
     @torch.no_grad()
@@ -107,16 +109,19 @@ class Engine:
         """Velocities [B, C, h, w], float32, of every row by its own teacher or the base.
 
         Raises:
-            NonFiniteError: a teacher's own answer is not finite. OutOfMemoryError: there is no room for a single row.
+            InvalidError: the base is asked for where there is none. NonFiniteError: a teacher's own answer is not
+            finite. OutOfMemoryError: there is no room for a single row.
         """
+        if self.whole and (query.teachers == BASE).any():
+            raise InvalidError(f"no base answers here: {', '.join(self.teachers)} has a model of its own")
         velocities = torch.empty(query.latents.shape, dtype=torch.float32, device=self.model.device)
         for number, rows in self._alike(query):
-            use_adapter(self.model.transformer, None if number == BASE else self.teachers[number])
+            use_adapter(self.model.transformer, None if self.whole or number == BASE else self.teachers[number])
             velocities[rows.to(self.model.device)] = self._in_parts(query, rows)
         if not torch.isfinite(velocities).all():
             bad = query.teachers[~torch.isfinite(velocities).flatten(1).all(1).cpu()]
             names = ("the base" if n == BASE else f"teacher {self.teachers[n]}" for n in torch.unique(bad).tolist())
-            raise NonFiniteError(f"{', '.join(names)} {NOT_FINITE}; check its adapter and the precision")
+            raise NonFiniteError(f"{', '.join(names)} {NOT_FINITE}; check its weights and the precision")
         return velocities
 
     def _alike(self, query: Query) -> list[tuple[int, Tensor]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from opd_core.errors import OutOfMemoryError, RefusedError
 from opd_core.models.adapter_file import AdapterFile
 from opd_core.models.adapters import load_adapter
 from opd_core.models.pipeline import load_model
+from opd_core.models.teacher_files import TeacherFiles
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.client import ClientStats
 from opd_core.teachers.contract import BASE, ServiceInfo
@@ -20,23 +22,34 @@ from opd_core.teachers.engine import Engine, NonFiniteError, Query
 
 
 class LocalTeachers:
-    """A copy of the base with all teachers' adapters; answers before `submit` returns."""
+    """A copy of the base with the adapters of teachers, and the models of those that have one; answers before `submit`
+    returns."""
 
     def __init__(
         self,
         base: Path,
-        adapters: Mapping[str, AdapterFile],
+        teachers: Mapping[str, TeacherFiles],
         *,
         precision: str,
         max_sequence_length: int,
         device: torch.device | str = "cpu",
     ) -> None:
         self.stats = ClientStats()
-        self._model = load_model(base, device=device, dtype=TORCH_DTYPES[precision], parts={"transformer"})
-        for name, adapter in adapters.items():
-            load_adapter(self._model.transformer, adapter, name)
-        self._engine = Engine(self._model, tuple(adapters))
-        self._info = service_info(base, adapters, precision, max_sequence_length)
+        load = partial(load_model, device=device, dtype=TORCH_DTYPES[precision], parts={"transformer"})
+        self._engines: dict[str, Engine] = {}  # by teacher
+        adapters = {name: files for name, files in teachers.items() if isinstance(files, AdapterFile)}
+        if adapters:
+            engine = Engine(load(base), tuple(adapters))
+            for name, adapter in adapters.items():
+                load_adapter(engine.model.transformer, adapter, name)
+            self._engines |= dict.fromkeys(adapters, engine)
+        folders: dict[Path, list[str]] = {}
+        for name, files in teachers.items():
+            if isinstance(files, Path):
+                folders.setdefault(files, []).append(name)
+        for folder, names in folders.items():
+            self._engines |= dict.fromkeys(names, Engine(load(folder), names, whole=True))
+        self._info = service_info(base, teachers, precision, max_sequence_length)
 
     def describe(self) -> ServiceInfo:
         return self._info
@@ -53,8 +66,9 @@ class LocalTeachers:
     ) -> "Future[Tensor]":
         self.stats.requests += 1
         future: Future[Tensor] = Future()
+        engine = self._engines[teacher]
         query = Query(
-            teachers=torch.full((len(latents),), BASE if base else self._engine.teachers.index(teacher)),
+            teachers=torch.full((len(latents),), BASE if base else engine.teachers.index(teacher)),
             latents=latents.detach(),
             sigmas=sigmas.detach().cpu().float(),
             guidance=guidance.detach().cpu().float(),
@@ -62,8 +76,8 @@ class LocalTeachers:
             negative=[negative] * len(latents),
         )
         try:
-            query.check(self._engine.teachers)
-            future.set_result(self._engine.answer(query).cpu())
+            query.check(engine.teachers)
+            future.set_result(engine.answer(query).cpu())
         except NonFiniteError as error:
             future.set_exception(RefusedError(str(error)))
         except OutOfMemoryError as error:

@@ -34,10 +34,11 @@ class TeacherBackend:
         self._info = ServiceInfo.model_validate_json(config["parameters"][contract.DESCRIPTION]["string_value"])
         setup = json.loads(Path(args["model_repository"], args["model_version"], "setup.json").read_text())
         self._dtype = TORCH_DTYPES[self._info.precision]
-        self._model = load_model(Path(setup["base"]), device=setup["device"], dtype=self._dtype, parts={"transformer"})
-        for name, teacher in setup["teachers"].items():
-            load_adapter(self._model.transformer, read_teacher(Path(teacher["path"]), teacher["alpha"]), name)
-        self._engine = Engine(self._model, tuple(setup["teachers"]))
+        self._model = load_model(Path(setup["model"]), device=setup["device"], dtype=self._dtype, parts={"transformer"})
+        adapters = {name: adapter for name, adapter in setup["teachers"].items() if adapter}
+        for name, adapter in adapters.items():
+            load_adapter(self._model.transformer, read_teacher(Path(adapter["path"]), adapter["alpha"]), name)
+        self._engine = Engine(self._model, tuple(setup["teachers"]), whole=not adapters)
         self._cache = ConditioningCache(_cache_bytes(self._model.device, setup["cache_bytes"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:

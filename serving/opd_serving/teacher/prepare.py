@@ -1,4 +1,4 @@
-"""`python -m opd_serving.teacher.prepare`: checks base and adapters, writes the model repository, and ends.
+"""`python -m opd_serving.teacher.prepare`: checks base and teachers, writes the model repository, and ends.
 
 A process of its own, whose PyTorch is gone when the server starts.
 """
@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 from opd_core.api.load import load_spec
-from opd_core.api.teachers import adapter_of
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, OPDError
-from opd_core.models.adapter_file import read_teacher
 from opd_core.models.preflight import refuse, teacher_problems
+from opd_core.models.teacher_files import teacher_files
 from opd_core.process import leave
 from opd_core.termination import last_words
 from opd_core.uris import resolve
@@ -32,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Raises InvalidError: an unknown teacher, a base that cannot be used, an adapter that does not fit it."""
+    """Raises InvalidError: an unknown teacher, a base that cannot be used, a teacher that does not fit it."""
     spec = load_spec(options.spec).spec
     known = [teacher.name for teacher in spec.teachers]
     unknown = sorted(set(options.teacher) - set(known))
@@ -43,17 +42,16 @@ def prepare(options: argparse.Namespace) -> None:
     def find(uri: str) -> Path:
         return resolve(uri, options.claims)
 
-    adapters = {teacher.name: adapter_of(spec, teacher) for teacher in served}
     refuse(teacher_problems(spec, find, [teacher.name for teacher in served]), options.spec)
     info = write_repository(
         options.repository,
         base=find(spec.model.uri),
-        teachers={name: read_teacher(find(adapter.uri), adapter.alpha) for name, adapter in adapters.items()},
+        teachers={teacher.name: teacher_files(spec, teacher, find) for teacher in served},
         precision=spec.teacher_serving.precision.value,
         max_sequence_length=spec.model.max_sequence_length,
         device=choose_device(options.device),
     )
-    print(f"teacher server: {', '.join(info.teachers)} on {info.base[:19]}, {info.precision}", flush=True)
+    print(f"teacher server: {', '.join(info.teachers)} for {info.base[:19]}, {info.precision}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import AdapterFile
+from opd_core.models.teacher_files import TeacherFiles
 from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
 from opd_core.teachers.describe import service_info
@@ -26,17 +28,29 @@ def write_repository(
     folder: Path,
     *,
     base: Path,
-    teachers: Mapping[str, AdapterFile],
+    teachers: Mapping[str, TeacherFiles],
     precision: str,
     max_sequence_length: int,
     device: str,
 ) -> ServiceInfo:
-    """Write a repository with the one model `contract.MODEL` into `folder`, replacing what is there."""
+    """Write a repository with the one model `contract.MODEL` into `folder`, replacing what is there.
+
+    Raises:
+        InvalidError: the teachers are not all on one model.
+    """
+    model, *others = {base if isinstance(files, AdapterFile) else files for files in teachers.values()}
+    if others:
+        raise InvalidError(
+            f"one server computes with one model, and {', '.join(teachers)} have several; name some that have one with "
+            "--teacher: LoRAs on the base, or teachers of one model"
+        )
     info = service_info(base, teachers, precision, max_sequence_length)
     setup = {
-        "base": str(base.resolve()),
+        "model": str(model.resolve()),
+        # A teacher without an adapter is the model itself.
         "teachers": {
-            name: {"path": str(adapter.file.resolve()), "alpha": adapter.stated} for name, adapter in teachers.items()
+            name: {"path": str(files.file.resolve()), "alpha": files.stated} if isinstance(files, AdapterFile) else None
+            for name, files in teachers.items()
         },
         "device": device,
         "cache_bytes": CACHE_BYTES,

@@ -1,7 +1,9 @@
 """Images of one model on the prompts of one task, with noise that depends on the task and the prompt's number alone."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from opd_core.api.types import Spec
@@ -9,18 +11,43 @@ from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
 from opd_core.diffusion.transitions import transitions
 from opd_core.models.adapters import use_adapter
-from opd_core.models.pipeline import Model
+from opd_core.models.outline import PARTS
+from opd_core.models.pipeline import Model, load_model
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model under test: `adapter` of the loaded transformer (None: the base) with its guidance."""
+    """A model under test with its guidance: `adapter` of the base's transformer (None: the base itself), or the
+    transformer of the model in `folder`."""
 
     name: str
     adapter: str | None
     guidance_scale: float
     fingerprint: str
+    folder: Path | None = None
+
+
+@contextmanager
+def model_of(candidate: Candidate, base: Model) -> Iterator[Model]:
+    """What computes the candidate's images: `base`, or meanwhile in its place on the device a model of the
+    candidate's own, whose images the base's VAE decodes."""
+    if candidate.folder is None:
+        yield base
+        return
+    transformers = [part for name, part in base.pipeline.components.items() if name.startswith(PARTS["transformer"])]
+    for part in transformers:
+        part.to("cpu")
+    try:
+        own = load_model(candidate.folder, device=base.device, dtype=base.dtype, parts={"transformer"})
+        own.pipeline.register_modules(vae=base.pipeline.vae)
+        yield own
+        del own
+    finally:
+        if base.device.type == "cuda":
+            torch.cuda.empty_cache()
+        for part in transformers:
+            part.to(base.device)
 
 
 def student_guidance(spec: Spec) -> float:
