@@ -15,7 +15,7 @@ from opd_core.models.fingerprint import fingerprint
 from opd_core.models.merge import merge
 from opd_core.uris import resolve
 from opd_trainer.evaluate import evaluate
-from opd_trainer.setup import teacher_adapters
+from opd_trainer.setup import all_teachers
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny" / "distill.yaml"
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures in docs/figures")
     options = parser.parse_args()
     spec, claims = load_spec(EXAMPLE).spec, EXAMPLE.parent
-    teachers = list(teacher_adapters(spec, claims).values())
+    teachers = list(all_teachers(spec, claims).values())
     base, size = spec.model, spec.training.resolution
 
     def describe(digest: str) -> StudentManifest:

@@ -60,11 +60,11 @@ from opd_trainer.run import Run
 from opd_trainer.setup import (
     STUDENT,
     add_student,
+    all_teachers,
     build_run,
     cached_encoder,
     load_tasks,
     sampler_path,
-    teacher_adapters,
 )
 from torch import Tensor, nn
 
@@ -106,7 +106,7 @@ def published(spec: Spec, claims: Path, device: str) -> Variant:
     tasks = load_tasks(spec, claims)
     base = resolve(spec.model.uri, claims)
     model = load_model(base, device=device, dtype=TORCH_DTYPES[training.precision], parts={"text", "transformer"})
-    for name, adapter in teacher_adapters(spec, claims).items():
+    for name, adapter in all_teachers(spec, claims).items():
         load_adapter(model.transformer, adapter, name)
     add_student(spec, model, claims)
     encode = cached_encoder(model, spec.model.max_sequence_length)

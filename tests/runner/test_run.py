@@ -309,7 +309,7 @@ def test_teacher_that_answers_nan_fails_the_run_at_once(start: Callable[..., Opd
     save_file(huge, file, metadata)
     opd = start("nan", world=world)
     assert opd.wait() == ExitCode.REFUSED, opd.text()
-    message = "error: the teachers-0 cannot be used: teacher ocr answered NaN or infinity; check its adapter"
+    message = "error: the teachers-0 cannot be used: teacher ocr answered NaN or infinity; check its weights"
     assert message in opd.output.read_text()
     assert opd.reasons("TeachersReady") == ["Starting", "Failed"]
     assert opd.reasons("Trained") == []

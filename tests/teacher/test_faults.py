@@ -224,7 +224,7 @@ def test_a_teacher_that_answers_nan_is_refused(make_server, rows, damaged_claims
         rows[:2].ask(client, "ocr").result()
     assert torch.isfinite(rows[:2].ask(client, "geneval").result()).all()
     client.close()
-    with pytest.raises(RefusedError, match="teacher ocr answered NaN or infinity; check its adapter"):
+    with pytest.raises(RefusedError, match="teacher ocr answered NaN or infinity; check its weights"):
         probe_program.probe(server.http, 20)
     assert probe_program.main([f"--address={server.http}", "--timeout=20"]) == ExitCode.REFUSED
 

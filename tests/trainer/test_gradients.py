@@ -13,7 +13,7 @@ from opd_core.uris import resolve
 from opd_trainer.loop import Sums, play_round
 from opd_trainer.prompts import training_prompt
 from opd_trainer.run import STUDENT, Run
-from opd_trainer.setup import teacher_adapters
+from opd_trainer.setup import all_teachers
 from torch import Tensor
 
 from .conftest import SDE
@@ -109,7 +109,7 @@ def test_gradient_is_that_of_the_papers_objective(
     training = spec.training
     model = load_model(resolve(spec.model.uri, tiny_claims), parts={"text", "transformer"})
     transformer = run.model.transformer
-    for name, adapter in teacher_adapters(spec, tiny_claims).items():
+    for name, adapter in all_teachers(spec, tiny_claims).items():
         load_adapter(model.transformer, adapter, name)
 
     def velocity(network: Any, x: Tensor, sigma: float, prompt: str, guidance: float) -> Tensor:

@@ -43,7 +43,7 @@ from opd_trainer.rank import run_rank
 from opd_trainer.record import RoundRecord, TaskRecord, task_record
 from opd_trainer.run import Run
 from opd_trainer.server import serve
-from opd_trainer.setup import load_tasks, teacher_adapters
+from opd_trainer.setup import all_teachers, load_tasks
 from opd_trainer.train import SMALLER
 from peft.tuners.tuners_utils import BaseTunerLayer
 from prometheus_client.parser import text_string_to_metric_families
@@ -398,7 +398,7 @@ def test_a_student_may_start_from_the_mean_of_its_teachers(
     run = make_run(changes)
     assert all(parameter.requires_grad for parameter in run.engine.parameters)
     transformer = run.model.transformer
-    teachers = teacher_adapters(make_spec(changes).spec, tiny_claims)
+    teachers = all_teachers(make_spec(changes).spec, tiny_claims)
     for name, adapter in teachers.items():
         load_adapter(transformer, adapter, name)
     layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]

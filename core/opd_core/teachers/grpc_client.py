@@ -102,7 +102,7 @@ class GrpcTeachers:
             for teacher, digest in info.teachers.items():
                 if merged.setdefault(teacher, digest) != digest:
                     raise RefusedError(
-                        f"teacher servers hold different adapters named {teacher}; start them from one spec"
+                        f"teacher servers hold different teachers named {teacher}; start them from one spec"
                     )
         return first.model_copy(update={"teachers": merged})
 
