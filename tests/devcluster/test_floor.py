@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from devcluster.control_plane import build
-from opd_core.api import cel, crd
+from opd_core.api import cel_rule, crd
 from opd_core.api.sentences import QUANTITY_PATTERN
 
 
@@ -35,7 +35,7 @@ def test_it_refuses_what_is_too_dear_there(crdcheck: Path, tmp_path: Path) -> No
     node = content["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     for part in ("spec", "training", "pod", "resources", "limits"):
         node = node["properties"][part]
-    node["additionalProperties"]["x-kubernetes-validations"] = [{"rule": cel.pattern(QUANTITY_PATTERN)["rule"]}]
+    node["additionalProperties"]["x-kubernetes-validations"] = [{"rule": cel_rule.pattern(QUANTITY_PATTERN)["rule"]}]
     file = tmp_path / "crd.yaml"
     file.write_text(yaml.safe_dump(content))
     said = check(crdcheck, file)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from opd_core.api import cel
+from opd_core.api import cel, cel_rule
 from opd_core.api.status import Status
 from opd_core.api.types import API_VERSION, KIND, Spec
 
@@ -134,12 +134,12 @@ def _structural(part: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
         del found["type"]
     if "pattern" in part:  # as a rule, whose sentence people understand
         if "type" in found:
-            found[_RULES] = [cel.pattern(part["pattern"])]
+            found[_RULES] = [cel_rule.pattern(part["pattern"])]
         else:
-            found |= {"pattern": part["pattern"], _RULES: [cel.quantity()]}
+            found |= {"pattern": part["pattern"], _RULES: [cel_rule.quantity()]}
     if "patternProperties" in part:
         ((form, values),) = part["patternProperties"].items()
-        found[_RULES] = cel.keys(part["propertyNames"]["maxLength"], form)
+        found[_RULES] = cel_rule.keys(part["propertyNames"]["maxLength"], form)
         found["additionalProperties"] = _structural(values, definitions)
     if "const" in part:
         found["enum"] = [part["const"]]

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from opd_core.api import cel
+from opd_core.api.cel_rule import Cel
 from opd_core.api.sentences import shown
 from opd_core.api.status import Status
 from opd_core.api.types import API_VERSION, KIND, Spec
@@ -66,7 +67,7 @@ def _table(*columns: str) -> list[str]:
     return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
 
 
-def _place(rule: cel.Cel) -> str:
+def _place(rule: Cel) -> str:
     path = ".".join(part for part in (rule.at, rule.path) if part)
     return re.sub(r"\[\{\w+\}\]", "[]", rule.where) or path
 
