@@ -33,13 +33,16 @@ class Image:
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows; - is standard input.")],
-    out: Annotated[Path, typer.Option("--out", help="File: .png, .jpg or .webp.")] = Path("image.png"),
+    out: Annotated[Path, typer.Option("--out", help="File: .png, .jpg or .webp; of a video .webp.")] = Path(
+        "image.png"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     student: Annotated[str | None, typer.Option(help="Student directory: compute here, without a server.")] = None,
     url: Annotated[str, typer.Option(help="Endpoint to ask when there is no --student.")] = "http://127.0.0.1:8000",
     seed: Annotated[int | None, typer.Option(help="Image i is drawn from seed + i; default: random.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Images; several are numbered: x-0.png, x-1.png.")] = 1,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: the model's.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a video; default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Solver steps; default: the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; default: the model's.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image does not show.")] = None,
@@ -66,8 +69,12 @@ def generate(
         raise InvalidError(f"--out {out} ends in {out.suffix!r}; write one of {', '.join(_FORMATS)}")
     if not force and (there := [file for file in files_of(out, n) if file.exists()]):
         raise InvalidError(f"{there[0]} is there already; choose another --out, or replace it with --force")
-    parameters: dict[str, Any] = {"seed": seed, "n": n, "size": size, "steps": steps, "guidance": guidance}
-    parameters |= {"negative_prompt": negative_prompt, "output_format": _FORMATS[out.suffix.lower()]}
+    parameters: dict[str, Any] = {"seed": seed, "n": n, "size": size, "frames": frames, "steps": steps}
+    parameters |= {
+        "guidance": guidance,
+        "negative_prompt": negative_prompt,
+        "output_format": _FORMATS[out.suffix.lower()],
+    }
     if student is None:
         images = request_images(url, prompt, api_key=api_key, **parameters)
     else:

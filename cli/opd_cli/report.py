@@ -223,8 +223,10 @@ def _looks(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def _images(folder: Path) -> list[str]:
-    return [_data_uri(file) for file in sorted(folder.glob("*.png"), key=lambda f: int(f.stem))]
+    """Of a video: the animated file."""
+    files = (*folder.glob("*.png"), *folder.glob("*.webp"))
+    return [_data_uri(file) for file in sorted(files, key=lambda f: int(f.stem))]
 
 
 def _data_uri(file: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return f"data:image/{file.suffix[1:]};base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -43,6 +43,9 @@ def serve(
         int | None, typer.Option(min=1, help="Of requests without a size; default: the student's.")
     ] = None,
     height: Annotated[int | None, typer.Option(min=1, help="The same.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of requests without frames; default: the student's.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of requests without steps; default: the student's.")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Of requests without guidance; default: the student's.")
@@ -50,7 +53,9 @@ def serve(
     max_sequence_length: Annotated[
         int | None, typer.Option(min=1, help="T5 tokens of a prompt; default: the student's.")
     ] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels of the largest image.")] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of the largest image, of all frames of a video.")
+    ] = None,
     max_request_seconds: Annotated[float | None, typer.Option(help="Time that a request may take.")] = None,
     leave_seconds: Annotated[
         float | None, typer.Option(help="After SIGTERM: not ready, but answering, until load balancers have noticed.")

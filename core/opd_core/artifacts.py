@@ -47,6 +47,7 @@ class SamplingDefaults(_Part):
     steps: int
     guidance_scale: float
     max_sequence_length: int
+    frames: int = 1
 
 
 class Score(_Part):

@@ -23,6 +23,7 @@ REFUSALS = {
     "size 0": ({"size": "0x32"}, "size", "match pattern"),
     "size with zeros before it": ({"size": "00032x00032"}, "size", "match pattern"),
     "size enormous (vllm-project/vllm-omni#3381)": ({"size": "99999x99999"}, "size", "up to 64"),
+    "frames of a model of images": ({"frames": 9}, "frames", "makes images only"),
     "seed negative": ({"seed": -1}, "seed", "greater than or equal to 0"),
     "seed beyond JSON": ({"seed": 2**53}, "seed", "less than or equal to"),
     "steps 0": ({"steps": 0}, "steps", "greater than or equal to 1"),

@@ -396,7 +396,9 @@ def test_the_report_shows_how_teachers_were_trained(report, distillation, studen
     lines = [{**line(i), "figures": {**figures, "reward": i / 20}} for i in range(1, 10)]
     for i in (3, 6):
         lines[i - 1]["rewards"] = {"aesthetic": {"tiny-aesthetic": i / 20}}
-        save_look(torch.full([3, 300, 150], i / 10), looks_of(folder) / str(i) / "aesthetic" / "0.png")
+        save_look(torch.full([3, 300, 150], i / 10), looks_of(folder) / str(i) / "aesthetic" / "0", 1)
+    video = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 300, 150)
+    save_look(video, looks_of(folder) / "6" / "aesthetic" / "1", 16)
     (folder / "train" / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     (student.parent / "spec.json").write_text(json.dumps(content))
     source = write_report(student.parent).read_text()
@@ -408,6 +410,9 @@ def test_the_report_shows_how_teachers_were_trained(report, distillation, studen
         "round 3",
         "round 6",
     ]
+    with Image.open(looks_of(folder) / "6" / "aesthetic" / "1.webp") as played:
+        assert (played.n_frames, played.size) == (5, (128, 256))
+    assert source.count("data:image/webp;base64,") == 1
     kept = Image.open(looks_of(folder) / "6" / "aesthetic" / "0.png")
     assert (kept.size, kept.getpixel((0, 0))) == ((128, 256), (153, 153, 153))
     chart = source.partition("Teacher aesthetic: reward")[2].partition("</figure>")[0]

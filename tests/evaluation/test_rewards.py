@@ -29,6 +29,25 @@ CPU = torch.device("cpu")
 # ---------------------------------------------------------------- the registry
 
 
+def test_a_video_has_the_mean_score_of_its_frames(monkeypatch):
+    """Of eight, from the first to the last."""
+    seen = []
+
+    def brightness(images, prompts, metadata):
+        seen.append((list(images.shape), list(prompts), [each["of"] for each in metadata]))
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr("opd_trainer.rewards.registry.find_reward", lambda name: lambda device: brightness)
+    reward = load_reward("brightness", CPU)
+    level = torch.arange(30.0).view(2, 15, 1, 1, 1) / 100  # of 15 frames every second one is looked at
+    scores = reward(level.expand(2, 15, 3, 4, 4), ["a", "b"], [{"of": 1}, {"of": 2}])
+    assert seen == [([16, 3, 4, 4], ["a"] * 8 + ["b"] * 8, [1] * 8 + [2] * 8)]
+    assert torch.allclose(scores, torch.tensor([0.07, 0.22]))
+    assert torch.allclose(
+        reward(level[:, :3].expand(2, 3, 3, 4, 4), ["a", "b"], [{"of": 1}] * 2)[0], torch.tensor(0.01)
+    )
+
+
 def test_rewards_are_found_by_entry_point_and_by_module():
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     by_name = load_reward("tiny-aesthetic", CPU)(images, ["a"] * 3, [{}] * 3)

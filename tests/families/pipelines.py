@@ -8,6 +8,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -18,6 +19,8 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -34,6 +37,8 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
@@ -141,6 +146,34 @@ def sana() -> DiffusionPipeline:
     )  # fmt: skip
 
 
+def wan(*, dense: bool = False) -> DiffusionPipeline:
+    """Of 2.1; `dense`: of 2.2 with one transformer, whose autoencoder has patches of its own."""
+    channels = 48 if dense else 16
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=channels, text_dim=16,
+        freq_dim=64, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    more = {
+        "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16,
+        "latents_mean": torch.randn(48).tolist(), "latents_std": torch.rand(48).add(0.5).tolist(), "decoder_base_dim": 8,
+    }  # fmt: skip
+    vae = AutoencoderKLWan(
+        base_dim=8, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **(more if dense else {})
+    )
+    tokenizer = t5_tokenizer()
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    )
+    return WanPipeline(
+        transformer=transformer, vae=vae, text_encoder=encoder, tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), expand_timesteps=dense,
+    )  # fmt: skip
+
+
+def wan_dense() -> DiffusionPipeline:
+    return wan(dense=True)
+
+
 def aura_flow() -> DiffusionPipeline:
     """Whose family is in `elsewhere`, a package of its own."""
     transformer = AuraFlowTransformer2DModel(
@@ -164,6 +197,8 @@ PIPELINES = (
     qwen_image,
     z_image,
     sana,
+    wan,
+    wan_dense,
     aura_flow,
 )
 

@@ -17,6 +17,7 @@ NAMES = [pipeline.__name__ for pipeline in PIPELINES]
 FolderOf = Callable[[str], Path]
 # SANA takes multiples of 32; Qwen-Image puts a prompt behind a text of its own, of which each byte is a token here.
 WIDTH, HEIGHT, STEPS, LONGEST = 64, 32, 3, 256
+FRAMES = {"wan": 9, "wan_dense": 5}  # of the families that make videos
 PROMPTS = ["a red 3", "two blue 7 above the number"]  # of different lengths
 
 
@@ -28,8 +29,20 @@ def asked(name: str, guidance: float, noise: Tensor) -> dict[str, Any]:
         return {"guidance_scale": guidance, "latents": pack(noise)}
     if name == "qwen_image":
         return {"true_cfg_scale": guidance, "negative_prompt": "", "latents": pack(noise)}
-    binned = {"use_resolution_binning": False} if name == "sana" else {}
-    return {"guidance_scale": guidance, "negative_prompt": "", "latents": noise, **binned}
+    more: dict[str, Any] = {"use_resolution_binning": False} if name == "sana" else {}
+    if name in FRAMES:
+        more = {"num_frames": FRAMES[name]}
+    return {"guidance_scale": guidance, "negative_prompt": "", "latents": noise, **more}
+
+
+def drawn(answer: Any) -> Tensor:
+    """The images or videos in a pipeline's answer."""
+    images: Tensor = answer.frames if hasattr(answer, "frames") else answer.images
+    return images
+
+
+def shape_of(model: Model, name: str) -> tuple[int, ...]:
+    return model.latent_shape(WIDTH, HEIGHT, FRAMES.get(name, 1))
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
@@ -40,7 +53,7 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 
 def latents_of(name: str, answered: Tensor, model: Model) -> Tensor:
     """What the pipeline answers as latents, as the family has them."""
-    _, height, width = model.latent_shape(WIDTH, HEIGHT)
+    *_, height, width = model.latent_shape(WIDTH, HEIGHT)
     return unpack(answered, height, width) if answered.ndim == 3 else answered
 
 
@@ -64,20 +77,24 @@ def test_euler_gives_the_latents_and_images_of_diffusers_pipeline(
 ) -> None:
     """Also where prompts of different lengths share a batch."""
     model = load_model(folder_of(name))
-    noise = torch.randn(2, *model.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(2, *shape_of(model, name), generator=torch.Generator().manual_seed(1))
     ours = sample(model, PROMPTS, noise, [guidance, guidance])
     model.pipeline.set_progress_bar_config(disable=True)
     assert (ours[0] - ours[1]).abs().mean() > 1e-3
     for i, prompt in enumerate(PROMPTS):
-        images = model.pipeline(
-            prompt=prompt, width=WIDTH, height=HEIGHT, num_inference_steps=STEPS, max_sequence_length=LONGEST,
-            output_type="pt", **asked(name, guidance, noise[i : i + 1].clone()),
-        ).images  # fmt: skip
-        if not name.startswith("flux2"):  # which answers latents that are denormalised already
-            latents = model.pipeline(
+        images = drawn(
+            model.pipeline(
                 prompt=prompt, width=WIDTH, height=HEIGHT, num_inference_steps=STEPS, max_sequence_length=LONGEST,
-                output_type="latent", **asked(name, guidance, noise[i : i + 1].clone()),
-            ).images  # fmt: skip
+                output_type="pt", **asked(name, guidance, noise[i : i + 1].clone()),
+            )
+        )  # fmt: skip
+        if not name.startswith("flux2"):  # which answers latents that are denormalised already
+            latents = drawn(
+                model.pipeline(
+                    prompt=prompt, width=WIDTH, height=HEIGHT, num_inference_steps=STEPS, max_sequence_length=LONGEST,
+                    output_type="latent", **asked(name, guidance, noise[i : i + 1].clone()),
+                )
+            )  # fmt: skip
             assert apart(ours[i : i + 1], latents_of(name, latents, model)) < 1e-4
         assert apart(model.decode(ours[i : i + 1]), images) < 1e-4
 
@@ -85,7 +102,7 @@ def test_euler_gives_the_latents_and_images_of_diffusers_pipeline(
 @pytest.mark.parametrize("name", NAMES)
 def test_guidance_has_the_effect_that_the_family_says(folder_of: FolderOf, name: str) -> None:
     model = load_model(folder_of(name))
-    noise = torch.randn(1, *model.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(1, *shape_of(model, name), generator=torch.Generator().manual_seed(1))
     one, three, nothing = (sample(model, PROMPTS[:1], noise, [scale]) for scale in (1.0, 3.0, 0.0))
     assert torch.equal(one, three) is not model.guidance.effective
     assert torch.equal(one, nothing) is (model.guidance.off == 1.0 or not model.guidance.effective)

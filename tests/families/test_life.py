@@ -1,6 +1,7 @@
 """What becomes of a model of every family: teachers behind Triton, a student in DeepSpeed, an export, an image."""
 
 import base64
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,22 +12,26 @@ import diffusers
 import pytest
 import torch
 import yaml
+from opd_core.api.load import load_spec
 from opd_core.artifacts import read_student
 from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import add_student_adapter, load_adapter, save_adapter, use_adapter
 from opd_core.models.pipeline import load_model
 from opd_serving.endpoint.server import Settings, make_service
+from opd_trainer.evaluate import evaluate
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.endpoint.conftest import running
 from tests.forks import Program
 from tests.teacher_server import TeacherServer
 
-from .test_families import HEIGHT, LONGEST, PROMPTS, STEPS, WIDTH, FolderOf, sample
+from .test_families import FRAMES, HEIGHT, LONGEST, PROMPTS, STEPS, WIDTH, FolderOf, sample
 
 # One each of what can differ: an embedded guidance, an autoencoder's own normalisation, a guidance that is not linear,
-# a mask and another encoding of negative prompts, lists of images and texts. Stable Diffusion 3 lives in all others.
-NAMES = ["flux", "flux2_klein", "qwen_image", "sana", "z_image"]
+# a mask and another encoding of negative prompts, lists of images and texts, videos. Stable Diffusion 3 lives in all
+# others.
+NAMES = ["flux", "flux2_klein", "qwen_image", "sana", "z_image", "wan"]
 TASKS = ("first", "second")
 
 
@@ -59,11 +64,16 @@ def world(request: pytest.FixtureRequest, folder_of: FolderOf, tmp_path_factory:
         for kind in ("train", "heldout"):
             lines = [json.dumps({"prompt": f"{prompt} {kind} {task}"}) for prompt in PROMPTS]
             (claims / "world" / f"{task}.{kind}.jsonl").write_text("\n".join(lines))
-    (claims / "spec.yaml").write_text(yaml.safe_dump(spec()))
+    (claims / "spec.yaml").write_text(yaml.safe_dump(spec(FRAMES.get(request.param, 1))))
     return claims
 
 
-def spec() -> dict[str, Any]:
+def frames_of(world: Path) -> int:
+    content = yaml.safe_load((world / "spec.yaml").read_text())
+    return int(content["spec"]["training"]["resolution"]["frames"])
+
+
+def spec(frames: int) -> dict[str, Any]:
     teachers = [
         {
             "name": task,
@@ -89,7 +99,7 @@ def spec() -> dict[str, Any]:
             "training": {
                 "rounds": 2,
                 "imagesPerTask": 2,
-                "resolution": {"width": WIDTH, "height": HEIGHT},
+                "resolution": {"width": WIDTH, "height": HEIGHT, "frames": frames},
                 "guidanceScale": 3.0,
                 "sampler": {"type": "ODE", "steps": 2},
                 "objective": {"type": "Velocity"},
@@ -151,7 +161,8 @@ def test_the_student_learns_and_a_run_that_goes_on_ends_with_the_same_one(
 def test_diffusers_loads_the_student_and_draws_what_the_family_draws(world: Path, work: Path) -> None:
     _, weights = student_of(work)
     model = load_model(world / "world" / "base")
-    noise = torch.randn(1, *model.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(1))
+    shape = model.latent_shape(WIDTH, HEIGHT, frames_of(world))
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     base = sample(model, PROMPTS[:1], noise, [3.0])
     load_adapter(model.transformer, read_adapter_file(weights), "student")
     use_adapter(model.transformer, "student")
@@ -171,5 +182,20 @@ def test_the_endpoint_answers_with_the_students_image(world: Path, work: Path) -
             wanted(model="a-family", prompt=prompt, extra_body={"seed": 3, "guidance": 3.0}) for prompt in PROMPTS
         ]
     pictures = [base64.b64decode(answer.data[0].b64_json) for answer in answers]
-    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert pictures[0] != pictures[1]
+    frames = frames_of(world)
+    for answer, picture in zip(answers, pictures, strict=True):
+        with Image.open(io.BytesIO(picture)) as opened:
+            assert (opened.format, opened.size) == ("PNG" if frames == 1 else "WEBP", (WIDTH, HEIGHT))
+            assert (getattr(opened, "n_frames", 1), answer.frames) == (frames, frames)
+
+
+def test_the_evaluator_scores_base_and_student_and_keeps_what_they_made(world: Path, work: Path) -> None:
+    evaluate(
+        load_spec(world / "spec.yaml").spec, claims=world, student=work / "student", kinds=["base", "student"],
+        output=world / "evaluation", device="cpu", quiet=True,
+    )  # fmt: skip
+    base, student = (json.loads((world / "evaluation" / f"{name}.json").read_text()) for name in ("base", "student"))
+    assert base["rewards"]["first"]["tiny-aesthetic"] != student["rewards"]["first"]["tiny-aesthetic"]
+    kept = {file.name for file in (world / "evaluation" / "images" / "student" / "first").iterdir()}
+    assert kept == ({"0.png", "1.png"} if frames_of(world) == 1 else {"0.webp", "1.webp"})

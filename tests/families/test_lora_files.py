@@ -67,6 +67,16 @@ QWEN: Layers = {
     )
 }  # fmt: skip
 
+WAN: Layers = {
+    f"blocks.{i}.{theirs}": [f"blocks.{i}.{ours}"]
+    for i in range(2)
+    for theirs, ours in {
+        **{f"self_attn.{part}": f"attn1.to_{part}" for part in "qkv"},
+        **{f"cross_attn.{part}": f"attn2.to_{part}" for part in "qkv"},
+        "self_attn.o": "attn1.to_out.0", "cross_attn.o": "attn2.to_out.0", "ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2",
+    }.items()
+}  # fmt: skip
+
 
 def kohya(layer: str) -> str:
     return "lora_unet_" + layer.replace(".", "_")
@@ -119,6 +129,9 @@ CASES = {
     "FLUX.2, ai-toolkit": ("flux2_klein", FLUX_2, comfy, {"ab": True, "alphas": False}),
     "Qwen-Image, Musubi": ("qwen_image", QWEN, kohya, {}),
     "Qwen-Image, ComfyUI": ("qwen_image", QWEN, comfy, {}),
+    "Wan, Musubi": ("wan", WAN, kohya, {}),
+    "Wan, ComfyUI": ("wan", WAN, comfy, {}),
+    "Wan, ai-toolkit": ("wan", WAN, comfy, {"ab": True, "alphas": False}),
     "Z-Image, kohya": ("z_image", Z_IMAGE, kohya, {}),
     "Z-Image, Musubi": ("z_image", Z_IMAGE_SPLIT, kohya, {}),
     "Z-Image, ai-toolkit": ("z_image", Z_IMAGE_SPLIT, comfy, {"ab": True}),
@@ -204,7 +217,7 @@ def test_the_fused_layer_of_fluxs_blocks_with_one_stream_is_taken_apart(
 
 
 @pytest.mark.parametrize(
-    "name", ["stable_diffusion_3", "flux", "flux2_klein", "qwen_image", "z_image", "sana", "aura_flow"]
+    "name", ["stable_diffusion_3", "flux", "flux2_klein", "qwen_image", "z_image", "sana", "wan", "aura_flow"]
 )
 @pytest.mark.parametrize("prefix", ["lora_unet_", "lora_transformer_", "lycoris_"])
 def test_diffusers_names_with_underscores_are_those_with_dots(
@@ -215,6 +228,18 @@ def test_diffusers_names_with_underscores_are_those_with_dots(
     found = changes_of(fit(read_teacher(tmp_path / "lora.safetensors"), linear))
     assert found.keys() == changes.keys()
     assert all(torch.equal(change, changes[layer]) for layer, change in found.items())
+
+
+@pytest.mark.parametrize("spell", [kohya, comfy])
+def test_a_file_of_a_single_layer_needs_no_other(
+    folder_of: FolderOf, tmp_path: Path, spell: Callable[[str], str]
+) -> None:
+    """diffusers' conversion for videos refuses a file that leaves out a layer of a block."""
+    base, file = folder_of("wan"), tmp_path / "lora.safetensors"
+    (change,) = write(file, sizes_of(base, {"blocks.1.cross_attn.o": WAN["blocks.1.cross_attn.o"]}), spell).values()
+    found = changes_of(fit(read_teacher(file), linear_layers(base)))
+    assert found.keys() == {"blocks.1.attn2.to_out.0"}
+    assert torch.equal(found["blocks.1.attn2.to_out.0"], change)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16])

@@ -11,6 +11,7 @@ from diffusers import (
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
     SanaTransformer2DModel,
+    WanTransformer3DModel,
     ZImageTransformer2DModel,
 )
 from opd_core.families.family import Family
@@ -18,6 +19,7 @@ from opd_core.families.flux import FLUX
 from opd_core.families.flux2_klein import FLUX2_KLEIN, empirical_mu
 from opd_core.families.qwen_image import QWEN_IMAGE
 from opd_core.families.sana import SANA
+from opd_core.families.wan import WAN
 from opd_core.families.z_image import Z_IMAGE
 from opd_core.models.adapter_file import missed_blocks
 from opd_core.models.adapters import _linear_layers, add_student_adapter, use_adapter
@@ -28,7 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 IMAGE_VAE = {"block_out_channels": [128, 256, 512, 512]}
 DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0}
 
-# Of FLUX.1-dev, FLUX.2-klein-4B, Qwen-Image, Sana_1600M and Z-Image: parameters in thousands of
+FRAMES = 81  # of a video
+UNIPC = {"_class_name": "UniPCMultistepScheduler", "flow_shift": 3.0, "use_flow_sigmas": True}
+
+# Of FLUX.1-dev, FLUX.2-klein-4B, Qwen-Image, Sana_1600M, Z-Image, Wan2.1-T2V-1.3B and -14B, Wan2.2-TI2V-5B: parameters in thousands of
 # millions, tokens of a prompt, latents of 512 pixels, layers with a LoRA.
 REAL: dict[str, tuple[Family, type, dict[str, Any], dict[str, Any], dict[str, Any], float, int, tuple[int, ...], int]] = {
     "flux": (
@@ -51,6 +56,16 @@ REAL: dict[str, tuple[Family, type, dict[str, Any], dict[str, Any], dict[str, An
         SANA, SanaTransformer2DModel, {}, {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]},
         {"_class_name": "DPMSolverMultistepScheduler", "flow_shift": 3.0}, 1.6, 300, (32, 16, 16), 20 * 8,
     ),
+    "wan_1.3b": (
+        WAN, WanTransformer3DModel, {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}, {}, UNIPC,
+        1.42, 512, (16, 21, 64, 64), 30 * 10,
+    ),
+    "wan_14b": (WAN, WanTransformer3DModel, {}, {}, UNIPC, 14.3, 512, (16, 21, 64, 64), 40 * 10),
+    "wan_5b": (
+        WAN, WanTransformer3DModel,
+        {"num_layers": 30, "num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48},
+        {"scale_factor_spatial": 16}, UNIPC, 5.0, 512, (48, 21, 32, 32), 30 * 10,
+    ),
     "z_image": (
         Z_IMAGE, ZImageTransformer2DModel, {}, IMAGE_VAE, {"shift": 6.0}, 6.2, 47, (16, 64, 64), (30 + 2 + 2) * 7,
     ),
@@ -66,7 +81,7 @@ def test_the_real_models_shapes(name: str, repository: Path) -> None:
         outline = family.outline(
             {"model_index": {}, "transformer": dict(transformer.config), "vae": vae, "scheduler": scheduler}
         )
-        assert outline.latent_shape(512, 512) == latents
+        assert outline.latent_shape(512, 512, 1 if outline.frame_scale is None else FRAMES) == latents
         assert missed_blocks(family.targets, _linear_layers(transformer)) == {}
         parameters = sum(p.numel() for p in transformer.parameters())
         add_student_adapter(transformer, rank=32, alpha=64, target_modules=family.targets, seed=0)

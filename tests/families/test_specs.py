@@ -1,5 +1,6 @@
 """What a family makes of a spec is told before anything starts."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,18 +12,23 @@ import pytest
 import yaml
 from opd_core.api.load import check_spec
 from opd_core.api.types import Spec
+from opd_core.artifacts import SamplingDefaults
+from opd_core.errors import InvalidError
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.outline import read_outline
-from opd_core.models.preflight import adapter_problems, model_notes
+from opd_core.models.preflight import adapter_problems, model_notes, teacher_problems
+from opd_serving.endpoint.errors import ApiError
+from opd_serving.endpoint.parameters import Order, parse
 
 
 @pytest.fixture
 def spec(repository: Path) -> Callable[..., Spec]:
     """The tiny example, with another guidance, number of steps and targets."""
 
-    def make(guidance: float, steps: int, targets: list[str] | None = None) -> Spec:
+    def make(guidance: float, steps: int, targets: list[str] | None = None, frames: int = 1) -> Spec:
         content: dict[str, Any] = yaml.safe_load((repository / "examples" / "tiny" / "distill.yaml").read_text())
         content["spec"]["training"] |= {"guidanceScale": guidance, "sampler": {"type": "ODE", "steps": steps}}
+        content["spec"]["training"]["resolution"]["frames"] = frames
         content["spec"]["evaluation"]["sampler"] = {"type": "ODE", "steps": steps}
         for teacher in content["spec"]["teachers"]:
             teacher["guidanceScale"] = guidance
@@ -89,7 +95,7 @@ def test_a_models_files_are_looked_at_without_pytorch(folder_of: Callable[[str],
         "for folder in sys.argv[1:]: read_outline(Path(folder)).latent_shape(32, 32)\n"
         "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     )
-    names = ("stable_diffusion_3", "flux", "flux2_klein", "qwen_image", "z_image")
+    names = ("stable_diffusion_3", "flux", "flux2_klein", "qwen_image", "wan", "z_image")
     subprocess.run([sys.executable, "-c", program, *(str(folder_of(name)) for name in names)], check=True)
 
 
@@ -102,3 +108,60 @@ def test_the_template_around_a_prompt_is_part_of_the_fingerprint(
     template = copied / "tokenizer" / "chat_template.jinja"
     template.write_text(template.read_text().replace("assistant", "painter"))
     assert fingerprint(copied) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "wanted"),
+    [
+        ("stable_diffusion_3", 1, None),
+        ("stable_diffusion_3", 9, "1, for it makes images only"),
+        ("wan", 1, None),
+        ("wan", 9, None),
+        ("wan", 8, "1 more than a multiple of 4, as 21, or 1 for an image"),
+    ],
+)
+def test_a_number_of_frames_that_the_model_cannot_make_is_refused(
+    folder_of: Callable[[str], Path], spec: Callable[..., Spec], name: str, frames: int, wanted: str | None
+) -> None:
+    asked = spec(1.0, 4, frames=frames)
+    field = f"spec.training.resolution.frames is {frames}: this model needs"
+    found = teacher_problems(asked, lambda uri: folder_of(name), [])
+    assert found == ([] if wanted is None else [f"{field} {wanted}"])
+
+
+def test_a_model_whose_transformers_take_turns_is_refused(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(folder_of("wan"), tmp_path / "base"))
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps({**index, "boundary_ratio": 0.875}))
+    with pytest.raises(InvalidError, match="transformer_2"):
+        read_outline(copied)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"frames": 8}, "frames", "frames is 8; this model needs 1 more than a multiple of 4"),
+        ({"output_format": "png"}, "output_format", "a video of 9 frames comes as webp"),
+        ({"frames": 21}, "size", "43008 pixels in 21 frames; this server makes at most 18432"),
+    ],
+)
+def test_a_video_that_cannot_be_made_is_refused_by_the_endpoint(
+    folder_of: Callable[[str], Path], body: dict[str, Any], param: str, message: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        order(folder_of("wan"), body)
+    assert (caught.value.param, message in caught.value.message) == (param, True)
+
+
+def test_a_video_model_makes_images_as_well(folder_of: Callable[[str], Path]) -> None:
+    video, image = order(folder_of("wan"), {}), order(folder_of("wan"), {"frames": 1})
+    assert (video.request.frames, video.format) == (9, "webp")
+    assert (image.request.frames, image.format) == (1, "png")
+
+
+def order(base: Path, body: dict[str, Any]) -> Order:
+    """What an endpoint takes that makes videos of nine frames."""
+    defaults = SamplingDefaults(width=64, height=32, frames=9, steps=3, guidance_scale=3.0, max_sequence_length=16)
+    return parse(
+        {"prompt": "a", **body}, names=["it"], defaults=defaults, outline=read_outline(base), max_pixels=64 * 32 * 9
+    )

@@ -135,7 +135,8 @@ def evaluate(
                 for task, of_task in records.items():
                     own = [conditioning[task][number] for number in mine[task]]
                     batches = sample_images(computing, candidate, spec, task, mine[task], own, negative)
-                    parts[task] = _score(batches, of_task, rewards[task], output / "images" / file.stem / task)
+                    folder = output / "images" / file.stem / task
+                    parts[task] = _score(batches, of_task, rewards[task], folder, model.frames_per_second)
             known = {
                 "key": key,
                 "model": candidate.name,
@@ -197,6 +198,7 @@ def _score(
     records: Sequence[PromptRecord],
     rewards: Mapping[str, RewardFn],
     folder: Path,
+    frames_per_second: int,
 ) -> dict[str, Tensor]:
     """Scores [N] of all records by reward, float64, zero where the image is another rank's."""
     scores = {name: torch.zeros(len(records), dtype=torch.float64) for name in rewards}
@@ -206,7 +208,7 @@ def _score(
             scores[name][numbers] = reward(images, [r.prompt for r in part], [r.metadata for r in part]).double()
         for number, image in zip(numbers, images, strict=True):
             if number < GRID_IMAGES:
-                save_image(image, folder / f"{number}.png")
+                save_image(image, folder / f"{number}", frames_per_second)
     return scores
 
 
@@ -222,7 +224,7 @@ def _key(spec: Spec, candidate: Candidate, base_fingerprint: str, records: dict[
         "base": base_fingerprint,
         "model": [candidate.name, candidate.fingerprint, candidate.guidance_scale],
         "evaluation": spec.evaluation.model_dump(mode="json", include={"seed", "batch_size", "sampler"}),
-        "resolution": spec.training.resolution.model_dump(),
+        "resolution": spec.training.resolution.model_dump(exclude_defaults=True),
         "precision": spec.training.precision.value,
         "length": spec.model.max_sequence_length,
         "rewards": {teacher.name: teacher.rewards for teacher in spec.teachers},

@@ -57,6 +57,7 @@ def save_student(
             sampling=SamplingDefaults(
                 width=spec.training.resolution.width,
                 height=spec.training.resolution.height,
+                frames=spec.training.resolution.frames,
                 steps=spec.evaluation.sampler.steps,
                 guidance_scale=spec.training.guidance_scale,
                 max_sequence_length=spec.model.max_sequence_length,

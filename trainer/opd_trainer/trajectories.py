@@ -21,7 +21,7 @@ from opd_trainer.run import Run
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """B trajectories of one round that are computed at once. States and velocities are [B, C, h, w] float32."""
+    """B trajectories of one round that are computed at once. States and velocities are [B, *latent] float32."""
 
     run: Run
     client: TeacherClient
@@ -48,7 +48,7 @@ class Trajectories:
         """Standard normal, keyed by purpose, task, round and number of the image."""
         run, resolution = self.run, self.run.training.resolution
         with run.spent("rollout"):
-            shape = run.model.latent_shape(resolution.width, resolution.height)
+            shape = run.model.latent_shape(resolution.width, resolution.height, resolution.frames)
             draws = [draw(shape, *key) for key in self._keys(purpose)]
             return torch.stack(draws).to(run.model.device, non_blocking=True)
 

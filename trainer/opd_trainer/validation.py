@@ -68,7 +68,7 @@ def look(validation: Validation, model: Model, adapter: str, ema: Ema, world: Wo
 
     Args:
         adapter: name of the adapter in training, whose weights `ema` averages. folder: takes some of the images, as
-            TASK/NUMBER.png.
+            TASK/NUMBER.png, or .webp of videos.
 
     Raises:
         StorageError: it cannot be written.
@@ -111,7 +111,7 @@ def score(
                 scores[task, name][part] = answer.double()
             for number, image in zip(part, images, strict=True):
                 if folder is not None and number < LOOK_IMAGES:
-                    save_look(image, folder / task / f"{number}.png")
+                    save_look(image, folder / task / f"{number}", model.frames_per_second)
     total = all_reduce(torch.cat(list(scores.values())).to(model.device), world).cpu()
     parts = dict(zip(scores, torch.split(total, [len(values) for values in scores.values()]), strict=True))
     return {task: {name: parts[task, name] for name in rewards} for task, rewards in validation.rewards.items()}

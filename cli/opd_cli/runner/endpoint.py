@@ -47,6 +47,7 @@ def _generate(run: Run, url: str) -> Path:
 
     prompts = run.spec.teachers[0].prompts
     prompt = load_prompts(resolve(prompts.held_out_uri or prompts.uri, run.work.claims))[0].prompt
-    (file,) = write_images(request_images(url, prompt, seed=0), run.work.path / "images" / "student.png")
+    name = "student.png" if run.spec.training.resolution.frames == 1 else "student.webp"
+    (file,) = write_images(request_images(url, prompt, seed=0), run.work.path / "images" / name)
     run.display.note(f"asked for {prompt!r}")
     return file

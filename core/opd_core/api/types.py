@@ -372,6 +372,9 @@ class TeacherServing(Model):
 class Resolution(Model):
     width: int = Field(default=512, ge=16, le=4096, description="Image width in pixels.")
     height: int = Field(default=512, ge=16, le=4096, description="Image height in pixels.")
+    frames: int = Field(
+        default=1, ge=1, le=1025, description="Frames of a video, of a model that makes some; 1: an image."
+    )
 
 
 class EvaluationSampler(Sampler):
@@ -438,7 +441,7 @@ class Training(Model):
         description="Images that one rank computes at once; absent: as many as its GPU holds.",
     )
     seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of prompts, noise and adapter.")
-    resolution: Resolution = Field(default_factory=Resolution, description="Size of the training images.")
+    resolution: Resolution = Field(default_factory=Resolution, description="Size of the training images or videos.")
     guidance_scale: Guidance = Field(
         default=4.5,
         description="Guidance of the student, as the model's family has it; of Stable Diffusion 3, 1 is off.",
@@ -602,8 +605,9 @@ class Endpoint(Model):
     max_pixels: int | None = Field(
         default=None,
         ge=1,
-        le=67_108_864,
-        description="Pixels of the largest image that a request may name; absent: four times the student's resolution.",
+        le=1_073_741_824,
+        description="Pixels of the largest image that a request may name, in all frames of a video; absent: four times "
+        "the student's resolution.",
     )
     precision: Precision = Field(default=Precision.BF16, description="Arithmetic of the endpoint's transformer.")
     rollout: Rollout = Field(default_factory=Rollout, description="How students replace one another.")

@@ -11,20 +11,20 @@ from opd_core.families.guidance import Guidance
 
 
 class Forward(Protocol):
-    """A velocity network: latents [B, C, h, w], sigmas [B], conditioning [B, ...] by name, guidance [B] -> velocities
-    [B, C, h, w]. Only networks into which guidance is embedded look at it."""
+    """A velocity network: latents [B, *latent], sigmas [B], conditioning [B, ...] by name, guidance [B] -> velocities
+    [B, *latent]. Only networks into which guidance is embedded look at it."""
 
     def __call__(self, latents: Tensor, sigmas: Tensor, prompts: Mapping[str, Tensor], guidance: Tensor) -> Tensor: ...
 
 
 def guided_velocity(forward: Forward, latents: Tensor, sigmas: Tensor, prompts: Prompts) -> Tensor:
-    """The velocity [B, C, h, w], float32, with guidance as the family has it, combined in float32, row by row.
+    """The velocity [B, *latent], float32, with guidance as the family has it, combined in float32, row by row.
 
     Rows may differ in everything; which rows share a batch does not change a row's arithmetic. A row without guidance
     costs no unconditional forward.
 
     Args:
-        latents: [B, C, h, w]; sigmas: [B].
+        latents: [B, *latent]; sigmas: [B].
     """
     if len(prompts.groups) == 1:
         return _of_group(forward, latents, sigmas, prompts.guidance, prompts.groups[0])

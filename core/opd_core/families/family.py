@@ -40,10 +40,12 @@ class TextWindow:
 class Native:
     """What a bare model is sampled with where nobody says otherwise: its pipeline's own defaults in diffusers."""
 
-    side: int  # pixels
+    width: int  # pixels
+    height: int
     steps: int
     guidance_scale: float
     max_sequence_length: int
+    frames: int = 1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,12 +53,15 @@ class Outline:
     """What a model's files say about it: how it turns pixels into latents, and what it is told.
 
     Args:
-        latent_channels: C of latents [C, h, w].
+        latent_channels: C of latents [C, h, w], or of a video's [C, t, h, w].
         latent_scale: image pixels per latent pixel, along one side.
         patch_size: latent pixels per token of the network, along one side.
         conditioning: shape of each of a prompt's tensors by name, `contract.FREE` where prompts differ. `mask`, where
             there is one, is bool; all others have the model's dtype.
         distilled_steps: solver steps that the model was distilled to; None: it answers at every noise level.
+        frame_scale: frames of a video per frame of its latents, but for the first, which has one of its own; None: the
+            model makes images only.
+        frames_per_second: of the videos that the model was trained on.
     """
 
     family: "Family"
@@ -69,6 +74,8 @@ class Outline:
     native: Native
     distilled_steps: int | None = None
     max_side: int = 1 << 16  # in pixels
+    frame_scale: int | None = None
+    frames_per_second: int = 1
 
     @property
     def size_multiple(self) -> int:
@@ -84,16 +91,35 @@ class Outline:
         """Which sides it takes, in words."""
         return f"a multiple of {self.size_multiple} up to {self.max_side}"
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of an image.
+    def takes_frames(self, frames: int) -> bool:
+        """Whether it makes videos of so many frames; one is an image."""
+        return frames == 1 if self.frame_scale is None else frames % self.frame_scale == 1 % self.frame_scale
+
+    @property
+    def frame_counts(self) -> str:
+        """How many frames it makes, in words."""
+        if self.frame_scale is None:
+            return "1, for it makes images only"
+        return f"1 more than a multiple of {self.frame_scale}, as {5 * self.frame_scale + 1}, or 1 for an image"
+
+    def latent_shape(self, width: int, height: int, frames: int = 1) -> tuple[int, ...]:
+        """(C, h, w) of the latents of an image; (C, t, h, w) where the model makes videos, of any number of frames.
 
         Raises:
-            InvalidError: a side that the model cannot produce.
+            InvalidError: a side or a number of frames that the model cannot produce.
         """
         for name, side in (("width", width), ("height", height)):
             if not self.takes(side):
                 raise InvalidError(f"{name} is {side}; this model needs {self.sides}")
-        return self.latent_channels, height // self.latent_scale, width // self.latent_scale
+        if not self.takes_frames(frames):
+            raise InvalidError(f"frames is {frames}; this model needs {self.frame_counts}")
+        time = () if self.frame_scale is None else ((frames - 1) // self.frame_scale + 1,)
+        return self.latent_channels, *time, height // self.latent_scale, width // self.latent_scale
+
+    @property
+    def latent_rank(self) -> int:
+        """Dimensions of the latents of one image or video."""
+        return 3 if self.frame_scale is None else 4
 
     def schedule(self, steps: int, width: int, height: int) -> "Schedule":
         """The noise levels of a sampler of `steps` steps.
@@ -114,9 +140,11 @@ class Family:
         encode: (pipeline, a prompt, its longest length in tokens, device) -> named tensors without a batch dimension,
             as `Outline.conditioning` says. A family pads here, to lengths that follow from the prompt alone: rows of
             equal shapes are computed together, so that no answer depends on its company.
-        velocity: (transformer, latents [B, C, h, w], sigmas [B] float32, conditioning by name [B, ...], guidance [B]
-            float32) -> v = e - x0, [B, C, h, w]. Packing, position ids, the scale of time and the sign are its own.
-        decode: (vae, latents [B, C, h, w] float32) -> images [B, 3, H, W] in -1..1.
+        velocity: (transformer, latents [B, *latent] as `Outline.latent_shape` says, sigmas [B] float32, conditioning by
+            name [B, ...], guidance [B] float32) -> v = e - x0, [B, *latent]. Packing, position ids, the scale of time
+            and the sign are its own.
+        decode: (vae, latents [B, *latent] float32) -> images [B, 3, H, W], or of videos their frames [B, F, 3, H, W],
+            in -1..1.
         schedule: (scheduler's configuration, steps, tokens of an image) -> noise levels as the pipeline takes them.
         targets: linear layers that a LoRA changes where nobody says otherwise, by the ends of their names.
         windows: how much of a prompt the text encoders see.

@@ -34,7 +34,8 @@ def outline(configs: Configs) -> Outline:
             "pooled": (transformer["pooled_projection_dim"],),
         },
         native=Native(
-            side=1024,
+            width=1024,
+            height=1024,
             steps=28 if embedded else 4,
             guidance_scale=3.5 if embedded else 1.0,
             max_sequence_length=512 if embedded else 256,

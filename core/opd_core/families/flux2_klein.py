@@ -33,7 +33,8 @@ def outline(configs: Configs) -> Outline:
         patch_size=1,
         conditioning={"embeds": (FREE, transformer["joint_attention_dim"])},
         native=Native(
-            side=1024,
+            width=1024,
+            height=1024,
             steps=4 if distilled else 50,
             guidance_scale=1.0 if distilled else 4.0,
             max_sequence_length=512,

@@ -14,7 +14,8 @@ class Guidance:
 
     Args:
         off: a g up to this makes no second forward pass, with the negative prompt; None: no g does.
-        combine: (conditional, unconditional [B, C, h, w], g [B, 1, 1, 1], all float32) -> the guided velocity.
+        combine: (conditional, unconditional [B, *latent], g [B, 1, ...] of as many dimensions, all float32) -> the
+            guided velocity.
         embedded: g is an input of the network. Then 1 is a value like others and does not turn it off.
     """
 

@@ -40,7 +40,7 @@ def outline(configs: Configs) -> Outline:
         latent_scale=2 ** len(vae["temperal_downsample"]),
         patch_size=_PATCH,
         conditioning={"embeds": (FREE, transformer["joint_attention_dim"])},
-        native=Native(side=1024, steps=50, guidance_scale=4.0, max_sequence_length=512),
+        native=Native(width=1024, height=1024, steps=50, guidance_scale=4.0, max_sequence_length=512),
     )
 
 

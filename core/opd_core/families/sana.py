@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from opd_core.families.family import Configs, Family, Native, Outline, TextWindow
 from opd_core.families.guidance import CLASSIFIER_FREE
+from opd_core.families.shared import euler_schedule
 from opd_core.teachers.contract import FREE
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from opd_core.diffusion.schedule import Schedule
 
 
 def outline(configs: Configs) -> Outline:
@@ -29,7 +28,13 @@ def outline(configs: Configs) -> Outline:
         latent_scale=scale,
         patch_size=transformer["patch_size"],
         conditioning={"embeds": (FREE, transformer["caption_channels"]), "mask": (FREE,)},
-        native=Native(side=transformer["sample_size"] * scale, steps=20, guidance_scale=4.5, max_sequence_length=300),
+        native=Native(
+            width=transformer["sample_size"] * scale,
+            height=transformer["sample_size"] * scale,
+            steps=20,
+            guidance_scale=4.5,
+            max_sequence_length=300,
+        ),
     )
 
 
@@ -75,13 +80,6 @@ def decode(vae: Any, latents: "Tensor") -> "Tensor":
     return images
 
 
-def schedule(config: Mapping[str, Any], steps: int, tokens: int) -> "Schedule":
-    """As shipped, SANA has a DPM-Solver++ scheduler; its noise levels are those of Euler with the same shift."""
-    from opd_core.diffusion.schedule import schedule_from_config
-
-    return schedule_from_config({"shift": config["flow_shift"]} if "flow_shift" in config else config, steps)
-
-
 SANA = Family(
     pipeline="SanaPipeline",
     outline=outline,
@@ -89,7 +87,7 @@ SANA = Family(
     encode_negative=encode_negative,
     velocity=velocity,
     decode=decode,
-    schedule=schedule,
+    schedule=euler_schedule,
     targets=(
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
         "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",

@@ -33,7 +33,13 @@ def outline(configs: Configs) -> Outline:
             "embeds": (FREE, transformer["joint_attention_dim"]),
             "pooled": (transformer["pooled_projection_dim"],),
         },
-        native=Native(side=transformer["sample_size"] * scale, steps=28, guidance_scale=4.5, max_sequence_length=128),
+        native=Native(
+            width=transformer["sample_size"] * scale,
+            height=transformer["sample_size"] * scale,
+            steps=28,
+            guidance_scale=4.5,
+            max_sequence_length=128,
+        ),
         max_side=transformer["pos_embed_max_size"] * transformer["patch_size"] * scale,
     )
 

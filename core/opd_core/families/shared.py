@@ -26,3 +26,11 @@ def uniform_schedule(config: Mapping[str, Any], steps: int, tokens: int) -> "Sch
     from opd_core.diffusion.schedule import linear_mu, schedule_from_config
 
     return schedule_from_config(config, steps, mu=linear_mu(config, tokens), uniform=True)
+
+
+def euler_schedule(config: Mapping[str, Any], steps: int, tokens: int) -> "Schedule":
+    """That of diffusers' Euler scheduler; where the model ships another solver (DPM-Solver++, UniPC), with its
+    flow_shift."""
+    from opd_core.diffusion.schedule import schedule_from_config
+
+    return schedule_from_config({"shift": config["flow_shift"]} if "flow_shift" in config else config, steps)

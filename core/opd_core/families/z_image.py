@@ -31,7 +31,7 @@ def outline(configs: Configs) -> Outline:
         latent_scale=2 ** (len(vae["block_out_channels"]) - 1),
         patch_size=transformer["all_patch_size"][0],
         conditioning={"embeds": (FREE, transformer["cap_feat_dim"])},
-        native=Native(side=1024, steps=50, guidance_scale=5.0, max_sequence_length=512),
+        native=Native(width=1024, height=1024, steps=50, guidance_scale=5.0, max_sequence_length=512),
     )
 
 

@@ -1,4 +1,4 @@
-"""One text-to-image model, as all roles use it: prompts in, velocities, images out."""
+"""One text-to-image or text-to-video model, as all roles use it: prompts in, velocities, images out."""
 
 import logging
 import warnings
@@ -37,7 +37,7 @@ class Model(Outline):
         return self.pipeline.transformer
 
     def forward(self, latents: Tensor, sigmas: Tensor, prompts: Mapping[str, Tensor], guidance: Tensor) -> Tensor:
-        """Velocity [B, C, h, w] in the model's dtype of one branch: latents [B, C, h, w], sigmas [B], what the rows are
+        """Velocity [B, *latent] in the model's dtype of one branch: latents [B, *latent], sigmas [B], what the rows are
         told [B, ...] by name, and guidance [B] for a network that takes it."""
         return self.family.velocity(self.transformer, latents.to(self.dtype), sigmas, prompts, guidance)
 
@@ -48,7 +48,7 @@ class Model(Outline):
         return Prompts.of(self.guidance, positive, negative, scale, self.device, self.dtype)
 
     def velocity(self, latents: Tensor, sigma: Tensor | float, prompts: Prompts) -> Tensor:
-        """Guided velocity [B, C, h, w], float32, at latents [B, C, h, w] and sigmas [B], or one for all rows, in the
+        """Guided velocity [B, *latent], float32, at latents [B, *latent] and sigmas [B], or one for all rows, in the
         arithmetic of the model's dtype."""
         sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(len(latents))
         with arithmetic(self.device, self.dtype):
@@ -68,7 +68,7 @@ class Model(Outline):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W], float32 in 0..1, of latents [B, C, h, w]."""
+        """Images [B, 3, H, W], or videos [B, F, 3, H, W], float32 in 0..1, of latents [B, *latent]."""
         vae = self.pipeline.vae
         images = self.family.decode(vae, latents.to(self.device, vae.dtype))
         return (images.float() / 2 + 0.5).clamp(0, 1)

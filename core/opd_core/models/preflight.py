@@ -187,9 +187,12 @@ def _base(spec: Spec, find: Find, found: list[str]) -> tuple[Outline | None, Lin
 
 
 def _resolution(spec: Spec, outline: Outline) -> Iterator[str]:
-    for name, side in spec.training.resolution:
+    resolution = spec.training.resolution
+    for name, side in (("width", resolution.width), ("height", resolution.height)):
         if not outline.takes(side):
             yield f"spec.training.resolution.{name} is {side}: this model needs {outline.sides}"
+    if not outline.takes_frames(resolution.frames):
+        yield f"spec.training.resolution.frames is {resolution.frames}: this model needs {outline.frame_counts}"
 
 
 def _teacher(place: Path, alpha: float | None, linear: Linear | None) -> AdapterFile:

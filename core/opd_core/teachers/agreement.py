@@ -63,8 +63,8 @@ def self_test(
     of that, or `rounding` of the answer where they hardly differ. Sizes are root mean squares.
 
     Args:
-        shape: (C, H, W) of a latent.
-        student: its velocity at latents [1, C, H, W] and a sigma, on the CPU.
+        shape: of a latent.
+        student: its velocity at latents [1, *latent] and a sigma, on the CPU.
 
     Returns:
         The largest difference seen, relative to what is accepted.

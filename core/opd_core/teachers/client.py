@@ -44,12 +44,12 @@ class TeacherClient(Protocol):
         """Ask `teacher` for velocities at B states; returns at once.
 
         Args:
-            latents: [B, C, h, w], any float dtype and device; sigmas, guidance: [B].
+            latents: [B, *latent], any float dtype and device; sigmas, guidance: [B].
             conditioning: B encoded prompts; negative: of the unconditional branch.
             base: the base of this teacher answers in its place.
 
         Returns:
-            A future of velocities [B, C, h, w], float32 on the CPU, all finite. A missing, misshapen or non-finite
+            A future of velocities [B, *latent], float32 on the CPU, all finite. A missing, misshapen or non-finite
             answer makes it raise, never count as zero.
         """
         ...

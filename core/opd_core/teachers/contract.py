@@ -7,8 +7,9 @@ The Triton model `MODEL` takes two kinds of requests, told apart by their inputs
               -> VELOCITY [B, ...] FP16; MEAN [B, ...] FP32 = a x + b v, on request
     register  KEY [B, 16], CONDITIONING [B, bytes] -> REGISTERED [B, 1]
 
-Latents have the shape that the server's description gives, [C, h, w] of an image. The velocity is v = e - x0 and sigma
-is in [0, 1], whatever the network behind them takes. TEACHER is a number of the description's order, or BASE.
+Latents have the shape that the server's description gives, [C, h, w] of an image and [C, t, h, w] of a video. The
+velocity is v = e - x0 and sigma is in [0, 1], whatever the network behind them takes. TEACHER is a number of the
+description's order, or BASE.
 What a prompt is to its network is twenty times the size of a latent, so it travels once and is named afterwards by its
 key. A row of CONDITIONING is a safetensors file with the tensors that the description names, all in the server's
 precision but for one called `mask`, which is BOOL. Rows of one request have equal shapes, hence equal lengths. A key is

@@ -24,7 +24,7 @@ def service_info(
         teachers={name: teacher_fingerprint(files) for name, files in teachers.items()},
         precision=precision,
         max_sequence_length=max_sequence_length,
-        latents=(outline.latent_channels, FREE, FREE),
+        latents=(outline.latent_channels, *[FREE] * (outline.latent_rank - 1)),
         conditioning=dict(outline.conditioning),
         versions=installed_versions(),
     )

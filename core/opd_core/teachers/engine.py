@@ -61,7 +61,7 @@ class ConditioningCache:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """B rows. `teachers`: [B] int64 numbers, or BASE; `latents`: [B, C, h, w]; `sigmas`, `guidance`: [B] float32 on the
+    """B rows. `teachers`: [B] int64 numbers, or BASE; `latents`: [B, *latent]; `sigmas`, `guidance`: [B] float32 on the
     CPU. What they are told may differ in shape from row to row."""
 
     teachers: Tensor
@@ -102,11 +102,11 @@ class Engine:
         self.model = model
         self.teachers = tuple(teachers)
         self.whole = whole
-        self._fitting: dict[torch.Size, int] = {}  # rows of a forward pass that are known to fit, by [C, h, w]
+        self._fitting: dict[torch.Size, int] = {}  # rows of a forward pass that are known to fit, by latent's shape
 
     @torch.no_grad()
     def answer(self, query: Query) -> Tensor:
-        """Velocities [B, C, h, w], float32, of every row by its own teacher or the base.
+        """Velocities [B, *latent], float32, of every row by its own teacher or the base.
 
         Raises:
             InvalidError: the base is asked for where there is none. NonFiniteError: a teacher's own answer is not

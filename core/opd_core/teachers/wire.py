@@ -19,7 +19,7 @@ from opd_core.teachers.payload import write_conditioning
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """B states of one teacher's task, on the CPU: `latents` [B, C, h, w]; `sigmas`, `guidance` [B] float32. `base`: the
+    """B states of one teacher's task, on the CPU: `latents` [B, *latent]; `sigmas`, `guidance` [B] float32. `base`: the
     teacher's base answers."""
 
     teacher: str
@@ -76,7 +76,7 @@ def key_of(info: ServiceInfo, conditioning: Conditioning) -> bytes:
 
 
 def checked_velocity(answer: np.ndarray[Any, Any], rows: Rows, address: str) -> Tensor:
-    """Velocities [B, C, h, w], float32.
+    """Velocities [B, *latent], float32.
 
     Raises:
         RefusedError: another shape, or a number that is not finite.

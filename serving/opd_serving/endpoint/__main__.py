@@ -53,11 +53,16 @@ def parser() -> argparse.ArgumentParser:
     sampling = options.add_argument_group("defaults of requests, instead of those in the student's manifest")
     sampling.add_argument("--width", type=_positive)
     sampling.add_argument("--height", type=_positive)
+    sampling.add_argument("--frames", type=_positive)
     sampling.add_argument("--steps", type=_positive)
     sampling.add_argument("--guidance-scale", type=float)
     sampling.add_argument("--max-sequence-length", type=_positive)
     limits = options.add_argument_group("limits")
-    limits.add_argument("--max-pixels", type=_positive, help="pixels of an image; default: four times the default size")
+    limits.add_argument(
+        "--max-pixels",
+        type=_positive,
+        help="pixels of an image, or of all frames; default: four times the default size",
+    )
     limits.add_argument("--max-request-seconds", type=float, default=Settings.max_request_seconds)
     limits.add_argument(
         "--leave-seconds",

@@ -46,6 +46,7 @@ class ImagesResponse(BaseModel):
     output_format: Format
     quality: Literal["auto"] = "auto"
     size: str
+    frames: int
     steps: int
     guidance: float
     model: str
@@ -151,7 +152,7 @@ def _openai(service: Service) -> APIRouter:
         openapi_extra={"requestBody": schema},
     )
     async def generate_images(request: Request) -> Response:
-        """Make images; extensions to OpenAI's parameters: seed, steps, guidance, negative_prompt."""
+        """Make images or videos; extensions to OpenAI's parameters: frames, seed, steps, guidance, negative_prompt."""
         began = time.monotonic()
         try:
             service.engine.require_ready()
@@ -159,7 +160,7 @@ def _openai(service: Service) -> APIRouter:
             _require_json(request)
             order = service.order(parse_json(await service.bodies.read(request)))
             asked = order.request
-            request.state.what = f"{len(asked.seeds)} of {asked.width}x{asked.height}, {asked.steps} steps"
+            request.state.what = f"{len(asked.seeds)} of {asked.size}, {asked.steps} steps"
             # Without keys, a client is who asks from one address.
             if not service.keys:
                 request.state.client = request.client.host if request.client else ""
@@ -272,6 +273,7 @@ def _content(service: Service, order: Order, drawn: Drawn) -> str:
         data=data,
         output_format=order.format,
         size=f"{request.width}x{request.height}",
+        frames=request.frames,
         steps=request.steps,
         guidance=request.guidance,
         model=served.name,

@@ -287,7 +287,7 @@ class Engine:
     def _default(self, steps: int) -> ImageRequest:
         """An image as it is when nobody asks for anything else."""
         d = self._defaults
-        return ImageRequest("", "", (0,), d.width, d.height, steps, d.guidance_scale, self._guided)
+        return ImageRequest("", "", (0,), d.width, d.height, steps, d.guidance_scale, self._guided, d.frames)
 
     def _receive(self) -> bool:
         """Let new jobs in and cancelled ones out; waits for work. False: stop."""
@@ -348,8 +348,9 @@ class Engine:
         prompt = self._conditionings.get(request.prompt)
         negative = self._conditionings.get(request.negative_prompt, negative=True) if request.guided else prompt
         sample.job.truncated = prompt.truncated or negative.truncated
+        shape = model.latent_shape(request.width, request.height, request.frames)
         return sampling.Row(
-            sampling.initial_noise(sample.seed, model.latent_shape(request.width, request.height), model.device),
+            sampling.initial_noise(sample.seed, shape, model.device),
             sampling.euler_path(model, request.steps, request.width, request.height),
             prompt.conditioning,
             negative.conditioning,
@@ -403,7 +404,7 @@ class Engine:
         (image,) = self._model.decode(row.latents[None])
         if not torch.isfinite(image).all():
             raise ArithmeticError("the image decoder gave non-finite numbers")
-        pixels: Pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        pixels: Pixels = (image * 255).round().to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
         return pixels
 
     # ------------------------------------------------------------------------------------------ what goes wrong
@@ -430,8 +431,7 @@ class Engine:
 
     def _refuse(self, job: Job) -> None:
         """One image alone does not fit: the request's fault, and no reason to repeat it."""
-        size = f"{job.request.width}x{job.request.height}"
-        message = f"an image of {size} does not fit into this server's memory; ask for a smaller size"
+        message = f"an image of {job.request.size} does not fit into this server's memory; ask for a smaller size"
         self._end(job, TooLargeError("size", message))
 
     def _fail(self, job: Job, stage: str) -> None:

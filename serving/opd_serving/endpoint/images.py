@@ -1,4 +1,5 @@
-"""Image files that say what made them. The same pixels and provenance give the same bytes: no dates, no host names."""
+"""Image and video files that say what made them. The same pixels and provenance give the same bytes: no dates, no host
+names."""
 
 import io
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
+from opd_core.video import animated_webp
 from PIL import Image, PngImagePlugin
 
 Format = Literal["png", "jpeg", "webp"]
@@ -25,10 +27,17 @@ class Provenance:
     guidance: float
 
 
-def encode(pixels: NDArray[np.uint8], format: Format, compression: int, provenance: Provenance) -> bytes:
-    """An image file of pixels [H, W, 3]. `compression` is OpenAI's 0..100 for jpeg and webp: 100 keeps the most."""
-    image, buffer = Image.fromarray(pixels), io.BytesIO()
+def encode(
+    pixels: NDArray[np.uint8], format: Format, compression: int, provenance: Provenance, frames_per_second: int
+) -> bytes:
+    """An image file of pixels [H, W, 3], or, of a video's [F, H, W, 3], an animated WebP. `compression` is OpenAI's
+    0..100 for jpeg and webp: 100 keeps the most."""
     packet = xmp(provenance)
+    if pixels.ndim == 4:
+        assert format == "webp"
+        pictures = [Image.fromarray(frame) for frame in pixels]
+        return animated_webp(pictures, frames_per_second, quality=compression, xmp=packet.encode())
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
     if format == "png":
         info = PngImagePlugin.PngInfo()
         info.add_itxt("XML:com.adobe.xmp", packet)

@@ -34,6 +34,12 @@ class GenerationBody(BaseModel):
     size: str = Field(
         "auto", pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", description="WIDTHxHEIGHT in pixels, or auto."
     )
+    frames: int | None = Field(
+        None,
+        ge=1,
+        le=1025,
+        description="Frames of a video, of a model that makes some; 1: an image. Absent: the model's.",
+    )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i. Absent: random; the answer says which."
     )
@@ -47,7 +53,7 @@ class GenerationBody(BaseModel):
     )
     negative_prompt: str | None = Field(None, max_length=32_000, description="What the image does not show.")
     response_format: Literal["b64_json"] = Field("b64_json", description="Images come in the answer.")
-    output_format: Format = Field("png", description="File format.")
+    output_format: Format = Field("png", description="File format; of a video always webp, which is animated.")
     output_compression: int | None = Field(
         None, ge=0, le=100, description="Quality of jpeg and webp; 100 is best, and what png always is."
     )
@@ -133,14 +139,20 @@ def parse(
         )
     if not fields.prompt.strip():
         raise invalid("prompt", "prompt is blank; say what the image shows")
-    width, height = _size(fields.size, defaults, outline, max_pixels)
+    frames = defaults.frames if fields.frames is None else fields.frames
+    if not outline.takes_frames(frames):
+        raise invalid("frames", f"frames is {frames}; this model needs {outline.frame_counts}")
+    width, height = _size(fields.size, frames, defaults, outline, max_pixels)
+    output_format = fields.output_format if frames == 1 or "output_format" in fields.model_fields_set else "webp"
+    if frames > 1 and output_format != "webp":
+        raise invalid("output_format", f"output_format is {output_format}; a video of {frames} frames comes as webp")
     guidance = defaults.guidance_scale if fields.guidance is None else fields.guidance
     guided = outline.guidance.guides(guidance)
     if outline.guidance.off is not None and not guided:
         guidance = outline.guidance.off  # as it is computed, and told in the answer
     if fields.negative_prompt and not guided:
         raise invalid("negative_prompt", f"negative_prompt has no effect {_without(outline.guidance)}")
-    if fields.output_compression not in (None, 100) and fields.output_format == "png":
+    if fields.output_compression not in (None, 100) and output_format == "png":
         raise invalid("output_compression", "png is lossless; use output_format jpeg or webp with output_compression")
     seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed
     request = ImageRequest(
@@ -152,11 +164,12 @@ def parse(
         steps=fields.steps or defaults.steps,
         guidance=guidance,
         guided=guided,
+        frames=frames,
     )
     ignored = _WITHOUT_EFFECT if outline.guidance.effective else (*_WITHOUT_EFFECT, "guidance")
     return Order(
         request,
-        fields.output_format,
+        output_format,
         100 if fields.output_compression is None else fields.output_compression,
         tuple(name for name in ignored if name in fields.model_fields_set),
     )
@@ -192,18 +205,22 @@ def _without(guidance: Guidance) -> str:
     return f"at guidance {guidance.off:g} and less; use guidance above {guidance.off:g}"
 
 
-def _size(size: str, defaults: SamplingDefaults, outline: Outline, max_pixels: int) -> tuple[int, int]:
-    if size == "auto":
-        return defaults.width, defaults.height
-    match = re.fullmatch("([0-9]+)x([0-9]+)", size)
-    assert match is not None
-    width, height = int(match[1]), int(match[2])
-    try:
-        outline.latent_shape(width, height)
-    except InvalidError as error:
-        raise invalid("size", f"size is {size}: {error}") from error
-    if width * height > max_pixels:
-        raise invalid("size", f"size is {size}, {width * height} pixels; this server makes at most {max_pixels}")
+def _size(size: str, frames: int, defaults: SamplingDefaults, outline: Outline, max_pixels: int) -> tuple[int, int]:
+    width, height = defaults.width, defaults.height
+    if size != "auto":
+        match = re.fullmatch("([0-9]+)x([0-9]+)", size)
+        assert match is not None
+        width, height = int(match[1]), int(match[2])
+        try:
+            outline.latent_shape(width, height)
+        except InvalidError as error:
+            raise invalid("size", f"size is {size}: {error}") from error
+    elif frames <= defaults.frames:
+        return width, height
+    pixels = width * height * frames
+    if pixels > max_pixels:
+        of_all = f" in {frames} frames" if frames > 1 else ""
+        raise invalid("size", f"size is {size}, {pixels} pixels{of_all}; this server makes at most {max_pixels}")
     return width, height
 
 

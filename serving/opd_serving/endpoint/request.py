@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from opd_serving.endpoint.sampling import Row
 
-Pixels = NDArray[np.uint8]  # [H, W, 3]
+Pixels = NDArray[np.uint8]  # [H, W, 3], or of a video [F, H, W, 3]
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What to draw, checked and complete: one image for each of `seeds`. `guided`: each step makes a second forward
-    pass, with the negative prompt."""
+    """What to draw, checked and complete: one image, or video of so many frames, for each of `seeds`. `guided`: each
+    step makes a second forward pass, with the negative prompt."""
 
     prompt: str
     negative_prompt: str
@@ -25,10 +25,17 @@ class ImageRequest:
     steps: int
     guidance: float
     guided: bool
+    frames: int = 1
 
     @property
     def pixels(self) -> int:
-        return self.width * self.height
+        """Of all frames."""
+        return self.width * self.height * self.frames
+
+    @property
+    def size(self) -> str:
+        """In words."""
+        return f"{self.width}x{self.height}" + (f", {self.frames} frames" if self.frames > 1 else "")
 
     @property
     def step_work(self) -> int:
@@ -67,7 +74,7 @@ class Job:
 
     def __str__(self) -> str:
         r = self.request
-        return f"{self.id or 'request'}: {self.images} of {r.width}x{r.height}, {r.steps} steps"
+        return f"{self.id or 'request'}: {self.images} of {r.size}, {r.steps} steps"
 
 
 @dataclass(eq=False)
@@ -84,8 +91,9 @@ class Sample:
         return self.job.client
 
     @property
-    def group(self) -> tuple[int, int]:
-        return self.job.request.width, self.job.request.height  # rows of unlike texts are told apart in a step
+    def group(self) -> tuple[int, int, int]:
+        request = self.job.request
+        return request.width, request.height, request.frames  # rows of unlike texts are told apart in a step
 
     @property
     def work(self) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Row:
-    """One image on the device: `latents` [C, h, w] float32 before step `step` of `path`."""
+    """One image or video on the device: its `latents` float32 before step `step` of `path`."""
 
     latents: Tensor
     path: tuple[Transition, ...]
@@ -33,9 +33,9 @@ def euler_path(model: Model, steps: int, width: int, height: int) -> tuple[Trans
     return transitions(model.schedule(steps, width, height), "Flow", 0.0)
 
 
-def initial_noise(seed: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Standard normal [C, h, w], float32, from the CPU's generator: equal on every device and in any company."""
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)).to(device)
+def initial_noise(seed: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal [*shape], float32, from the CPU's generator: equal on every device and in any company."""
+    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed)).to(device)
 
 
 BUCKETS = (2, 4, 8, 16)

@@ -63,8 +63,9 @@ def open_model(uri: str, claims: Path) -> Served:
         adapter=None,
         fingerprint="",
         defaults=SamplingDefaults(
-            width=native.side,
-            height=native.side,
+            width=native.width,
+            height=native.height,
+            frames=native.frames,
             steps=native.steps,
             guidance_scale=native.guidance_scale,
             max_sequence_length=native.max_sequence_length,

@@ -58,6 +58,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     width: int | None = None
     height: int | None = None
+    frames: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     max_sequence_length: int | None = None
@@ -103,7 +104,7 @@ def make_service(settings: Settings) -> Service:
         served=served,
         outline=outline,
         engine=Engine(partial(load, served, device, TORCH_DTYPES[precision]), outline.guidance, d, settings.limits),
-        max_pixels=settings.max_pixels or 4 * d.width * d.height,
+        max_pixels=settings.max_pixels or 4 * d.width * d.height * d.frames,
         max_request_seconds=settings.max_request_seconds,
         keys=KeyFile(settings.api_keys) if settings.api_keys else None,
         loopback=is_loopback(settings.host),

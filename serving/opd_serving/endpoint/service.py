@@ -67,6 +67,7 @@ class Service:
                 order.format,
                 order.compression,
                 images.Provenance(served.name, served.digest, seed, request.steps, request.guidance),
+                self.outline.frames_per_second,
             )
             for image, seed in zip(pixels, request.seeds, strict=True)
         ]

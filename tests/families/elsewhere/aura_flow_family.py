@@ -16,7 +16,7 @@ def outline(configs):
         latent_scale=scale,
         patch_size=transformer["patch_size"],
         conditioning={"embeds": (FREE, transformer["joint_attention_dim"])},
-        native=Native(side=transformer["sample_size"] * scale, steps=50, guidance_scale=3.5, max_sequence_length=256),
+        native=Native(width=1024, height=1024, steps=50, guidance_scale=3.5, max_sequence_length=256),
     )
 
 

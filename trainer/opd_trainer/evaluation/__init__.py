@@ -7,5 +7,5 @@ LOOK_IMAGES = 4  # of them, at most: whose images are kept
 
 
 def looks_of(work: Path) -> Path:
-    """Where a run keeps the images of its looks, ROUND/TASK/NUMBER.png."""
+    """Where a run keeps the images of its looks, ROUND/TASK/NUMBER.png, or .webp of videos."""
     return work / "train" / "looks"

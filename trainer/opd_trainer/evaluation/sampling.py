@@ -66,14 +66,15 @@ def sample_images(
     conditioning: Sequence[Conditioning],
     negative: Conditioning,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of images [B, 3, H, W], float32 in 0..1 on the CPU, with the numbers of their prompts.
+    """Batches of images [B, 3, H, W], or videos [B, F, 3, H, W], float32 in 0..1 on the CPU, with the numbers of their
+    prompts.
 
     Args:
         numbers: which of the task's held-out prompts; an image depends on its number alone, not on the others.
         conditioning: of these prompts.
     """
     evaluation, resolution = spec.evaluation, spec.training.resolution
-    shape = model.latent_shape(resolution.width, resolution.height)
+    shape = model.latent_shape(resolution.width, resolution.height, resolution.frames)
     schedule = model.schedule(evaluation.sampler.steps, resolution.width, resolution.height)
     path = transitions(schedule, evaluation.sampler.solver, evaluation.sampler.noise_level)
     use_adapter(model.transformer, candidate.adapter)
@@ -91,5 +92,5 @@ def sample_images(
         yield part, model.decode(latents).cpu()
 
 
-def _noise(shape: tuple[int, int, int], seed: int, task: str, numbers: Sequence[int], step: int | str) -> Tensor:
+def _noise(shape: Sequence[int], seed: int, task: str, numbers: Sequence[int], step: int | str) -> Tensor:
     return torch.stack([draw(shape, seed, "evaluation", task, number, step) for number in numbers])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Answer(Protocol):
-    """A teacher's velocity [B, C, H, W] that may still be on its way."""
+    """A teacher's velocity [B, *latent] that may still be on its way."""
 
     def done(self) -> bool: ...
 
@@ -18,7 +18,7 @@ class Answer(Protocol):
 class Rollouts(Protocol):
     """B trajectories: where they start, what a stochastic sampler adds, and who is asked on the way.
 
-    States, noise and velocities are [B, C, H, W] float32.
+    States, noise and velocities are [B, *latent] float32.
     """
 
     def start(self) -> Tensor: ...

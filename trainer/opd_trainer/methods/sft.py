@@ -27,7 +27,7 @@ def matches(path: Sequence[Transition], weights: Sequence[float], batch: Rollout
 
 @torch.no_grad()
 def teacher_samples(path: Sequence[Transition], batch: Rollouts) -> Tensor:
-    """Latents [B, C, H, W] of the images that the teachers make without noise."""
+    """Latents [B, *latent] of the images that the teachers make without noise."""
     x, before = batch.start(), None  # `before`: the x0 of the step before
     for j, step in enumerate(path):
         velocity = batch.teachers(x, j).result().to(x.device, non_blocking=True)

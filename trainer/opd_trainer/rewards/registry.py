@@ -19,6 +19,8 @@ from opd_trainer.rewards.unified import unified_reward
 # images [N, 3, H, W] float32 in 0..1, N prompts, N mappings with the rest of each prompt's line -> [N] float32
 RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
 
+FRAMES = 8  # of a video that a reward sees, at most
+
 
 def load_reward(
     name: str,
@@ -29,7 +31,7 @@ def load_reward(
     hurry: threading.Event | None = None,
 ) -> RewardFn:
     """The reward `name`, ready to score on `device` or by `servers`, from any thread. Its answers are checked for shape
-    and finite numbers.
+    and finite numbers. Of videos [N, F, 3, H, W] it gives the mean over frames.
 
     Args:
         tries: of each question to `servers`. hurry: once it is set, they are not asked again.
@@ -40,14 +42,33 @@ def load_reward(
     """
     if servers is not None:
         make = unified_reward if name == UNIFIED else remote_reward
-        return _checked(name, make(servers, tries, hurry or threading.Event()))
+        return over_frames(_checked(name, make(servers, tries, hurry or threading.Event())))
     reward, alone = find_reward(name)(device), threading.Lock()  # tokenisers and pipelines are of one thread at a time
 
     def one_at_a_time(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         with alone:
             return reward(images, prompts, metadata)
 
-    return _checked(name, one_at_a_time)
+    return over_frames(_checked(name, one_at_a_time))
+
+
+def over_frames(reward: RewardFn) -> RewardFn:
+    """A reward of images that scores videos [N, F, 3, H, W], too: the mean over eight frames from the first to the
+    last, evenly spread, or over all where there are fewer."""
+
+    def of_both(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        if images.ndim == 4:
+            return reward(images, prompts, metadata)
+        count = min(FRAMES, images.shape[1])
+        chosen = images[:, torch.linspace(0, images.shape[1] - 1, count).round().long()]
+        scores = reward(
+            chosen.flatten(0, 1),
+            [prompt for prompt in prompts for _ in range(count)],
+            [of_video for of_video in metadata for _ in range(count)],
+        )
+        return scores.view(-1, count).mean(1)
+
+    return of_both
 
 
 def _checked(name: str, reward: RewardFn) -> RewardFn:
