@@ -47,7 +47,7 @@ class SamplingDefaults(_Part):
     steps: int
     guidance_scale: float
     max_sequence_length: int
-    frames: int = 1
+    frames: int = Field(1, exclude_if=lambda frames: frames == 1)  # manifests of images are as they were
 
 
 class Score(_Part):
