@@ -83,15 +83,19 @@ def shard(world: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
 
 
-def of_another_rank(world: Path) -> None:
-    """Metadata of an adapter of rank 8 beside tensors of rank 16."""
-    file = world / "teachers" / "geneval" / WEIGHTS
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
-    fields = {**json.loads(metadata["lora_adapter_metadata"]), "transformer.r": 8}
-    tensors = load_file(file)
-    file.unlink()
-    save_file(tensors, file, {**metadata, "lora_adapter_metadata": json.dumps(fields)})
+def described(**changes: Any) -> Callable[[Path], None]:
+    """The geneval teacher with other words in its metadata, beside tensors of rank 16."""
+
+    def edit(world: Path) -> None:
+        file = world / "teachers" / "geneval" / WEIGHTS
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        fields = json.loads(metadata["lora_adapter_metadata"]) | {f"transformer.{k}": v for k, v in changes.items()}
+        tensors = load_file(file)
+        file.unlink()
+        save_file(tensors, file, {**metadata, "lora_adapter_metadata": json.dumps(fields)})
+
+    return edit
 
 
 def of_another_target(world: Path) -> None:
@@ -148,7 +152,7 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
         None,
         ["spec.teachers[0].adapter.uri is pvc://tiny-world/prompts: ", f"holds neither {WEIGHTS} nor"],
     ),
-    "an adapter of another rank": ({}, of_another_rank, [GENEVAL, "has rank 16 in ", "and 8 by its configuration"]),
+    "an adapter of another rank": ({}, described(r=8), [GENEVAL, "has rank 16 in ", "and 8 by its configuration"]),
     "an adapter of another target": ({}, of_another_target, [GENEVAL, "adapts transformer_blocks.9."]),
     "a teacher with a model of its own": (WHOLE, own_model(), []),
     "a model of its own that is the base": (
@@ -227,6 +231,11 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
             "spec.student.adapter.rank is 32: the mean of the teachers has 48; write 48",
             "spec.student.adapter.alpha is 64: the mean of the teachers has 96; write 96",
         ],
+    ),
+    "another alpha than the mean of an rsLoRA and others": (
+        {"student.initFromTeachers": True, "student.adapter": {"rank": 48, "alpha": 96}},
+        described(use_rslora=True),  # alpha / sqrt(16)
+        ["spec.student.adapter.alpha is 96: the mean of the teachers has 384; write 384"],
     ),
     "another rank than the mean of teachers of which one is trained": (
         {
