@@ -5,18 +5,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from opd_core.api.load import check_spec
-from opd_core.api.types import Spec
+from opd_core.api.types import Resolution, Spec
 from opd_core.artifacts import SamplingDefaults
 from opd_core.errors import InvalidError
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.outline import read_outline
 from opd_core.models.preflight import adapter_problems, model_notes, teacher_problems
+from opd_core.models.teacher_files import check_teacher_model
 from opd_serving.endpoint.errors import ApiError
 from opd_serving.endpoint.parameters import Order, parse
 
@@ -37,6 +39,21 @@ def spec(repository: Path) -> Callable[..., Spec]:
         return check_spec(content).spec
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("teacher", "base", "words"),
+    [
+        ("flux2_klein", "flux2_klein_distilled", ""),
+        ("flux2_klein_distilled", "flux2_klein", "it was distilled to 4 steps, the base to none"),
+        ("flux2_klein", "flux", "its pipeline is Flux2KleinPipeline, the base's is FluxPipeline"),
+    ],
+)
+def test_a_model_teaches_its_family_at_the_noise_levels_that_it_answers_at(
+    folder_of: Callable[[str], Path], teacher: str, base: str, words: str
+) -> None:
+    with pytest.raises(InvalidError, match=words) if words else nullcontext():
+        check_teacher_model(folder_of(teacher), folder_of(base), Resolution(width=64, height=64))
 
 
 FIELDS = ["spec.training.guidanceScale", *(f"spec.teachers[{i}].guidanceScale" for i in range(3))]

@@ -61,8 +61,9 @@ def check_teacher_model(place: Path, base: Path | None, resolution: Resolution) 
                 "base; use a teacher of the base's family and latents"
             )
     if theirs.distilled_steps not in (None, ours.distilled_steps):
+        own = f"to {ours.distilled_steps}" if ours.distilled_steps else "to none"
         raise InvalidError(
-            f"it was distilled to {theirs.distilled_steps} steps, the base was not, and a student visits other noise "
+            f"it was distilled to {theirs.distilled_steps} steps, the base {own}, and a student visits other noise "
             "levels than it answers at; use the model that it was distilled from"
         )
     shared = {part.name: part for part in components(base) if _is_shared(part)}
