@@ -184,7 +184,7 @@ CASES: dict[str, tuple[dict[str, Any], Change | None, list[str]]] = {
     "a teacher for smaller images": (
         WHOLE,
         own_model(configure("teachers/whole/transformer/config.json", pos_embed_max_size=2)),
-        [OF_WHOLE + "it needs a width of a multiple of 8 up to 16, and spec.training.resolution.width is 32"],
+        [OF_WHOLE + "width is 32; this model needs a multiple of 8 up to 16"],
     ),
     "a teacher with another text encoder": (
         WHOLE,

@@ -11,7 +11,6 @@ from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
 from opd_core.diffusion.transitions import transitions
 from opd_core.models.adapters import use_adapter
-from opd_core.models.outline import PARTS
 from opd_core.models.pipeline import Model, load_model
 from torch import Tensor
 
@@ -35,19 +34,16 @@ def model_of(candidate: Candidate, base: Model) -> Iterator[Model]:
     if candidate.folder is None:
         yield base
         return
-    transformers = [part for name, part in base.pipeline.components.items() if name.startswith(PARTS["transformer"])]
-    for part in transformers:
-        part.to("cpu")
+    base.transformer.to("cpu")
+    own = load_model(candidate.folder, device=base.device, dtype=base.dtype, parts={"transformer"})
+    own.pipeline.register_modules(vae=base.pipeline.vae)
     try:
-        own = load_model(candidate.folder, device=base.device, dtype=base.dtype, parts={"transformer"})
-        own.pipeline.register_modules(vae=base.pipeline.vae)
         yield own
-        del own
     finally:
+        own.transformer.to("cpu")  # whoever still refers to it holds nothing of the device's
         if base.device.type == "cuda":
             torch.cuda.empty_cache()
-        for part in transformers:
-            part.to(base.device)
+        base.transformer.to(base.device)
 
 
 def student_guidance(spec: Spec) -> float:
