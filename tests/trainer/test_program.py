@@ -33,7 +33,7 @@ ZERO_1 = {
     "spec.training.deepspeed.zeroStage": 1,
     "spec.evaluation": {"everyRounds": 2, "promptsPerTask": 3, "sampler": {"steps": 1}},
 }
-ZERO_2 = {**ZERO_1, "spec.training.deepspeed.zeroStage": 2, "spec.training.processesPerNode": 2}
+TWO_RANKS = {**ZERO_1, "spec.training.processesPerNode": 2}
 ENDLESS = {
     "spec.training.rounds": 100_000,
     "spec.training.optimizer": {"learningRate": 1.0e-3},
@@ -131,19 +131,28 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(trainer: Trainer, re
     assert without_times(trainer.log("killed")) == without_times(trainer.log("reference"))
 
 
-def test_two_ranks_under_torchrun_equal_one(trainer: Trainer, reference: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("whole", {"spec.training.deepspeed.zeroStage": 2}),
+        ("in-parts", {"spec.training.microBatchSize": 1}),  # one task after the other, on each rank
+    ],
+)
+def test_two_ranks_under_torchrun_equal_one(
+    trainer: Trainer, reference: Path, name: str, changes: dict[str, Any]
+) -> None:
     torchrun = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "opd_trainer.train",
     ]  # fmt: skip
-    code, output = trainer.run("torchrun", ZERO_2, program=torchrun)
+    code, output = trainer.run(name, {**TWO_RANKS, **changes}, program=torchrun)
     assert code == 0, output
-    for two, one in zip(trainer.log("torchrun"), trainer.log("reference"), strict=True):
+    for two, one in zip(trainer.log(name), trainer.log("reference"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
         for task, rewards in one.get("rewards", {}).items():
             assert two["rewards"][task] == pytest.approx(rewards, abs=1e-4)
-    ours, theirs = student(trainer.folder / "torchrun"), student(reference)
+    ours, theirs = student(trainer.folder / name), student(reference)
     for side in ("lora_A", "lora_B"):
         names = [name for name in theirs if side in name]
         largest = max(float(theirs[name].abs().max()) for name in names)
