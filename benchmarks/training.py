@@ -45,7 +45,8 @@ import torch
 import yaml
 from figures import write
 from opd_core.api.load import check_spec, dump_spec
-from opd_core.api.types import OPDDistillation, Passes, Spec
+from opd_core.api.training import Passes
+from opd_core.api.types import OPDDistillation, Spec
 from opd_core.conditioning import Conditioning, Prompts, stack
 from opd_core.diffusion.noise import draw
 from opd_core.models.adapters import adapter_parameters, load_adapter, use_adapter

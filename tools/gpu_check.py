@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
-from opd_core.api.types import LoRA, Optimizer, Passes, Precision, Resolution, Training
+from opd_core.api.training import LoRA, Optimizer, Passes, Precision, Resolution, Training
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
 from opd_core.diffusion.transitions import transitions

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
 from opd_core.api.load import load_spec
 from opd_core.api.teachers import teacher_path, trained_teachers
-from opd_core.api.types import Method
+from opd_core.api.training import Method
 from opd_core.errors import StorageError
 from opd_trainer.evaluation import VALIDATION_PROMPTS, looks_of
 from opd_trainer.figures import FIGURES

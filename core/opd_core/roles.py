@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from opd_core.api.pod import amount
-from opd_core.api.types import Method, OPDDistillation, Placement, Spec
+from opd_core.api.training import Method
+from opd_core.api.types import OPDDistillation, Placement, Spec
 
 # Rewards of ours whose weights come from the Hugging Face hub, wherever they are computed.
 HUB_REWARDS = frozenset(

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from opd_core.api.digests import digest, said
 from opd_core.api.teachers import trained_teachers
-from opd_core.api.types import API_VERSION, KIND, Method, OPDDistillation, Spec
+from opd_core.api.training import Method
+from opd_core.api.types import API_VERSION, KIND, OPDDistillation, Spec
 from opd_core.roles import HUB_REWARDS, Place
 from opd_core.uris import parse
 

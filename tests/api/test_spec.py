@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from opd_core.api import rules
 from opd_core.api.load import SpecError, check_spec, dump_spec, load_spec, parse_spec, spec_digest
 from opd_core.api.teachers import completed, trained_teachers
-from opd_core.api.types import Algorithm, OPDDistillation, Sampler, Spec, TeacherTraining
+from opd_core.api.training import Algorithm, Sampler, TeacherTraining
+from opd_core.api.types import OPDDistillation, Spec
 from pydantic import BaseModel
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*/*.yaml"))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from opd_core.api.load import check_spec
-from opd_core.api.types import Resolution, Spec
+from opd_core.api.training import Resolution
+from opd_core.api.types import Spec
 from opd_core.artifacts import SamplingDefaults
 from opd_core.errors import InvalidError
 from opd_core.models.fingerprint import fingerprint

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 from opd_core import roles
 from opd_core.api.load import check_spec, dump_spec, load_spec
-from opd_core.api.types import Method, OPDDistillation
+from opd_core.api.training import Method
+from opd_core.api.types import OPDDistillation
 from opd_core.exit_codes import ExitCode
 from opd_serving.endpoint import __main__ as endpoint_program
 from opd_serving.teacher import arguments as teacher_arguments

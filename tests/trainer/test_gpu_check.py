@@ -8,7 +8,7 @@ from pathlib import Path
 import gpu_check
 import pytest
 import torch
-from opd_core.api.types import Precision
+from opd_core.api.training import Precision
 
 
 def test_it_runs_without_a_card_and_every_check_passes(repository: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from opd_core.api.types import LoRA, Passes
+from opd_core.api.training import LoRA, Passes
 from opd_core.models.adapters import add_student_adapter
 from opd_core.models.pipeline import Model
 from opd_core.precision import arithmetic

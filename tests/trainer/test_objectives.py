@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from opd_core.api.types import Objective as ObjectiveSpec
+from opd_core.api.training import Objective as ObjectiveSpec
 from opd_core.diffusion.schedule import Schedule, schedule_from_config
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError

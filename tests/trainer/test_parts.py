@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from opd_core.api.types import LearningRateSchedule, Optimizer, Training
+from opd_core.api.training import LearningRateSchedule, Optimizer, Training
 from opd_core.conditioning import Conditioning
 from opd_core.device import is_out_of_memory
 from opd_core.diffusion.schedule import Schedule

@@ -12,7 +12,7 @@ import pytest
 import torch
 from opd_core.api.base import Model
 from opd_core.api.load import SpecError
-from opd_core.api.types import Objective
+from opd_core.api.training import Objective
 from opd_core.diffusion.schedule import Schedule
 from opd_core.diffusion.transitions import transitions
 from opd_core.errors import InvalidError, RefusedError

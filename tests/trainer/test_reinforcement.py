@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from opd_core.api.types import AdvantageScale, OldPolicy, StudentReinforcement, TeacherTraining
+from opd_core.api.training import AdvantageScale, OldPolicy, StudentReinforcement, TeacherTraining
 from opd_core.diffusion.transitions import Transition
 from opd_core.errors import InvalidError, RefusedError
 from opd_core.models.adapters import adapter_parameters

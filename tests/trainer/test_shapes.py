@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from opd_core.api.types import LoRA
+from opd_core.api.training import LoRA
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.guidance import guided_velocity
 from opd_core.families.sd3 import SD3

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from opd_core.api.types import Training
+from opd_core.api.training import Training
 from opd_core.conditioning import Conditioning, Prompts
 from torch import Tensor
 

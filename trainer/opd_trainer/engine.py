@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from opd_core.api.types import LearningRateSchedule, Optimizer
+from opd_core.api.training import LearningRateSchedule, Optimizer
 from opd_core.imports import without_collection
 from torch import Tensor, nn
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import FrameType
 
 from opd_core.api.load import load_spec
-from opd_core.api.types import Training
+from opd_core.api.training import Training
 from opd_core.errors import InvalidError, OPDError
 from opd_core.exit_codes import ExitCode
 from opd_core.ports import free_ports

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from opd_core.api.types import Passes
+from opd_core.api.training import Passes
 from opd_core.device import is_out_of_memory
 from opd_core.models.pipeline import Model
 from torch import Tensor, nn

@@ -5,7 +5,8 @@ from pathlib import Path
 from threading import Event
 
 from opd_core.api.teachers import completed_for
-from opd_core.api.types import Algorithm, ReinforcementLearning, Spec
+from opd_core.api.training import Algorithm, ReinforcementLearning
+from opd_core.api.types import Spec
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.models.adapters import adapter_parameters
 from opd_core.models.pipeline import Model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING
 
-from opd_core.api.types import Training
+from opd_core.api.training import Training
 from opd_core.conditioning import Conditioning, Prompts
 from opd_core.diffusion.transitions import Transition
 from opd_core.models.pipeline import Model

@@ -9,8 +9,9 @@ from pathlib import Path
 from threading import Event
 
 import torch
-from opd_core.api import types
-from opd_core.api.types import Placement, Precision, Spec, Training
+from opd_core.api.training import FakeScore as FakeScoreSettings
+from opd_core.api.training import Precision, Training
+from opd_core.api.types import Placement, Spec
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
@@ -70,7 +71,7 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
 
 def fake_score(training: Training, model: Model) -> FakeScore:
     parameters = adapter_parameters(model.transformer, FAKE)
-    settings = training.fake_score or types.FakeScore()
+    settings = training.fake_score or FakeScoreSettings()
     optimizer = settings.optimizer or training.optimizer
     engine = Engine(parameters, optimizer, training.deepspeed.zero_stage)
     return FakeScore(engine, optimizer, settings.updates_per_round or FAKE_UPDATES[training.method])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from opd_core.api.digests import digest, weights_fields
 from opd_core.api.load import load_spec
-from opd_core.api.types import Method, OPDDistillation
+from opd_core.api.training import Method
+from opd_core.api.types import OPDDistillation
 from opd_core.device import choose_device
 from opd_core.errors import UnavailableError
 from opd_core.exit_codes import ExitCode

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Self
 
 import torch
-from opd_core.api.types import Training
+from opd_core.api.training import Training
 from opd_core.conditioning import Conditioning, Prompts
 from opd_core.diffusion.noise import draw, uniform
 from opd_core.errors import DivergedError

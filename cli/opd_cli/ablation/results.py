@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from opd_core.api.teachers import completed_for
-from opd_core.api.types import Method, Passes, Spec
+from opd_core.api.training import Method, Passes
+from opd_core.api.types import Spec
 from opd_trainer.evaluation import VALIDATION_PROMPTS
 
 from opd_cli.ablation.grid import Cell, varied

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from opd_core import uris
 from opd_core.api import sentences
 
 ShortText = Annotated[str, Field(max_length=253)]
@@ -13,6 +14,11 @@ LabelKey = Annotated[str, Field(max_length=253, pattern=sentences.LABEL_KEY_PATT
 LabelValue = Annotated[str, Field(max_length=63, pattern=sentences.LABEL_VALUE_PATTERN)]
 # A name in the object's own namespace: nothing in a spec can name another one.
 LocalName = Annotated[str, Field(max_length=253, pattern=sentences.LOCAL_NAME_PATTERN)]
+Uri = Annotated[str, Field(max_length=uris.MAX_LENGTH, pattern=uris.PATTERN)]
+OptionalUri = Annotated[str, Field(max_length=uris.MAX_LENGTH, pattern=sentences.OPTIONAL_URI_PATTERN)]
+# Of what other packages may bring: rewards, objectives.
+PluginName = Annotated[str, Field(min_length=1, max_length=128, pattern=sentences.PLUGIN_PATTERN)]
+Guidance = Annotated[float, Field(ge=0, le=50)]
 
 
 class Model(BaseModel):

@@ -3,7 +3,7 @@
 from opd_core.api import sentences
 from opd_core.api.cel_rule import Cel, first, quoted
 from opd_core.api.teachers import FOLDER, trainable_steps
-from opd_core.api.types import Sampler
+from opd_core.api.training import Sampler
 
 RANKS = "(self.nodes * self.processesPerNode)"
 _USUAL_STEPS = trainable_steps(Sampler().steps)  # of teachers that name none, whatever their algorithm

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from opd_core.api.types import LearningRateSchedule, Method, OPDDistillation
+from opd_core.api.training import LearningRateSchedule, Method
+from opd_core.api.types import OPDDistillation
 from opd_core.uris import parse
 
 # No weight of the student depends on these.

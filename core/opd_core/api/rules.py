@@ -7,17 +7,17 @@ from opd_core.api.affinity import Affinity, LabelExpression, LabelSelector, Node
 from opd_core.api.pod import EnvVar, Pod, Resources, Toleration, Volume, amount, devices
 from opd_core.api.sentences import Problem, shown
 from opd_core.api.teachers import FOLDER, completed, trainable_steps
-from opd_core.api.types import (
+from opd_core.api.training import (
     Algorithm,
     LearningRateSchedule,
     Method,
     ReinforcementLearning,
     Sampler,
     SamplerType,
-    Spec,
     TeacherTraining,
     Training,
 )
+from opd_core.api.types import Spec
 
 # What every pod has already: its own files, the spec, the claims, what the kernel shows.
 RESERVED_PATHS = ("/tmp", "/dev", "/proc", "/sys", "/etc", "/opt/opd", "/usr", "/mnt/claims", "/var/run/secrets")  # noqa: S108

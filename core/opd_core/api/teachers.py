@@ -9,16 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from opd_core.api.digests import digest, said
-from opd_core.api.types import (
-    AdapterRef,
-    Algorithm,
-    ReinforcementLearning,
-    Sampler,
-    SamplerType,
-    Spec,
-    Teacher,
-    TeacherTraining,
-)
+from opd_core.api.training import Algorithm, ReinforcementLearning, Sampler, SamplerType, TeacherTraining
+from opd_core.api.types import AdapterRef, Spec, Teacher
 from opd_core.uris import claim_path
 
 FOLDER = "opd-teachers"  # of all of them, beside the student's folder

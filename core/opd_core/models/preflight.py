@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from opd_core.api.teachers import adapter_of, teacher_uri
-from opd_core.api.types import LoRA, Spec
+from opd_core.api.training import LoRA
+from opd_core.api.types import Spec
 from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
 from opd_core.models.adapter_file import (

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opd_core.api.teachers import adapter_of
-from opd_core.api.types import Resolution, Spec, Teacher
+from opd_core.api.training import Resolution
+from opd_core.api.types import Spec, Teacher
 from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
 from opd_core.models.adapter_file import AdapterFile, read_teacher

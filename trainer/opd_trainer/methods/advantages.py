@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from opd_core.api.types import AdvantageScale
+from opd_core.api.training import AdvantageScale
 from torch import Tensor
 
 _LEAST_STD = 1e-4  # Flow-GRPO's and DiffusionNFT's: a group without differences has no advantage

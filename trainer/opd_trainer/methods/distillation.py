@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from opd_core.api.types import Method as Kind
+from opd_core.api.training import Method as Kind
 from opd_core.teachers.client import ClientStats, TeacherClient
 from torch import Tensor
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from opd_core.api.types import Optimizer
+from opd_core.api.training import Optimizer
 from opd_core.errors import DivergedError
 from opd_core.models.adapters import use_adapter
 from torch import Tensor

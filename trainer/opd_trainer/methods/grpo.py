@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from opd_core.api.teachers import CLIP_NUMEL, trainable_steps
-from opd_core.api.types import Algorithm, ReinforcementLearning
+from opd_core.api.training import Algorithm, ReinforcementLearning
 from opd_core.diffusion.noise import keyed_seed
 from opd_core.diffusion.transitions import Transition
 from opd_core.models.adapters import use_adapter

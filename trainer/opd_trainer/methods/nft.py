@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from opd_core.api.types import OldPolicy, ReinforcementLearning
+from opd_core.api.training import OldPolicy, ReinforcementLearning
 from opd_core.diffusion.noise import keyed_seed
 from opd_core.models.adapters import use_adapter
 from torch import Tensor, nn

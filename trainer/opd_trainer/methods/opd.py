@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from opd_core.api.types import Passes
+from opd_core.api.training import Passes
 from opd_core.diffusion.transitions import Transition
 from torch import Tensor
 

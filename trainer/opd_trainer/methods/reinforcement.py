@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from opd_core.api.types import ReinforcementLearning
+from opd_core.api.training import ReinforcementLearning
 from opd_core.diffusion.transitions import Transition
 from opd_core.errors import DivergedError, InvalidError
 from opd_core.teachers.client import ClientStats

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from opd_core.api import types
+from opd_core.api import training
 from opd_core.diffusion.noise import keyed_seed
 from opd_core.diffusion.transitions import Transition
 from opd_core.errors import InvalidError
@@ -23,7 +23,7 @@ def find_objective(name: str) -> Objective:
     return found
 
 
-def load_loss(spec: types.Objective, path: Sequence[Transition]) -> Loss:
+def load_loss(spec: training.Objective, path: Sequence[Transition]) -> Loss:
     """The loss that a spec asks for.
 
     Raises:
@@ -46,7 +46,7 @@ def load_loss(spec: types.Objective, path: Sequence[Transition]) -> Loss:
     return objective.normalized
 
 
-def step_weights(spec: types.Objective, steps: int) -> tuple[float, ...]:
+def step_weights(spec: training.Objective, steps: int) -> tuple[float, ...]:
     """What every one of N solver steps counts in the loss, [N]; 0 for a step that is not trained.
 
     Raises:
