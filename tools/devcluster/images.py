@@ -59,7 +59,10 @@ def build(extra: Path | None = None) -> tuple[Image, ...]:
 
 def build_traefik() -> Image:
     """docker.io/diffusion-opd/traefik: a gateway to test against; it is no part of the project."""
-    recipe = 'FROM scratch\nCOPY traefik /usr/local/bin/traefik\nENTRYPOINT ["/usr/local/bin/traefik"]\n'
+    recipe = (
+        f"FROM scratch\nCOPY traefik /usr/local/bin/traefik\nUSER {USER}:{USER}\n"
+        'ENTRYPOINT ["/usr/local/bin/traefik"]\n'
+    )
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         shutil.copy(control_plane.build("traefik") / "traefik", scratch)
         return _export(_build_text("traefik", Path(scratch), recipe), "traefik:e2e")
