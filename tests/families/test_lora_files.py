@@ -322,7 +322,7 @@ def test_a_student_starts_from_diffusers_names_alone(folder_of: FolderOf, tmp_pa
     """The trainer holds the start's layers against the spec's before it has a model."""
     base, file = folder_of("flux2_klein"), tmp_path / "lora.safetensors"
     write(file, sizes_of(base, FLUX_2), comfy)
-    told = life.spec()
+    told = life.spec(frames=1)
     told["spec"]["student"]["initFrom"] = "pvc://world/start"
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(told))
     spec = load_spec(tmp_path / "spec.yaml").spec
