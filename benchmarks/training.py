@@ -57,9 +57,8 @@ from opd_trainer.engine import World, init_distributed
 from opd_trainer.loop import train
 from opd_trainer.prompts import training_prompt
 from opd_trainer.record import RoundRecord
-from opd_trainer.run import Run
+from opd_trainer.run import STUDENT, Run
 from opd_trainer.setup import (
-    STUDENT,
     add_student,
     all_teachers,
     build_run,
@@ -326,7 +325,7 @@ def main() -> None:
         with triton(check_spec(content), arguments.claims, Path(folder), arguments.device) as address:
             remote = build("Shared", Passes.ONE, [address])
             play([ours("remote", remote, HALF), *variants], arguments)
-            remote.teachers.close()
+            remote.method.close()
 
 
 def play(variants: list[Variant], arguments: Any) -> None:
