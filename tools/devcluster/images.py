@@ -165,8 +165,8 @@ def _uv() -> str:
 def _buildah(*arguments: str | Path, **env: str) -> str:
     place = (
         "--storage-driver=overlay",
-        f"--root={cache_dir() / 'buildah'}",
-        f"--runroot={cache_dir() / 'buildah-run'}",
+        f"--root={_store()}",
+        f"--runroot={_store()}-run",
     )
     return _run("buildah", *place, *arguments, TMPDIR=str(cache_dir()), **env)
 

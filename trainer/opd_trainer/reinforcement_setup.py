@@ -26,8 +26,8 @@ def build_student_run(spec: Spec, claims: Path, device: str, world: World) -> Ru
     """The run of a student that is trained by `spec.training.reinforcement`."""
     learning = spec.training.reinforcement
     assert learning is not None
-    images = learning.prompts_per_round * learning.group_size
-    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"images_per_task": images})})
+    images = {"images_per_task": learning.images_per_round}
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update=images)})
     settings = completed_for(learning, spec.training.sampler.steps)
     # First of all: a wrong name ends here and not at the first image.
     hurry = Event()

@@ -22,7 +22,7 @@ def teacher_spec(spec: Spec, teacher: Teacher) -> Spec:
     training = spec.training.model_copy(
         update={
             "rounds": settings.rounds,
-            "images_per_task": settings.prompts_per_round * settings.group_size,
+            "images_per_task": settings.images_per_round,
             "seed": settings.seed,
             "guidance_scale": teacher.guidance_scale,
             "sampler": settings.sampler,

@@ -79,8 +79,7 @@ def forwards_per_round(spec: Spec) -> int:
     if training.reinforcement is not None:
         learning = completed_for(training.reinforcement, training.sampler.steps)
         assert learning.steps_per_image is not None
-        images = learning.prompts_per_round * learning.group_size
-        return images * (training.sampler.steps + learning.steps_per_image)
+        return learning.images_per_round * (training.sampler.steps + learning.steps_per_image)
     twice = training.method == Method.OPD and training.passes == Passes.TWO
     return len(spec.teachers) * training.images_per_task * training.sampler.steps * (2 if twice else 1)
 

@@ -173,6 +173,10 @@ class ReinforcementLearning(Model):
         "slower, decay up to 0.5. Delayed: at once for 75 steps, then ever slower, up to 0.999.",
     )
 
+    @property
+    def images_per_round(self) -> int:
+        return self.prompts_per_round * self.group_size
+
 
 class TeacherTraining(ReinforcementLearning):
     """Reinforcement learning of a teacher on its task's prompts and rewards. Every image is sampled with the teacher's
