@@ -162,7 +162,7 @@ def plan_round(spec: Spec, model: Model, negative: Conditioning, world: World, i
 
 def student_graph(model: Model, training: Training, prompt: Conditioning, images: int) -> Tensor:
     """The student's answer to `images` images at the first solver step, with its graph."""
-    shape = model.latent_shape(training.resolution.width, training.resolution.height, training.resolution.frames)
+    shape = model.latent_shape(*training.resolution.size)
     x = torch.zeros((images, *shape), device=model.device)
     return model.velocity(x, 1.0, student_prompts(model, training, [prompt] * images, prompt))
 
@@ -273,7 +273,7 @@ def agree(run: Run, teachers: TeacherClient, spec: Spec, claims: Path) -> None:
         max_sequence_length=spec.model.max_sequence_length,
     )
     resolution = spec.training.resolution
-    shape = run.model.latent_shape(resolution.width, resolution.height, resolution.frames)
+    shape = run.model.latent_shape(*resolution.size)
     prompt = run.encode(["a"])[0]
     rounding = _ROUNDING[spec.teacher_serving.precision]
     prompts = student_prompts(run.model, spec.training, [prompt], run.negative)

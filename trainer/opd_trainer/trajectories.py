@@ -48,7 +48,7 @@ class Trajectories:
         """Standard normal, keyed by purpose, task, round and number of the image."""
         run, resolution = self.run, self.run.training.resolution
         with run.spent("rollout"):
-            shape = run.model.latent_shape(resolution.width, resolution.height, resolution.frames)
+            shape = run.model.latent_shape(*resolution.size)
             draws = [draw(shape, *key) for key in self._keys(purpose)]
             return torch.stack(draws).to(run.model.device, non_blocking=True)
 

@@ -228,6 +228,11 @@ class Resolution(Model):
         default=1, ge=1, le=1025, description="Frames of a video, of a model that makes some; 1: an image."
     )
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Width, height, frames."""
+        return self.width, self.height, self.frames
+
 
 class Objective(Model):
     type: PluginName = Field(

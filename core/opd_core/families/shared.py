@@ -13,6 +13,11 @@ JOINT_ATTENTION = (
     "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
     "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
 )  # fmt: skip
+# Of blocks that attend to the image and then to the text.
+SELF_AND_CROSS_ATTENTION = (
+    "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
+    "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
+)  # fmt: skip
 
 
 def decode_shifted(vae: Any, latents: "Tensor") -> "Tensor":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opd_core.errors import InvalidError
 from opd_core.families.family import Configs, Family, Native, Outline, TextWindow
 from opd_core.families.guidance import CLASSIFIER_FREE
-from opd_core.families.shared import euler_schedule
+from opd_core.families.shared import SELF_AND_CROSS_ATTENTION, euler_schedule
 from opd_core.teachers.contract import FREE
 
 if TYPE_CHECKING:
@@ -113,11 +113,7 @@ WAN = Family(
     velocity=velocity,
     decode=decode,
     schedule=euler_schedule,
-    targets=(
-        "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
-        "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
-        "ffn.net.0.proj", "ffn.net.2",
-    ),
+    targets=(*SELF_AND_CROSS_ATTENTION, "ffn.net.0.proj", "ffn.net.2"),
     windows=(TextWindow("UMT5", ("tokenizer",)),),
     convert_lora=convert_lora,
 )  # fmt: skip

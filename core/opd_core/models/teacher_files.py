@@ -46,7 +46,7 @@ def check_teacher_model(place: Path, base: Path | None, resolution: Resolution) 
     """
     theirs = read_outline(place)
     parts = {part.name: part for part in components(place)}
-    theirs.latent_shape(resolution.width, resolution.height, resolution.frames)
+    theirs.latent_shape(*resolution.size)
     if base is None:
         return
     if place.samefile(base):

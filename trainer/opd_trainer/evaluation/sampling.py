@@ -70,7 +70,7 @@ def sample_images(
         conditioning: of these prompts.
     """
     evaluation, resolution = spec.evaluation, spec.training.resolution
-    shape = model.latent_shape(resolution.width, resolution.height, resolution.frames)
+    shape = model.latent_shape(*resolution.size)
     schedule = model.schedule(evaluation.sampler.steps, resolution.width, resolution.height)
     path = transitions(schedule, evaluation.sampler.solver, evaluation.sampler.noise_level)
     use_adapter(model.transformer, candidate.adapter)

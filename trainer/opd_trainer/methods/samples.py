@@ -105,7 +105,7 @@ def sample(
     with run.spent("rollout"):
         conditioning = run.encode([record.prompt for record in records])
         prompts = student_prompts(run.model, run.training, conditioning, run.negative)
-        shape = run.model.latent_shape(resolution.width, resolution.height, resolution.frames)
+        shape = run.model.latent_shape(*resolution.size)
 
         def noise(*purpose: str | int) -> Tensor:
             drawn = [draw(shape, run.training.seed, *purpose, task.name, round_, number) for number in numbers]
