@@ -63,7 +63,7 @@ def good(tmp_path_factory):
 
 
 @contextmanager
-def answering(status, content, *, seconds_a_byte=0.0):
+def answering(status, content, *, seconds_a_byte=0.0, port=0):
     """A server of somebody else that says this to whatever it is asked; and the list of what it was asked."""
     asked = []
 
@@ -87,7 +87,7 @@ def answering(status, content, *, seconds_a_byte=0.0):
         def handle_error(self, *_):
             pass  # who asks has hung up
 
-    http = Quiet(("127.0.0.1", 0), Handler)
+    http = Quiet(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -217,12 +217,8 @@ def test_a_server_that_came_back_is_asked_again(monkeypatch):
     with pytest.raises(UnavailableError):
         ours.ask("/score", b"{}", lambda content: 1, "it", stop=threading.Event(), tries=4)
     assert time.monotonic() - began >= 0.05 + 0.1 + 0.2
-    listening = socket.create_server(("127.0.0.1", port))
-    back = threading.Thread(target=answer_once, args=(listening,))
-    back.start()
-    assert ours.ask("/score", b"{}", json.loads, "it", stop=threading.Event(), tries=10) == {"scores": [7]}
-    back.join()
-    listening.close()
+    with answering(200, b'{"scores": [7]}', port=port):
+        assert ours.ask("/score", b"{}", json.loads, "it", stop=threading.Event(), tries=10) == {"scores": [7]}
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["told before", "told while it waits"])
@@ -241,13 +237,6 @@ def test_told_to_hurry_nobody_waits_for_a_server_that_failed(monkeypatch, before
         ours.ask("/score", b"{}", json.loads, "it", stop=threading.Event(), tries=10)
     assert time.monotonic() - began < 30
     timer.join()
-
-
-def answer_once(listening):
-    connection, _ = listening.accept()
-    connection.recv(65536)
-    connection.sendall(b'HTTP/1.0 200 OK\r\n\r\n{"scores": [7]}')
-    connection.close()
 
 
 # ---------------------------------------------------------------- answers that are wrong

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import TOO_MANY_REQUESTS
 from typing import Any
@@ -107,10 +107,12 @@ class Lines:
 
     def __init__(self, connection: Connection, response: Any) -> None:
         self._connection, self._response = connection, response
+        self._read = False
 
     def __iter__(self) -> Iterator[str]:
         rest = b""
-        with self._connection.explained():
+        self._read = True
+        with self._connection.explained(), closing(self._response):
             for chunk in self._response.stream():
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from (line.decode(errors="replace") for line in lines)
@@ -120,7 +122,8 @@ class Lines:
     def close(self) -> None:
         with suppress(RuntimeError, ValueError):  # it has come to its end by itself
             self._response.shutdown()  # wakes a reader in another thread; close alone would wait for it
-        self._response.close()
+        if not self._read:  # its reader closes it: a reader whose response vanishes meets an AttributeError
+            self._response.close()
 
 
 def distillations(namespace: str = "", name: str = "") -> str:
