@@ -22,7 +22,7 @@ results: setup ## The comparisons of docs/results.md: five hours on 2 cores, and
 	@$(PY) tools/results.py $(NAMES)
 
 test: setup ## All tests but those of `make e2e`; they need a control plane and helm, built once in 11 minutes
-	@for part in control-plane crdcheck helm prometheus; do tools/devcluster/build.sh $$part >/dev/null || exit 1; done
+	@for part in control-plane crdcheck helm prometheus browser; do tools/devcluster/build.sh $$part >/dev/null || exit 1; done
 	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff, mypy --strict, import-linter, hadolint

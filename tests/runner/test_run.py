@@ -22,6 +22,8 @@ from opd_core.exit_codes import ExitCode
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.browser import browsing
+
 from .conftest import alive, wait_for
 
 ROUNDS = 16
@@ -172,6 +174,20 @@ def test_ends_with_scores_report_student_and_picture(undisturbed: Opd) -> None:
     assert undisturbed.rounds() == list(range(1, ROUNDS + 1))
     assert undisturbed.reasons("TeachersReady") == ["Starting", "Completed", "Freed"]
     assert undisturbed.reasons("Trained") == ["Starting", "Running", "Completed"]
+
+
+def test_its_report_is_one_file_that_a_browser_shows_whole(undisturbed: Opd, tmp_path: Path) -> None:
+    alone = Path(shutil.copy(undisturbed.work / "report.html", tmp_path))
+    with browsing() as (page, wrong):
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(alone.as_uri())
+        page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
+        assert [url for url in asked if not url.startswith("data:")] == [alone.as_uri()]
+        assert page.locator("img").count() >= 3 * 5, "three prompts, five models"
+        assert page.locator("svg").count() >= 1
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it is wider than its window"
+        assert not wrong
 
 
 def test_leaves_no_process(undisturbed: Opd) -> None:

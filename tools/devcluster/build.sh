@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds what the development cluster runs from Go modules; what is there already is skipped. Prints the folder.
-# usage: build.sh control-plane | node | crdcheck | helm | prometheus | traefik      `node` includes the control plane
+# usage: build.sh control-plane | node | crdcheck | helm | prometheus | traefik | browser      `node` includes the control plane
 # Go is the one of PATH if it is new enough, else the one of .venv; Prometheus comes from Debian's package.
 # OPD_KUBERNETES_VERSION picks another Kubernetes, OPD_DEVCLUSTER_CACHE another place for the programs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-what=${1:?control-plane, node, crdcheck, helm, prometheus or traefik}
+what=${1:?control-plane, node, crdcheck, helm, prometheus, traefik or browser}
 pinned=v1.36.3
 go_wanted=1.26 # of kube/go.mod
 version=${OPD_KUBERNETES_VERSION:-$pinned}
@@ -185,6 +185,7 @@ case $what in
   helm) install helm helm.sh/helm/v4/cmd/helm@v4.3.1 ;;
   prometheus) prometheus ;;
   traefik) traefik ;;
-  *) say "what is $what? control-plane, node, crdcheck, helm, prometheus or traefik"; exit 2 ;;
+  browser) command -v chromium google-chrome >/dev/null || packages chromium ;;
+  *) say "what is $what? control-plane, node, crdcheck, helm, prometheus, traefik or browser"; exit 2 ;;
 esac
 echo "$bin"
