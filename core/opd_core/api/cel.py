@@ -9,7 +9,7 @@ import json
 from opd_core.api import sentences
 from opd_core.api.cel_learning import RANKS, student_reinforcement, teachers, warmup
 from opd_core.api.cel_pods import pod
-from opd_core.api.cel_rule import Cel, first, quoted
+from opd_core.api.cel_rule import INDEX, Cel, first, quoted
 from opd_core.api.rules import (
     MATCH_DISTRIBUTIONS,
     NEED_NOISE,
@@ -88,7 +88,7 @@ RULES = (
         "spec.teachers",
         "self.all(t, self.exists_one(o, o.name == t.name))",
         sentences.TAKEN,
-        quoted(f"self[{_TAKEN}].name"),
+        quoted(f"self[{INDEX}].name"),
         words={"index": _TAKEN},
         where="spec.teachers[{index}].name",
     ),
@@ -109,7 +109,7 @@ RULES = (
         "spec",
         f"{_SERVED}.all(s, {_ONES_REWARD})",
         sentences.NO_ONES_REWARD,
-        quoted(f"{_SERVED}[{_NO_ONES_REWARD}].reward"),
+        quoted(f"{_SERVED}[{INDEX}].reward"),
         "rewardServers",
         {"index": _NO_ONES_REWARD},
         "spec.rewardServers[{index}].reward",
@@ -146,7 +146,7 @@ RULES = (
         "spec.training",
         f"!has({_STEPS}) || {_STEPS}.all(x, x <= {_LAST})",
         sentences.NO_STEP,
-        f"{_STEPS}[{_WRONG_STEP}]",
+        f"{_STEPS}[{INDEX}]",
         "objective.trainedSteps",
         {"last": _LAST, "index": _WRONG_STEP},
         "spec.training.objective.trainedSteps[{index}]",
@@ -268,7 +268,7 @@ RULES = (
         "spec",
         f"{_GATE}.all(g, {_KNOWN_TASK})",
         sentences.NO_TASK,
-        quoted(f"{_GATE}[{_WRONG_TASK}].task"),
+        quoted(f"{_GATE}[{INDEX}].task"),
         "evaluation.gate",
         {"tasks": "self.teachers.map(t, t.name)", "index": _WRONG_TASK},
         "spec.evaluation.gate[{index}].task",
@@ -277,11 +277,11 @@ RULES = (
         "spec",
         f"{_GATE}.all(g, {_KNOWN_REWARD})",
         sentences.NO_REWARD,
-        quoted(f"{_GATE}[{_WRONG_REWARD}].reward"),
+        quoted(f"{_GATE}[{INDEX}].reward"),
         "evaluation.gate",
         {
-            "task": f"{_GATE}[{_WRONG_REWARD}].task",
-            "rewards": f"self.teachers.filter(t, t.name == {_GATE}[{_WRONG_REWARD}].task)[0].rewards",
+            "task": f"{_GATE}[{INDEX}].task",
+            "rewards": f"self.teachers.filter(t, t.name == {_GATE}[{INDEX}].task)[0].rewards",
             "index": _WRONG_REWARD,
         },
         "spec.evaluation.gate[{index}].reward",

@@ -1,7 +1,7 @@
 """The rules of teachers, and of whoever learns from rewards, in CEL."""
 
 from opd_core.api import sentences
-from opd_core.api.cel_rule import Cel, first, quoted
+from opd_core.api.cel_rule import INDEX, Cel, first, quoted
 from opd_core.api.teachers import FOLDER, trainable_steps
 from opd_core.api.training import Sampler
 
@@ -104,7 +104,7 @@ def student_reinforcement() -> list[Cel]:
             "spec",
             f"!has({_LEARNING}) || {_STUDENT_WEIGHTS}.all(w, {_ONES_WEIGHT})",
             sentences.NO_ONES_WEIGHT,
-            quoted(f"{_STUDENT_WEIGHTS}[{_NO_ONES_WEIGHT}].reward"),
+            quoted(f"{_STUDENT_WEIGHTS}[{INDEX}].reward"),
             "training.reinforcement.rewardWeights",
             {"index": _NO_ONES_WEIGHT},
             "spec.training.reinforcement.rewardWeights[{index}].reward",
@@ -132,7 +132,7 @@ def teachers() -> list[Cel]:
             "spec",
             f"self.teachers.all(t, {_WHOLE_GROUPS})",
             sentences.GROUP_RANKS,
-            f"self.teachers[{_WRONG_GROUP}].training.groupSize",
+            f"self.teachers[{INDEX}].training.groupSize",
             "teachers",
             {"ranks": _ALL_RANKS, "index": _WRONG_GROUP},
             "spec.teachers[{index}].training.groupSize",
@@ -141,9 +141,9 @@ def teachers() -> list[Cel]:
             "spec.teachers[]",
             f"!has(self.training) || {weights}.all(w, {_OWN_REWARD})",
             sentences.NO_OWN_REWARD,
-            quoted(f"{weights}[{_WRONG_OWN}].reward"),
+            quoted(f"{weights}[{INDEX}].reward"),
             "training.rewardWeights",
-            {"rewards": "self.rewards"},
+            {"rewards": "self.rewards", "index": _WRONG_OWN},
         ),
         Cel(
             "spec.teachers[]",

@@ -9,6 +9,8 @@ from typing import Any
 from opd_core.api import sentences
 from opd_core.api.sentences import Sentence
 
+INDEX = "i"  # what `got` and `words` call the value of the word `index`, which is computed once
+
 
 @dataclass(frozen=True)
 class Cel:
@@ -26,9 +28,13 @@ class Cel:
         """An entry of x-kubernetes-validations."""
         template = f"{self.sentence.message} (got {{got}}); {self.sentence.remedy}"
         template = f"{self.where}: {template}" if self.where else template
+        words = {**self.words, "got": self.got}
+        message = formatted(template, {**words, "index": INDEX} if "index" in words else words)
+        if "index" in words:  # CEL as Kubernetes has it knows no other name for a value than an item's
+            message = f"[{words['index']}].map({INDEX}, {message})[0]"
         return {
             "rule": self.holds,
-            "messageExpression": formatted(template, {**self.words, "got": self.got}),
+            "messageExpression": message,
             **({"fieldPath": f".{self.path}"} if self.path else {}),
         }
 

@@ -49,7 +49,7 @@ class Run(Model):
     attempt: Count | None = Field(default=None, description="Runs of this object so far.")
     trainer: Starts | None = Field(default=None, description="Its trainer.")
     teach: dict[ShortText, Starts] | None = Field(
-        default=None, max_length=16, description="By name, the teachers that it trains."
+        default=None, max_length=64, description="By name, the teachers that it trains."
     )
     evaluator: Starts | None = Field(default=None, description="Its evaluator.")
     images: dict[ShortText, ShortText] | None = Field(
@@ -215,7 +215,7 @@ class Status(Model):
     )
     checkpoint: CheckpointStatus | None = Field(default=None, description="Where it would resume.")
     teaching: list[TrainedTeacher] | None = Field(
-        default=None, max_length=16, description="The teachers that are trained, in the spec's order."
+        default=None, max_length=64, description="The teachers that are trained, in the spec's order."
     )
     teachers: list[TeacherServer] | None = Field(default=None, max_length=1024, description="The teacher servers.")
     teachers_ready: ShortText | None = Field(default=None, description="Teacher servers that answer, of all.")

@@ -142,7 +142,7 @@ class RewardServers(Model):
     """A reward that is computed behind HTTP, by `python -m opd_trainer.rewards.serve` or whoever answers alike."""
 
     reward: PluginName = Field(description="One of the teachers' rewards, by the name that its servers know it by.")
-    urls: list[Annotated[str, Field(max_length=512, pattern=sentences.URL_PATTERN)]] = Field(
+    urls: list[Annotated[str, Field(max_length=256, pattern=sentences.URL_PATTERN)]] = Field(
         min_length=1, max_length=64, description="Servers with the same answers, e.g. http://geneval:8500."
     )
     timeout_seconds: int = Field(
@@ -357,7 +357,7 @@ class RunPolicy(Model):
 class Spec(Model):
     model: BaseModelRef = Field(description="The frozen base model.")
     student: Student = Field(description="What is trained.")
-    teachers: list[Teacher] = Field(min_length=1, max_length=16, description="The frozen teachers, one per task.")
+    teachers: list[Teacher] = Field(min_length=1, max_length=64, description="The frozen teachers, one per task.")
     teacher_serving: TeacherServing = Field(default_factory=TeacherServing, description="How the teachers are served.")
     reward_servers: list[RewardServers] = Field(
         default_factory=list, max_length=16, description="Rewards that are not computed where they are asked for."
