@@ -20,7 +20,7 @@ from opd_cli.serve import claims_around
 from opd_cli.terminal import echo
 from opd_cli.web import is_loopback, open_url
 
-_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".mp4": "mp4"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Image:
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows; - is standard input.")],
-    out: Annotated[Path, typer.Option("--out", help="File: .png, .jpg or .webp; of a video .webp.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="File: .png, .jpg or .webp; of a video .webp or .mp4.")] = Path(
         "image.png"
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,

@@ -15,6 +15,10 @@ pytestmark = pytest.mark.timeout(900)
 
 HOST = "images.example.com"
 ROUTE = {"gateway": "web", "gatewayNamespace": "gateways", "sectionName": "open", "hostnames": [HOST]}
+BROKEN = """# Python runs this before a program: no image can be written any more.
+from PIL import Image
+Image.Image.save = None
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def weights(namespace: Namespace, name: str) -> list[int]:
     return [backend["weight"] for backend in rule["backendRefs"]]
 
 
-def test_a_canary_gets_its_weight_without_a_lost_request_and_a_closed_gateway_is_told(
+def test_a_canary_gets_its_weight_a_broken_one_goes_back_and_a_closed_gateway_is_told(
     namespace: Namespace, operator: str, gateway: str, alone: dict[str, Any]
 ) -> None:
     spec = alone["spec"]
@@ -58,7 +62,24 @@ def test_a_canary_gets_its_weight_without_a_lost_request_and_a_closed_gateway_is
         answered = load.answered
         wait_until(lambda: load.answered > answered + 5, "answers of the new student")
     assert load.lost == []
-    assert image(client, name, 1) != old
+    new = image(client, name, 1)
+    assert new != old
+
+    # A revision that answers its probes and fails on images: the one before it goes on serving.
+    namespace.kubectl("create", "configmap", "broken", f"--from-literal=sitecustomize.py={BROKEN}")
+    volumes, env = [{"mountPath": "/broken", "configMap": "broken"}], [{"name": "PYTHONPATH", "value": "/broken"}]
+    with Load(gateway, name, headers={"Host": HOST}) as load:
+        namespace.edit(name, endpoint={"pod": {"volumes": volumes, "env": env}})
+        message = namespace.until(name, "Deployed", "False", "RolledBack", seconds=200)
+        wait_until(lambda: weights(namespace, name) == [100], "all traffic to be the old revision's", 20)
+    assert "requests failed" in message
+    assert len(load.lost) >= 10
+    assert all("Error code: 500" in lost for lost in load.lost), load.lost
+    assert namespace.condition(name, "Serving")[0] == "True"
+    wait_until(lambda: len(namespace.pods("endpoint")) == 1, "the end of the broken revision")
+    assert {image(client, name, 1) for _ in range(4)} == {new}
+    namespace.edit(name, endpoint={"pod": None})
+    namespace.until(name, "Ready", "True")
 
     namespace.edit(name, endpoint={"route": {"sectionName": "closed"}})
     message = namespace.until(name, "Deployed", "False", "NotRouted")

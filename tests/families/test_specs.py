@@ -159,7 +159,8 @@ def test_a_model_whose_transformers_take_turns_is_refused(folder_of: Callable[[s
     ("body", "param", "message"),
     [
         ({"frames": 8}, "frames", "frames is 8; this model needs 1 more than a multiple of 4"),
-        ({"output_format": "png"}, "output_format", "a video of 9 frames comes as webp"),
+        ({"output_format": "png"}, "output_format", "a video of 9 frames comes as webp or mp4"),
+        ({"output_format": "mp4", "frames": 1}, "output_format", "this is one image"),
         ({"frames": 21}, "size", "43008 pixels in 21 frames; this server makes at most 18432"),
     ],
 )

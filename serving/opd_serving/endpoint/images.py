@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from opd_core.video import animated_webp
 from PIL import Image, PngImagePlugin
 
-Format = Literal["png", "jpeg", "webp"]
-FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
+from opd_serving.endpoint.mp4 import mp4
+
+Format = Literal["png", "jpeg", "webp", "mp4"]
+VIDEO_FORMATS: tuple[Format, ...] = ("webp", "mp4")
 _MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
@@ -30,10 +32,12 @@ class Provenance:
 def encode(
     pixels: NDArray[np.uint8], format: Format, compression: int, provenance: Provenance, frames_per_second: int
 ) -> bytes:
-    """An image file of pixels [H, W, 3], or, of a video's [F, H, W, 3], an animated WebP. `compression` is OpenAI's
-    0..100 for jpeg and webp: 100 keeps the most."""
+    """An image file of pixels [H, W, 3], or, of a video's [F, H, W, 3], an animated WebP or an MP4. `compression` is
+    OpenAI's 0..100, not of png: 100 keeps the most."""
     packet = xmp(provenance)
     if pixels.ndim == 4:
+        if format == "mp4":
+            return mp4(pixels, frames_per_second, quality=compression, comment=packet)
         assert format == "webp"
         pictures = [Image.fromarray(frame) for frame in pixels]
         return animated_webp(pictures, frames_per_second, quality=compression, xmp=packet.encode())

@@ -15,7 +15,7 @@ from opd_core.families.guidance import Guidance
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_serving.endpoint.errors import ApiError, invalid
-from opd_serving.endpoint.images import Format
+from opd_serving.endpoint.images import VIDEO_FORMATS, Format
 from opd_serving.endpoint.request import ImageRequest
 
 MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly in every client
@@ -53,9 +53,9 @@ class GenerationBody(BaseModel):
     )
     negative_prompt: str | None = Field(None, max_length=32_000, description="What the image does not show.")
     response_format: Literal["b64_json"] = Field("b64_json", description="Images come in the answer.")
-    output_format: Format = Field("png", description="File format; of a video always webp, which is animated.")
+    output_format: Format = Field("png", description="File format; of a video webp, which is animated, or mp4.")
     output_compression: int | None = Field(
-        None, ge=0, le=100, description="Quality of jpeg and webp; 100 is best, and what png always is."
+        None, ge=0, le=100, description="Quality of all but png; 100 is best, and what png always is."
     )
     # Parameters of OpenAI's that many clients always send. These values ask for what is made anyhow; others, which
     # would ask for something else and get the same, are refused.
@@ -144,8 +144,11 @@ def parse(
         raise invalid("frames", f"frames is {frames}; this model needs {outline.frame_counts}")
     width, height = _size(fields.size, frames, defaults, outline, max_pixels)
     output_format = fields.output_format if frames == 1 or "output_format" in fields.model_fields_set else "webp"
-    if frames > 1 and output_format != "webp":
-        raise invalid("output_format", f"output_format is {output_format}; a video of {frames} frames comes as webp")
+    if frames > 1 and output_format not in VIDEO_FORMATS:
+        said = f"a video of {frames} frames comes as {' or '.join(VIDEO_FORMATS)}"
+        raise invalid("output_format", f"output_format is {output_format}; {said}")
+    if frames == 1 and output_format == "mp4":
+        raise invalid("output_format", "output_format is mp4, and this is one image; ask for more frames, or for png")
     guidance = defaults.guidance_scale if fields.guidance is None else fields.guidance
     guided = outline.guidance.guides(guidance)
     if outline.guidance.off is not None and not guided:
@@ -153,7 +156,7 @@ def parse(
     if fields.negative_prompt and not guided:
         raise invalid("negative_prompt", f"negative_prompt has no effect {_without(outline.guidance)}")
     if fields.output_compression not in (None, 100) and output_format == "png":
-        raise invalid("output_compression", "png is lossless; use output_format jpeg or webp with output_compression")
+        raise invalid("output_compression", "png is lossless; use another output_format with output_compression")
     seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed
     request = ImageRequest(
         prompt=fields.prompt,
