@@ -184,7 +184,7 @@ def contents(draw):
             "type": rng.choice(["ODE", "SDE"]), "solver": rng.choice(["Flow", "Dance", "DDIM", "CPS", "DPM2"]),
             "steps": steps, "noiseLevel": rng.choice([0, 0, 0.4, 0.7, 1.5]),
         },
-        "objective": {"type": rng.choice(["KL", "MeanMatching", "Velocity", "X0", "PPO", "PolicyGradient"])},
+        "objective": {"type": rng.choice(["KL", "MeanMatching", "Velocity", "X0", "PPO", "PolicyGradient", "PDM"])},
         "optimizer": {"schedule": rng.choice(["Constant", "Cosine"]), "warmupRounds": rng.choice([0, 5, 60])},
     }  # fmt: skip
     if rng.random() < 0.5:

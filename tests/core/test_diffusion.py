@@ -10,7 +10,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opd_core.conditioning import Conditioning, Prompts, stack
-from opd_core.diffusion.guidance import guided_velocity
+from opd_core.diffusion.guidance import combined, guidance_branches, guided_velocity
 from opd_core.diffusion.noise import draw, keyed_seed
 from opd_core.diffusion.schedule import Schedule, linear_mu, schedule_from_config
 from opd_core.diffusion.transitions import Coefficients, Interval, transitions
@@ -255,6 +255,31 @@ def test_guidance_is_row_by_row(kind, scales, lengths):
         torch.testing.assert_close(got[row], expected)
         alone = prompts(kind, positive[row], negative[row], [scale])
         assert torch.equal(got[row], guided_velocity(network, x[row], s[row], alone))
+
+
+@pytest.mark.parametrize("kind", [CLASSIFIER_FREE, PRODUCT])
+@pytest.mark.parametrize("lengths", [[3, 3, 3], [3, 2, 3]])
+def test_guidance_is_made_of_its_branches(kind, lengths):
+    """To the bit, whatever the rows beside one are told and how long that is."""
+    x, s = states(3)
+    positive = [conditioning(length, i) for i, length in enumerate(lengths)]
+    negative, scales = [conditioning(3, 9)] * 3, [4.5, 1.5, 2.0]
+    told = prompts(kind, positive, negative, scales)
+    both = guidance_branches(network, x, s, told)
+    assert (both.shape, both.dtype) == ((3, 2, 2, 4, 4), torch.float32)
+    assert torch.equal(combined(kind, both, torch.tensor(scales)), guided_velocity(network, x, s, told))
+    for i in range(3):
+        for branch, of in enumerate((positive[i], negative[i])):
+            alone = network(x[i : i + 1], s[i : i + 1], stack([of], "cpu", torch.float32), torch.tensor([scales[i]]))
+            torch.testing.assert_close(both[i, branch], alone[0])
+
+
+@pytest.mark.parametrize(("kind", "scale"), [(CLASSIFIER_FREE, 1.0), (PRODUCT, 0.0), (NONE, 4.5), (EMBEDDED, 4.5)])
+def test_a_row_without_guidance_has_no_second_branch(kind, scale):
+    x, s = states(2)
+    told = prompts(kind, [conditioning(3, 1)] * 2, [conditioning(3, 2)] * 2, [4.5, scale])
+    with pytest.raises(InvalidError, match=r"guidance (0|1|4\.5) has one in this model's family"):
+        guidance_branches(network, x, s, told)
 
 
 def test_unguided_rows_cost_one_forward():

@@ -171,7 +171,7 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
         },
         "method": pick("OPD", "SFT", "DMD2", "TDM", "RL"),
         "objective": {
-            "type": pick("KL", "MeanMatching", "X0", "PPO", "other:LOSS"),
+            "type": pick("KL", "MeanMatching", "X0", "PPO", "PDM", "other:LOSS"),
             "selfNormalized": pick(False, True), "extrapolation": pick(1, 1, 1.5),
         },
         "optimizer": {"schedule": pick("Constant", "Cosine"), "warmupRounds": pick(0, 10)},

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,9 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 from opd_core.conditioning import Conditioning, stack
-from opd_core.errors import OutOfMemoryError, RefusedError
+from opd_core.diffusion.guidance import combined
+from opd_core.errors import InvalidError, OutOfMemoryError, RefusedError
+from opd_core.families.guidance import CLASSIFIER_FREE
 from opd_core.models.adapter_file import read_teacher
 from opd_core.models.adapters import load_adapter, use_adapter
 from opd_core.models.fingerprint import fingerprint
@@ -55,6 +58,46 @@ def test_the_base_answers_in_the_teachers_batches(client, local, rows, tiny_base
         torch.testing.assert_close(base.result(), expected.half().float(), rtol=2e-3, atol=2e-3)
         assert (teacher.result() - base.result()).abs().max() > 0.05
     torch.testing.assert_close(rows.ask(local, "ocr", base=True).result(), expected)
+
+
+def test_both_branches_come_in_the_teachers_batches(client, local, rows, tiny_base):
+    """Of teacher and base, among concurrent questions for velocities, which guidance makes of them."""
+    rows = replace(rows, guidance=torch.linspace(1.5, 6.0, 32))
+    asked = [(rows.ask(client, name, branches=True), rows.ask(client, name)) for name in TEACHERS]
+    base = rows.ask(client, "ocr", base=True, branches=True).result()
+    for name, (branches, velocity) in zip(TEACHERS, asked, strict=True):
+        both, here = branches.result(), rows.ask(local, name, branches=True).result()
+        assert (both.shape, both.dtype) == ((32, 2, 16, 8, 8), torch.float32)
+        torch.testing.assert_close(both, here.half().float(), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(
+            combined(CLASSIFIER_FREE, both, rows.guidance), velocity.result(), rtol=0.02, atol=0.02
+        )
+        assert torch.equal(combined(CLASSIFIER_FREE, here, rows.guidance), rows.ask(local, name).result())
+    model = load_model(tiny_base, parts={"transformer"})
+    alone = [model.prompts(told, told, [1.0] * 32) for told in (rows.conditioning, [rows.negative] * 32)]
+    with torch.no_grad():
+        expected = torch.stack([model.velocity(rows.latents, rows.sigmas, prompts) for prompts in alone], 1)
+    torch.testing.assert_close(base, expected.half().float(), rtol=2e-3, atol=2e-3)
+    assert (both - base).abs().amax((0, 2, 3, 4)).min() > 0.05
+
+
+def test_one_request_may_ask_for_branches_and_velocity(client, server, rows):
+    rows = replace(rows, guidance=torch.full((32,), 4.5))[:4]
+    both = rows.ask(client, "ocr", branches=True).result()  # and the prompts are registered
+    names = (contract.VELOCITY, contract.BRANCHES)
+    with triton.InferenceServerClient(server.address) as raw:
+        wanted = [triton.InferRequestedOutput(name) for name in names]
+        answer = raw.infer(contract.MODEL, raw_inputs(rows), outputs=wanted)
+    velocity, branches = (torch.from_numpy(answer.as_numpy(name).astype(np.float32)) for name in names)
+    assert torch.equal(branches, both)
+    torch.testing.assert_close(combined(CLASSIFIER_FREE, branches, rows.guidance), velocity, rtol=0.02, atol=0.02)
+
+
+def test_branches_of_a_row_without_guidance_are_refused(client, local, rows):
+    with pytest.raises(RefusedError, match="guidance 1 has one"):
+        rows.ask(client, "ocr", branches=True).result()
+    with pytest.raises(InvalidError, match="guidance 1 has one"):
+        rows.ask(local, "ocr", branches=True)
 
 
 def test_teachers_differ(client, rows):

@@ -36,6 +36,7 @@ def step(run: Run, round_: int) -> None:
 
 
 SFT = {"spec.training.method": "SFT"}
+PDM = {"spec.training.objective": {"type": "PDM"}}
 DRAWN = {
     "spec.training.sampler": {"type": "SDE", "steps": 3, "noiseLevel": 0.7},
     "spec.training.objective": {"type": "PPO", "stepsPerRound": 1},
@@ -44,8 +45,8 @@ DRAWN = {
 
 @pytest.mark.parametrize(
     ("stage", "method"),
-    [(0, {}), (1, {}), (2, {}), (0, SFT), (0, DRAWN)],
-    ids=["0", "1", "2", "SFT", "PPO, drawn steps"],
+    [(0, {}), (1, {}), (2, {}), (0, SFT), (0, DRAWN), (0, PDM)],
+    ids=["0", "1", "2", "SFT", "PPO, drawn steps", "PDM"],
 )
 def test_weights_optimiser_and_average_come_back_exactly(
     make_run: Callable[..., Run], tmp_path: Path, stage: int, method: dict[str, Any]

@@ -47,7 +47,10 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) / largest(theirs)
 
 
-@pytest.mark.parametrize("sampler", [{}, SDE], ids=["ODE", "SDE"])
+PDM = {"spec.training.objective": {"type": "PDM", "directionWeight": 0.5}}
+
+
+@pytest.mark.parametrize("sampler", [{}, SDE, PDM], ids=["ODE", "SDE", "PDM"])
 def test_one_pass_and_two_passes_have_equal_gradients(make_run: MakeRun, sampler: dict[str, Any]) -> None:
     one = gradient(started(make_run, {**sampler, "spec.training.passes": "One"}))
     two = gradient(started(make_run, {**sampler, "spec.training.passes": "Two"}))
@@ -56,9 +59,10 @@ def test_one_pass_and_two_passes_have_equal_gradients(make_run: MakeRun, sampler
     assert all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True))
 
 
-@pytest.mark.parametrize("method", ["OPD", "SFT"])
-def test_micro_batches_and_gradient_checkpointing_do_not_change_the_gradient(make_run: MakeRun, method: str) -> None:
-    trained = {"spec.training.method": method}
+@pytest.mark.parametrize("trained", [{}, {"spec.training.method": "SFT"}, PDM], ids=["OPD", "SFT", "PDM"])
+def test_micro_batches_and_gradient_checkpointing_do_not_change_the_gradient(
+    make_run: MakeRun, trained: dict[str, Any]
+) -> None:
     whole = gradient(started(make_run, trained))
     cut = gradient(started(make_run, {**trained, "spec.training.microBatchSize": 1}))
     recomputed = gradient(started(make_run, {**trained, "spec.training.gradientCheckpointing": True}))
@@ -71,8 +75,8 @@ DRAWN = {"spec.training.objective": {"type": "PolicyGradient", "stepsPerRound": 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"spec.training.method": "SFT"}, {**SDE, **DRAWN}],
-    ids=["OPD", "SFT", "policy gradient, 2 of 3 steps"],
+    [{}, {"spec.training.method": "SFT"}, {**SDE, **DRAWN}, PDM],
+    ids=["OPD", "SFT", "policy gradient, 2 of 3 steps", "PDM"],
 )
 def test_two_ranks_average_to_what_one_rank_computes(make_run: MakeRun, changes: dict[str, Any]) -> None:
     """The slices of two ranks, computed one after the other here; DeepSpeed's average is tested with real ranks."""
@@ -97,13 +101,14 @@ def test_two_ranks_average_to_what_one_rank_computes(make_run: MakeRun, changes:
         ({"spec.training.objective": {"type": "Velocity"}, "spec.teachers.0.weight": 3.0}, 0.0),
         ({"spec.training.objective": {"type": "MeanMatching"}, "spec.teachers.1.guidanceScale": 1.0}, 0.0),
         ({**SDE, "spec.training.guidanceScale": 1.0}, 0.7),
+        ({**PDM, "spec.teachers.1.guidanceScale": 2.0}, 0.0),
     ],
-    ids=["velocity, weighted tasks", "mean matching, an unguided teacher", "KL, an unguided student"],
+    ids=["velocity, weighted tasks", "mean matching, an unguided teacher", "KL, an unguided student", "PDM"],
 )
 def test_gradient_is_that_of_the_papers_objective(
     make_run: MakeRun, make_spec, tiny_claims, changes: dict[str, Any], level: float
 ) -> None:
-    """Eq. 11 and 12 written down again: one image at a time, means instead of velocities, no shared code but the model."""
+    """Eq. 11 and 12, and PDM's, written down again: one image at a time, means instead of velocities, no shared code but the model."""
     run = started(make_run, changes)
     spec = make_spec(changes).spec
     training = spec.training
@@ -112,7 +117,7 @@ def test_gradient_is_that_of_the_papers_objective(
     for name, adapter in all_teachers(spec, tiny_claims).items():
         load_adapter(model.transformer, adapter, name)
 
-    def velocity(network: Any, x: Tensor, sigma: float, prompt: str, guidance: float) -> Tensor:
+    def branches(network: Any, x: Tensor, sigma: float, prompt: str, guidance: float) -> tuple[Tensor, Tensor]:
         def plain(text: str) -> Tensor:
             c = model.encode([text], spec.model.max_sequence_length)[0]
             return network(
@@ -120,7 +125,11 @@ def test_gradient_is_that_of_the_papers_objective(
                 encoder_hidden_states=c.tensors["embeds"][None], pooled_projections=c.tensors["pooled"][None], return_dict=False,
             )[0][0]  # fmt: skip
 
-        return plain(prompt) if guidance == 1 else plain("") + guidance * (plain(prompt) - plain(""))
+        positive = plain(prompt)
+        return positive, positive if guidance == 1 else plain("")
+
+    def guided(both: tuple[Tensor, Tensor], guidance: float) -> Tensor:
+        return both[1] + guidance * (both[0] - both[1])
 
     shift = model.scheduler_config["shift"]
 
@@ -141,11 +150,15 @@ def test_gradient_is_that_of_the_papers_objective(
                 def mean(x: Tensor, v: Tensor, s: float = s, d: float = d, spread: float = spread) -> Tensor:
                     return x + (v + spread**2 / (2 * s) * (x + (1 - s) * v)) * d
 
-                ours = velocity(transformer, x, s, prompt, training.guidance_scale)
+                student = branches(transformer, x, s, prompt, training.guidance_scale)
                 use_adapter(model.transformer, teacher.name)
                 with torch.no_grad():
-                    theirs = velocity(model.transformer, x, s, prompt, teacher.guidance_scale)
-                if training.objective.type == "Velocity":
+                    taught = branches(model.transformer, x, s, prompt, teacher.guidance_scale)
+                ours, theirs = guided(student, training.guidance_scale), guided(taught, teacher.guidance_scale)
+                if training.objective.type == "PDM":
+                    positive, negative = (a - b for a, b in zip(student, taught, strict=True))
+                    term = positive.square().mean() + 0.5 * (positive - negative).square().mean()
+                elif training.objective.type == "Velocity":
                     term = (ours - theirs).square().mean()
                 else:
                     variance = spread**2 * -d if level else 1.0

@@ -1,21 +1,29 @@
 """Losses against oracles written from the formulas of the papers, and how a spec names and weights them."""
 
 import math
+import re
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from opd_core.api.training import Objective as ObjectiveSpec
+from opd_core.diffusion.guidance import combined
 from opd_core.diffusion.schedule import Schedule, schedule_from_config
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
+from opd_core.families.guidance import CLASSIFIER_FREE, EMBEDDED, NONE, Guidance
+from opd_core.uris import resolve
 from opd_trainer.loop import play_round
 from opd_trainer.methods import sft
 from opd_trainer.objectives import policy, squared
-from opd_trainer.objectives.match import Match, Objective
-from opd_trainer.objectives.registry import find_objective, load_loss, round_weights, step_weights
+from opd_trainer.objectives.match import Branches, Match, Objective
+from opd_trainer.objectives.pdm import pdm
+from opd_trainer.objectives.registry import branch_problems, find_objective, load_loss, round_weights, step_weights
+from opd_trainer.preflight import data_problems
 from torch import Tensor
 
 from .test_published_defects import scripted
@@ -145,6 +153,111 @@ def test_the_reported_policy_gradient_is_a_sampled_kl() -> None:
     assert abs(float((sampled - kl).mean())) < 6 * float(error)
 
 
+# ---------------------------------------------------------------- both branches of guidance
+
+
+def branched(student: Tensor, target: Tensor, guidance: float = 4.5) -> Match:
+    """The match of so many branches [B, 2, size], with guidance `guidance` on both sides."""
+    scale = torch.full((len(student),), guidance)
+    of_student, of_target = (combined(CLASSIFIER_FREE, both, scale) for both in (student, target))
+    zero = torch.zeros_like(of_target)
+    return Match(0, NOISY, zero, None, of_student, of_target, branches=Branches(student, target))
+
+
+def branches(*seeds: int) -> list[Tensor]:
+    return [torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_pdm_is_the_positive_error_and_the_direction_error(weight: float) -> None:
+    """And so is its gradient, of the student's branches alone."""
+    student, target = branches(1, 2)
+    student.requires_grad_()
+    target.requires_grad_()
+    loss = load_loss(spec(type="PDM", directionWeight=weight), transitions(schedule(), "Flow", 0.0))
+    found = loss(branched(student, target.detach()))
+    direction = (student[:, 0] - student[:, 1]) - (target[:, 0] - target[:, 1])
+    expected = ((student[:, 0] - target[:, 0]) ** 2).mean(1) + weight * (direction**2).mean(1)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(of.sum(), student)[0] for of in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_errors_that_cancel_at_one_guidance_are_seen() -> None:
+    """e+ = (g - 1) / g e- leaves no guided error; PDM is zero only where both branches are matched."""
+    (target,), g = branches(2), 4.5
+    (error,) = branches(3)
+    error[:, 0] = (g - 1) / g * error[:, 1]
+    given = branched(target + error, target, g)
+    assert float(given.error.max()) < 1e-10
+    assert float(pdm(1.0)(given).min()) > 0.01
+    assert not pdm(1.0)(branched(target, target)).any()
+
+
+def test_pdm_is_the_guided_distance_where_the_negative_branches_agree() -> None:
+    """|g e+|^2 = (1 + lambda) |e+|^2 at lambda = g^2 - 1, and so are the gradients by the positive prediction."""
+    student, target = branches(1, 2)
+    student[:, 1] = target[:, 1]
+    student.requires_grad_()
+    given = branched(student, target, guidance=4.5)
+    losses = pdm(4.5**2 - 1)(given), squared.VELOCITY.loss(given)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(of.sum(), student, retain_graph=True)[0][:, 0] for of in losses))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "changes", "words"),
+    [
+        (CLASSIFIER_FREE, {}, []),
+        (
+            CLASSIFIER_FREE,
+            {"spec.training.guidanceScale": 1.0},
+            [r"spec\.training\.guidanceScale is 1, .* more than 1"],
+        ),
+        (
+            CLASSIFIER_FREE,
+            {"spec.teachers.1.guidanceScale": 1.0},
+            [r"spec\.teachers\[1\]\.guidanceScale is 1, .*Velocity"],
+        ),
+        (Guidance(off=0.0, combine=CLASSIFIER_FREE.combine), {"spec.training.guidanceScale": 1.0}, []),
+        (EMBEDDED, {}, ["this model has no second one; write objective.type: Velocity"]),
+        (NONE, {}, ["this model has no second one"]),
+    ],
+)
+def test_branches_that_are_not_there_are_refused(
+    make_spec: Any, guidance: Guidance, changes: dict[str, Any], words: list[str]
+) -> None:
+    found = list(branch_problems(make_spec({"spec.training.objective": {"type": "PDM"}, **changes}).spec, guidance))
+    assert len(found) == len(words)
+    for problem, expected in zip(found, words, strict=True):
+        assert re.search(expected, problem), problem
+    assert not list(branch_problems(make_spec(changes).spec, guidance))
+
+
+def test_neither_preflight_nor_trainer_takes_a_student_without_a_second_branch(
+    make_spec: Any, make_run: Any, tiny_claims: Path
+) -> None:
+    unguided = {"spec.training.objective": {"type": "PDM"}, "spec.training.guidanceScale": 1.0}
+    (problem,) = data_problems(make_spec(unguided).spec, tiny_claims, partial(resolve, claims=tiny_claims))
+    assert "spec.training.guidanceScale is 1" in problem
+    with pytest.raises(InvalidError, match=r"spec\.training\.guidanceScale is 1"):
+        make_run(unguided)
+
+
+def test_the_plan_counts_the_graphs_of_both_branches(make_run: Any) -> None:
+    """As much as a guided velocity, near twice as much as one without guidance."""
+    both, guided, unguided = (
+        make_run(changes).plan.needed
+        for changes in (
+            {"spec.training.objective": {"type": "PDM"}},
+            {},
+            {"spec.training.guidanceScale": 1.0},
+        )
+    )
+    assert both == pytest.approx(guided, rel=0.02)
+    assert both > 1.8 * unguided
+
+
 # ---------------------------------------------------------------- of a spec
 
 
@@ -164,7 +277,7 @@ def test_an_objective_of_another_package_is_a_function_of_a_match() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("kl", "there is no objective kl; registered are KL, MeanMatching, PPO, PolicyGradient, Velocity, X0"),
+        ("kl", "there is no objective kl; registered are KL, MeanMatching, PDM, PPO, PolicyGradient, Velocity, X0"),
         ("no_such_module:LOSS", "objective no_such_module:LOSS cannot be imported"),
         (f"{__name__}:NOISY", "is Transition; an objective is a"),
     ],
@@ -257,4 +370,15 @@ def test_the_target_lies_on_the_way_from_the_base_through_the_teacher(make_run: 
     plain = play_round(make_run({**changes, "spec.training.objective": drawn}), 0)
     beyond = play_round(make_run({**changes, "spec.training.objective": {**drawn, "extrapolation": 1.5}}), 0)
     assert float(plain.errors[:, 0].min()) > 0
+    torch.testing.assert_close(beyond.errors, 1.5**2 * plain.errors, rtol=1e-4, atol=0)
+
+
+def test_both_branches_are_extrapolated(make_run: Any) -> None:
+    """PDM's errors are linear in the branches', so its loss grows by the square, as the guided distance does."""
+    changes = {f"spec.teachers.{i}.guidanceScale": 4.5 for i in range(3)} | {"spec.training.guidanceScale": 4.5}
+    drawn = {"type": "PDM", "trainedSteps": [0]}
+    plain = play_round(make_run({**changes, "spec.training.objective": drawn}), 0)
+    beyond = play_round(make_run({**changes, "spec.training.objective": {**drawn, "extrapolation": 1.5}}), 0)
+    assert float(plain.losses[:, 0].min()) > 0
+    torch.testing.assert_close(beyond.losses, 1.5**2 * plain.losses, rtol=1e-4, atol=0)
     torch.testing.assert_close(beyond.errors, 1.5**2 * plain.errors, rtol=1e-4, atol=0)

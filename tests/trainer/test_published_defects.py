@@ -194,6 +194,7 @@ def test_e_no_option_is_offered_that_nobody_reads(
     spec = make_spec({**SDE, **EVALUATED}).spec
     with_fake = {"spec.training.fakeScore": {"updatesPerRound": 1, "optimizer": {"learningRate": 1e-4}}}
     other = make_spec({"spec.training.method": "DMD2", "spec.training.objective": {"type": "X0"}, **with_fake}).spec
+    of_branches = make_spec({"spec.training.objective": {"type": "PDM"}}).spec.training.objective
     parts = (spec.model, spec.student, *spec.teachers, spec.teacher_serving, spec.training, spec.evaluation)
     parts = (*parts, other.training.fake_score)
     offered = {option for part in parts for option in options(part)}
@@ -213,6 +214,7 @@ def test_e_no_option_is_offered_that_nobody_reads(
         matching = build_run(other, tiny_claims, [], "cpu", world)
         play_round(matching, 0)
         matching.engine.close()
+        load_loss(of_branches, matching.path)
     assert offered - read == set(NOT_OF_THE_TRAINER)
     with pytest.raises(SpecError, match=r"spec\.training\.beta"):
         make_spec({"spec.training.beta": 0.1})

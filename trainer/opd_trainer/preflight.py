@@ -13,7 +13,7 @@ from opd_core.models.outline import read_outline
 from opd_core.models.preflight import Find, attempt, model_notes
 from opd_core.models.tokens import longer_prompts
 
-from opd_trainer.objectives.registry import find_objective
+from opd_trainer.objectives.registry import branch_problems, find_objective
 from opd_trainer.prompt_files import PromptRecord, load_prompts
 from opd_trainer.prompts import TaskPrompts, held_out_prompts, task_prompts
 from opd_trainer.rewards.registry import find_reward, load_reward
@@ -23,7 +23,7 @@ _SECONDS_TO_ANSWER = 10  # of a reward server before the first round; later it h
 
 def data_problems(spec: Spec, claims: Path, find: Find) -> list[str]:
     """Each names a field, its value, what is wrong and what to do."""
-    found = [*_prompts(spec, claims, find), *_rewards(spec), *_objective(spec), *_solvers(spec)]
+    found = [*_prompts(spec, claims, find), *_rewards(spec), *_objective(spec, find), *_solvers(spec)]
     if found or not spec.reward_servers:
         return found
     return [words for words, wrong in _unanswered(spec, _readable_prompts(spec, claims, find)) if wrong]
@@ -152,9 +152,13 @@ def _solvers(spec: Spec) -> Iterator[str]:
             yield f"{path}.solver is {sampler.solver}: {error}"
 
 
-def _objective(spec: Spec) -> Iterator[str]:
+def _objective(spec: Spec, find: Find) -> Iterator[str]:
     name = spec.training.objective.type
     try:
         find_objective(name)
     except InvalidError as error:
         yield f"spec.training.objective.type is {name}: {error}"
+        return
+    base = attempt("spec.model.uri", spec.model.uri, find, read_outline, [])  # what is wrong with it is told elsewhere
+    if base is not None:
+        yield from branch_problems(spec, base.guidance)

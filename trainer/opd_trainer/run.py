@@ -56,10 +56,16 @@ class Run:
     def velocity(self, x: Tensor, sigma: Tensor | float, prompts: Prompts) -> Tensor:
         """The student's guided velocity [B, ...] at `x` and `sigma`, one for all or [B], with its graph where gradients
         are on."""
-        velocity = self.model.velocity(x, sigma, prompts)
-        if self.scale is not None and velocity.requires_grad:
-            self.scale.attach(velocity)
-        return velocity
+        return self._scaled(self.model.velocity(x, sigma, prompts))
+
+    def branches(self, x: Tensor, sigma: Tensor | float, prompts: Prompts) -> Tensor:
+        """The same of both branches of guidance, [B, 2, ...]."""
+        return self._scaled(self.model.branches(x, sigma, prompts))
+
+    def _scaled(self, answer: Tensor) -> Tensor:
+        if self.scale is not None and answer.requires_grad:
+            self.scale.attach(answer)
+        return answer
 
     @contextmanager
     def spent(self, phase: str) -> Iterator[None]:

@@ -37,7 +37,7 @@ from opd_trainer.memory import Footprint, Plan, free_bytes, measure, plan
 from opd_trainer.methods.distillation import FAKE_UPDATES, Distillation
 from opd_trainer.methods.fake_score import FAKE, FakeScore
 from opd_trainer.methods.method import Method
-from opd_trainer.objectives.registry import load_loss, step_weights
+from opd_trainer.objectives.registry import branch_problems, find_objective, load_loss, step_weights
 from opd_trainer.precision import GradientScale
 from opd_trainer.prompt_files import PromptRecord
 from opd_trainer.prompts import task_prompts
@@ -55,18 +55,20 @@ def build_run(spec: Spec, claims: Path, addresses: Sequence[str], device: str, w
     """The run of a distillation: as `build`, with the teachers connected."""
     training = spec.training
     trained = [FAKE] if training.method in FAKE_UPDATES else []
+    branched = find_objective(training.objective.type).of_branches is not None
 
     def method(model: Model, path: Sequence[Transition]) -> Distillation:
         objective = training.objective
+        refuse(list(branch_problems(spec, model.guidance)), "the objective")
         loss, weights = load_loss(objective, path), step_weights(objective, len(path))
         fake = fake_score(training, model) if trained else None
-        return Distillation(loss, weights, open_teachers(spec, claims, addresses, device), fake)
+        return Distillation(loss, weights, open_teachers(spec, claims, addresses, device), fake, branched)
 
     validated = spec.evaluation.every_rounds is not None
     # First of all: a wrong name ends here and not at the first validation.
     hurry = Event()
     prompts, rewards = (validation_prompts(spec, claims), load_rewards(spec, device, hurry)) if validated else ({}, {})
-    return build(spec, claims, device, world, method, prompts, rewards, hurry, trained=trained)
+    return build(spec, claims, device, world, method, prompts, rewards, hurry, trained=trained, branched=branched)
 
 
 def fake_score(training: Training, model: Model) -> FakeScore:
@@ -90,6 +92,7 @@ def build(
     trained: Sequence[str] = (),
     frozen: Sequence[str] = (),
     at_once: int | None = None,
+    branched: bool = False,
 ) -> Run:
     """Load the base, put the student on it, hand its parameters to DeepSpeed.
 
@@ -99,6 +102,7 @@ def build(
         hurry: of the rewards that are servers, for the run.
         trained, frozen: names of further adapters that begin as the student does.
         at_once: images that are computed together at most; None: all that one rank has in a round.
+        branched: the student answers with both branches of guidance.
     """
     training = spec.training
     tasks = load_tasks(spec, claims)
@@ -122,7 +126,8 @@ def build(
     ema = Ema(parameters, training.ema.decay)
     method = make_method(model, path)
     # After all that lives on the device.
-    plan = plan_round(spec, model, negative, world, at_once or len(tasks) * training.images_per_task // world.size)
+    at_once = at_once or len(tasks) * training.images_per_task // world.size
+    plan = plan_round(spec, model, negative, world, at_once, branched)
     return Run(
         training=training,
         tasks=tasks,
@@ -142,11 +147,13 @@ def build(
     )
 
 
-def plan_round(spec: Spec, model: Model, negative: Conditioning, world: World, images: int) -> Plan:
+def plan_round(
+    spec: Spec, model: Model, negative: Conditioning, world: World, images: int, branched: bool = False
+) -> Plan:
     """How `images` of one rank are computed: what fits beside all that is on the device already, the same on all ranks;
     the student is on the model by now."""
     training = spec.training
-    measured = measure(model, partial(student_graph, model, training, negative))
+    measured = measure(model, partial(student_graph, model, training, negative, branched=branched))
     # Equal on all ranks whatever their cards are: with ZeRO they meet at every backward pass.
     footprint = Footprint(*(int(maximum(float(part), world)) for part in astuple(measured)))
     room = free_bytes(model.device)
@@ -160,11 +167,15 @@ def plan_round(spec: Spec, model: Model, negative: Conditioning, world: World, i
     return chosen
 
 
-def student_graph(model: Model, training: Training, prompt: Conditioning, images: int) -> Tensor:
-    """The student's answer to `images` images at the first solver step, with its graph."""
+def student_graph(
+    model: Model, training: Training, prompt: Conditioning, images: int, branched: bool = False
+) -> Tensor:
+    """The student's answer to `images` images at the first solver step, with its graph: a velocity, or both branches of
+    guidance."""
     shape = model.latent_shape(*training.resolution.size)
     x = torch.zeros((images, *shape), device=model.device)
-    return model.velocity(x, 1.0, student_prompts(model, training, [prompt] * images, prompt))
+    answer = model.branches if branched else model.velocity
+    return answer(x, 1.0, student_prompts(model, training, [prompt] * images, prompt))
 
 
 def load_tasks(spec: Spec, claims: Path) -> list[Task]:

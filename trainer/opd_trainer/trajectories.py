@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from opd_core.api.training import Training
 from opd_core.conditioning import Conditioning, Prompts
+from opd_core.diffusion.guidance import combined
 from opd_core.diffusion.noise import draw, uniform
 from opd_core.errors import DivergedError
 from opd_core.models.pipeline import Model
@@ -16,25 +17,30 @@ from opd_core.teachers.client import TeacherClient
 from torch import Tensor
 
 from opd_trainer.batches import Batch, Row, build_batch
+from opd_trainer.methods.rollouts import Guided
 from opd_trainer.run import Run
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """B trajectories of one round that are computed at once. States and velocities are [B, *latent] float32."""
+    """B trajectories of one round that are computed at once. States and velocities are [B, *latent] float32.
+
+    `branched`: student and teachers answer with both branches of guidance, [B, 2, *latent].
+    """
 
     run: Run
     client: TeacherClient
     batch: Batch
+    branched: bool = False
 
     @classmethod
-    def of(cls, run: Run, client: TeacherClient, rows: list[Row], round_: int) -> Self:
+    def of(cls, run: Run, client: TeacherClient, rows: list[Row], round_: int, branched: bool = False) -> Self:
         told = partial(student_prompts, run.model, run.training, negative=run.negative)
         with run.spent("rollout"):
             batch = build_batch(
                 run.tasks, rows, round_, run.training, run.world.size, run.encode, told, run.model.device
             )
-            return cls(run, client, batch)
+            return cls(run, client, batch, branched)
 
     def start(self) -> Tensor:
         """Where the trajectories begin: standard normal."""
@@ -57,10 +63,21 @@ class Trajectories:
         return torch.tensor([uniform(*key) for key in self._keys(purpose)], device=self.run.model.device)
 
     def student(self, x: Tensor, step: int) -> Tensor:
-        """The student's guided velocity at `x`, with its graph where gradients are on."""
+        """The student's guided velocity at `x`, or both branches, with its graph where gradients are on."""
         run, batch = self.run, self.batch
+        answer = run.branches if self.branched else run.velocity
         with run.spent("rollout"):
-            return run.velocity(x, run.path[step].sigma, batch.prompts)
+            return answer(x, run.path[step].sigma, batch.prompts)
+
+    @cached_property
+    def guided(self) -> Guided | None:
+        """What makes velocities of both branches; None: velocities are answered."""
+        if not self.branched:
+            return None
+        run, tasks = self.run, self.batch.task_of_row
+        scales = torch.tensor([task.guidance for task in run.tasks], device=tasks.device)[tasks]
+        own = torch.full_like(scales, run.training.guidance_scale)
+        return Guided(*(partial(combined, run.model.guidance, scale=scale) for scale in (own, scales)))
 
     def teachers(self, x: Tensor, step: int) -> "TimedAnswers":
         """Ask the teacher of every row's task about `x`; returns at once.
@@ -106,6 +123,7 @@ class Trajectories:
             self.batch.conditioning[span],
             run.negative,
             base,
+            self.branched,
         )
 
     def _keys(self, purpose: tuple[str | int, ...]) -> list[tuple[str | int, ...]]:
@@ -134,8 +152,8 @@ def student_prompts(
 class TimedAnswers:
     """The answers to one state of a batch, from all its teachers; waiting for them is counted.
 
-    With answers of the `base` they are v_base + extrapolation (v_T - v_base): STEP-OPD's way beyond the teacher
-    (arXiv 2608.04887; GFD-OPD, arXiv 2609.39692, has 1.25).
+    With answers of the `base` they are v_base + extrapolation (v_T - v_base), branch by branch where both are asked
+    for: STEP-OPD's way beyond the teacher (arXiv 2608.04887; GFD-OPD, arXiv 2609.39692, has 1.25).
     """
 
     run: Run

@@ -13,6 +13,7 @@ from opd_core.api.cel_rule import INDEX, Cel, first, quoted
 from opd_core.api.rules import (
     MATCH_DISTRIBUTIONS,
     NEED_NOISE,
+    OF_BRANCHES,
     PIXEL_MULTIPLE,
     POLICY_GRADIENTS,
     RENOISING,
@@ -183,7 +184,7 @@ RULES = (
     ),
     Cel(
         "spec.training.objective",
-        f"!self.selfNormalized || !(self.type in {list(POLICY_GRADIENTS)})",
+        f"!self.selfNormalized || !(self.type in {[*POLICY_GRADIENTS, OF_BRANCHES]})",
         sentences.NOT_NORMALIZED,
         "self.selfNormalized",
         "selfNormalized",
@@ -217,6 +218,13 @@ RULES = (
         "self.training.objective.extrapolation",
         "training.objective.extrapolation",
         {"teacher": f"{_WHOLE}[0].name"},
+    ),
+    Cel(
+        "spec.training",
+        f"!(self.method in ['SFT', 'RL']) || self.objective.type != '{OF_BRANCHES}'",
+        sentences.NO_BRANCHES,
+        quoted("self.objective.type"),
+        "objective.type",
     ),
     Cel(
         "spec.training",

@@ -24,6 +24,7 @@ RESERVED_PATHS = ("/tmp", "/dev", "/proc", "/sys", "/etc", "/opt/opd", "/usr", "
 RESOURCES = ("cpu", "memory", "ephemeral-storage")  # without a domain in their name
 MATCH_DISTRIBUTIONS = (Method.DMD2, Method.TDM)  # of student and teacher, by a fake score
 POLICY_GRADIENTS = ("PPO", "PolicyGradient")
+OF_BRANCHES = "PDM"  # compares both branches of guidance
 NEED_NOISE = ("KL", *POLICY_GRADIENTS)  # objectives without a finite value at a step without noise
 RENOISING = ("DDIM", "CPS")  # they give the last sigma, 0, no noise
 PIXEL_MULTIPLE = 8  # every supported VAE scales by 8 or more; the model's own multiple is checked when it is loaded
@@ -132,12 +133,14 @@ def _objective(spec: Spec) -> Iterator[Problem]:
         yield sentences.FEW_STEPS.problem(f"{path}.stepsPerRound", objective.steps_per_round, trained=trained)
     if objective.extrapolation != 1 and (whole := _whole(spec)):
         yield sentences.NO_BASE.problem(f"{path}.extrapolation", objective.extrapolation, teacher=whole[0])
-    if objective.self_normalized and objective.type in POLICY_GRADIENTS:
+    if objective.self_normalized and objective.type in (*POLICY_GRADIENTS, OF_BRANCHES):
         yield sentences.NOT_NORMALIZED.problem(f"{path}.selfNormalized", objective.self_normalized)
 
 
 def _method(spec: Spec) -> Iterator[Problem]:
     training = spec.training
+    if training.method in (Method.SFT, Method.RL) and training.objective.type == OF_BRANCHES:
+        yield sentences.NO_BRANCHES.problem("spec.training.objective.type", training.objective.type)
     if training.method == Method.SFT and training.sampler.type == SamplerType.SDE:
         yield sentences.SFT_SDE.problem("spec.training.sampler.type", training.sampler.type.value)
     if training.method in MATCH_DISTRIBUTIONS:

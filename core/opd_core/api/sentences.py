@@ -140,7 +140,10 @@ STEP_WEIGHTS = Sentence("another number of weights than the {steps} solver steps
 NO_STEP_WEIGHT = Sentence("no step has a larger weight", "give at least one step a weight above 0")
 FEW_STEPS = Sentence("more than the {trained} trained steps", "write 1 to {trained}, or leave it out")
 NOT_NORMALIZED = Sentence(
-    "a policy gradient has no self-normalised form", "write selfNormalized: false, or objective.type: KL"
+    "policy gradients and PDM have no self-normalised form", "write selfNormalized: false, or objective.type: KL"
+)
+NO_BRANCHES = Sentence(
+    "SFT and RL ask no teacher for the branches of guidance", "write method: OPD, or objective.type: Velocity"
 )
 TWO_STARTS = Sentence("initFrom names another start", "write one of the two")
 NO_MEAN = Sentence("one teacher has no mean with others", "write initFrom: the teacher's URI")

@@ -238,11 +238,17 @@ class Objective(Model):
     type: PluginName = Field(
         default="MeanMatching",
         description="MeanMatching: paper Eq. 12. KL: closed form on an SDE, Eq. 11. Velocity, X0: distance of "
-        "velocities, of clean images. PPO: Eq. 21. PolicyGradient: the KL from sampled actions. Or another registered "
-        "name, or module:function.",
+        "velocities, of clean images. PPO: Eq. 21. PolicyGradient: the KL from sampled actions. PDM: positive "
+        "prediction and guidance direction apart, arXiv 2607.24731. Or another registered name, or module:function.",
     )
     self_normalized: bool = Field(
         default=False, description="Divide every image's loss by its mean absolute distance; of squared distances."
+    )
+    direction_weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1e6,
+        description="What the guidance direction counts beside the positive prediction; of PDM alone.",
     )
     trained_steps: Annotated[list[Annotated[int, Field(ge=0, le=999)]], Field(min_length=1, max_length=1000)] | None = (
         Field(default=None, description="Indices of the solver steps in the loss; absent: all of them.")

@@ -1,12 +1,14 @@
-"""A network's guided velocity, the same for student, teachers and endpoint."""
+"""A network's guided velocity, and the two that it is made of: the same for student, teachers and endpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from opd_core.conditioning import Group, Prompts
+from opd_core.errors import InvalidError
 from opd_core.families.guidance import Guidance
 
 
@@ -26,20 +28,57 @@ def guided_velocity(forward: Forward, latents: Tensor, sigmas: Tensor, prompts: 
     Args:
         latents: [B, *latent]; sigmas: [B].
     """
+    return _by_group(partial(_velocity, forward, prompts.guidance), latents, sigmas, prompts)
+
+
+def guidance_branches(forward: Forward, latents: Tensor, sigmas: Tensor, prompts: Prompts) -> Tensor:
+    """What guidance combines: the conditional and the unconditional velocity, [B, 2, *latent] float32.
+
+    Args:
+        latents: [B, *latent]; sigmas: [B].
+
+    Raises:
+        InvalidError: a row has no guidance, and so no second branch.
+    """
+    return _by_group(lambda *rows: torch.stack(_both(forward, *rows), 1), latents, sigmas, prompts)
+
+
+def combined(guidance: Guidance, branches: Tensor, scale: Tensor) -> Tensor:
+    """The guided velocity [B, *latent] of both branches [B, 2, *latent], with the scale [B] of every row."""
+    return _combined(guidance, branches[:, 0], branches[:, 1], scale)
+
+
+def _by_group(
+    answer: Callable[[Tensor, Tensor, Group], Tensor], latents: Tensor, sigmas: Tensor, prompts: Prompts
+) -> Tensor:
     if len(prompts.groups) == 1:
-        return _of_group(forward, latents, sigmas, prompts.guidance, prompts.groups[0])
+        return answer(latents, sigmas, prompts.groups[0])
     parts, places = [], []
     for group in prompts.groups:
         assert group.rows is not None
-        parts.append(_of_group(forward, latents[group.rows], sigmas[group.rows], prompts.guidance, group))
+        parts.append(answer(latents[group.rows], sigmas[group.rows], group))
         places.append(group.rows)
     return torch.cat(parts)[torch.argsort(torch.cat(places))]
 
 
-def _of_group(forward: Forward, latents: Tensor, sigmas: Tensor, guidance: Guidance, group: Group) -> Tensor:
+def _velocity(forward: Forward, guidance: Guidance, latents: Tensor, sigmas: Tensor, group: Group) -> Tensor:
     if not group.guided:
         return forward(latents, sigmas, group.branches[0], group.scale).float()
+    return _combined(guidance, *_both(forward, latents, sigmas, group), group.scale)
+
+
+def _combined(guidance: Guidance, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
     assert guidance.combine is not None
+    return guidance.combine(conditional, unconditional, scale.view(-1, *[1] * (conditional.ndim - 1)))
+
+
+def _both(forward: Forward, latents: Tensor, sigmas: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """The conditional and the unconditional velocity."""
+    if not group.guided:
+        raise InvalidError(
+            f"both branches of guidance are asked for, and guidance {float(group.scale[0]):g} has one in this model's "
+            "family; raise guidanceScale, or write another objective"
+        )
     if len(group.branches) == 1:  # both at once
         twice = [torch.cat([tensor, tensor]) for tensor in (latents, sigmas, group.scale)]
         conditional, unconditional = forward(twice[0], twice[1], group.branches[0], twice[2]).float().chunk(2)
@@ -47,4 +86,4 @@ def _of_group(forward: Forward, latents: Tensor, sigmas: Tensor, guidance: Guida
         conditional, unconditional = (
             forward(latents, sigmas, branch, group.scale).float() for branch in group.branches
         )
-    return guidance.combine(conditional, unconditional, group.scale.view(-1, *[1] * (latents.ndim - 1)))
+    return conditional, unconditional

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opd_core.conditioning import Conditioning, Prompts
-from opd_core.diffusion.guidance import guided_velocity
+from opd_core.diffusion.guidance import guidance_branches, guided_velocity
 from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
 from opd_core.imports import without_collection
@@ -50,9 +50,20 @@ class Model(Outline):
     def velocity(self, latents: Tensor, sigma: Tensor | float, prompts: Prompts) -> Tensor:
         """Guided velocity [B, *latent], float32, at latents [B, *latent] and sigmas [B], or one for all rows, in the
         arithmetic of the model's dtype."""
-        sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(len(latents))
         with arithmetic(self.device, self.dtype):
-            return guided_velocity(self.forward, latents, sigmas, prompts)
+            return guided_velocity(self.forward, latents, self._sigmas(sigma, len(latents)), prompts)
+
+    def branches(self, latents: Tensor, sigma: Tensor | float, prompts: Prompts) -> Tensor:
+        """What `velocity` is made of: the conditional and the unconditional one, [B, 2, *latent], float32.
+
+        Raises:
+            InvalidError: a row has no guidance.
+        """
+        with arithmetic(self.device, self.dtype):
+            return guidance_branches(self.forward, latents, self._sigmas(sigma, len(latents)), prompts)
+
+    def _sigmas(self, sigma: Tensor | float, rows: int) -> Tensor:
+        return torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(rows)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], max_sequence_length: int, *, negative: bool = False) -> list[Conditioning]:

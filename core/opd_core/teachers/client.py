@@ -40,6 +40,7 @@ class TeacherClient(Protocol):
         conditioning: Sequence[Conditioning],
         negative: Conditioning,
         base: bool = False,
+        branches: bool = False,
     ) -> "Future[Tensor]":
         """Ask `teacher` for velocities at B states; returns at once.
 
@@ -47,10 +48,12 @@ class TeacherClient(Protocol):
             latents: [B, *latent], any float dtype and device; sigmas, guidance: [B].
             conditioning: B encoded prompts; negative: of the unconditional branch.
             base: the base of this teacher answers in its place.
+            branches: the conditional and the unconditional velocity are answered, [B, 2, *latent], and not what
+                guidance makes of them; every row must be guided.
 
         Returns:
-            A future of velocities [B, *latent], float32 on the CPU, all finite. A missing, misshapen or non-finite
-            answer makes it raise, never count as zero.
+            A future of velocities [B, *latent], or of both branches, float32 on the CPU, all finite. A missing,
+            misshapen or non-finite answer makes it raise, never count as zero.
         """
         ...
 

@@ -4,7 +4,8 @@ The Triton model `MODEL` takes two kinds of requests, told apart by their inputs
 
     query     LATENTS [B, ...], SIGMA [B, 1], GUIDANCE [B, 1], TEACHER [B, 1], KEY [B, 16], NEGATIVE_KEY [B, 16]
               and, for means, A [B, 1], B [B, 1]
-              -> VELOCITY [B, ...] FP16; MEAN [B, ...] FP32 = a x + b v, on request
+              -> VELOCITY [B, ...] FP16; on request MEAN [B, ...] FP32 = a x + b v, and BRANCHES [B, 2, ...] FP16:
+              the conditional and the unconditional velocity that guidance combines
     register  KEY [B, 16], CONDITIONING [B, bytes] -> REGISTERED [B, 1]
 
 Latents have the shape that the server's description gives, [C, h, w] of an image and [C, t, h, w] of a video. The
@@ -31,7 +32,7 @@ LATENTS, SIGMA, GUIDANCE, TEACHER, KEY, NEGATIVE_KEY = "latents", "sigma", "guid
 MEAN_A, MEAN_B = "a", "b"
 CONDITIONING, MASK = "conditioning", "mask"
 FREE = -1  # a size that differs from prompt to prompt, or from image to image
-VELOCITY, MEAN, REGISTERED = "velocity", "mean", "registered"
+VELOCITY, MEAN, BRANCHES, REGISTERED = "velocity", "mean", "branches", "registered"
 
 KEY_BYTES = 16
 MAX_ROWS = 64  # rows of one request; the server's batcher never merges beyond it

@@ -62,7 +62,7 @@ class ConditioningCache:
 @dataclass(frozen=True, eq=False)
 class Query:
     """B rows. `teachers`: [B] int64 numbers, or BASE; `latents`: [B, *latent]; `sigmas`, `guidance`: [B] float32 on the
-    CPU. What they are told may differ in shape from row to row."""
+    CPU. What they are told may differ in shape from row to row. `branches`: both branches of guidance are asked for."""
 
     teachers: Tensor
     latents: Tensor
@@ -70,6 +70,7 @@ class Query:
     guidance: Tensor
     conditioning: Sequence[Conditioning]
     negative: Sequence[Conditioning]
+    branches: bool = False
 
     def check(self, teachers: Sequence[str]) -> None:
         """Refuse what would spoil a whole batch.
@@ -106,15 +107,18 @@ class Engine:
 
     @torch.no_grad()
     def answer(self, query: Query) -> Tensor:
-        """Velocities [B, *latent], float32, of every row by its own teacher or the base.
+        """Velocities [B, *latent], or both branches [B, 2, *latent], float32, of every row by its own teacher or the
+        base.
 
         Raises:
-            InvalidError: the base is asked for where there is none. NonFiniteError: a teacher's own answer is not
-            finite. OutOfMemoryError: there is no room for a single row.
+            InvalidError: the base is asked for where there is none, or both branches of a row without guidance.
+            NonFiniteError: a teacher's own answer is not finite. OutOfMemoryError: there is no room for a single row.
         """
         if self.whole and (query.teachers == BASE).any():
             raise InvalidError(f"no base answers here: {', '.join(self.teachers)} has a model of its own")
-        velocities = torch.empty(query.latents.shape, dtype=torch.float32, device=self.model.device)
+        count, *latent = query.latents.shape
+        shape = (count, 2, *latent) if query.branches else (count, *latent)
+        velocities = torch.empty(shape, dtype=torch.float32, device=self.model.device)
         for number, rows in self._alike(query):
             use_adapter(self.model.transformer, None if self.whole or number == BASE else self.teachers[number])
             velocities[rows.to(self.model.device)] = self._in_parts(query, rows)
@@ -169,11 +173,12 @@ class Engine:
         return min(max(_SMALLEST, 1 << (rows - 1).bit_length()), self._fitting.get(shape, MAX_ROWS))
 
     def _forward(self, query: Query, rows: Tensor, bucket: int) -> Tensor:
-        """Velocities of `rows`, which a forward pass can take together, computed as `bucket` rows."""
+        """The answer to `rows`, which a forward pass can take together, computed as `bucket` rows."""
         model, count = self.model, len(rows)
         rows = torch.cat([rows, rows[-1:].expand(bucket - count)])
         prompts = model.prompts(
             [query.conditioning[i] for i in rows], [query.negative[i] for i in rows], query.guidance[rows].tolist()
         )
         latents = query.latents[rows.to(query.latents.device)].to(model.device)
-        return model.velocity(latents, query.sigmas[rows], prompts)[:count]
+        answer = model.branches if query.branches else model.velocity
+        return answer(latents, query.sigmas[rows], prompts)[:count]

@@ -115,6 +115,7 @@ class GrpcTeachers:
         conditioning: Sequence[Conditioning],
         negative: Conditioning,
         base: bool = False,
+        branches: bool = False,
     ) -> "Future[Tensor]":
         rows = Rows(
             teacher=teacher,
@@ -124,6 +125,7 @@ class GrpcTeachers:
             conditioning=list(conditioning),
             negative=negative,
             base=base,
+            branches=branches,
         )
         return asyncio.run_coroutine_threadsafe(self._query(rows), self._loop)
 
@@ -156,7 +158,8 @@ class GrpcTeachers:
         async def attempt(replica: _Replica) -> Tensor:
             info = await self._verified(replica)
             await self._register(replica, info, [*rows.conditioning, rows.negative])
-            answer = await self._infer(replica, query_inputs(info, rows), contract.VELOCITY)
+            wanted = contract.BRANCHES if rows.branches else contract.VELOCITY
+            answer = await self._infer(replica, query_inputs(info, rows), wanted)
             return checked_velocity(answer, rows, replica.address)
 
         return await self._with_retries(holders, attempt, f"teacher {rows.teacher}")

@@ -63,6 +63,7 @@ class LocalTeachers:
         conditioning: Sequence[Conditioning],
         negative: Conditioning,
         base: bool = False,
+        branches: bool = False,
     ) -> "Future[Tensor]":
         self.stats.requests += 1
         future: Future[Tensor] = Future()
@@ -74,6 +75,7 @@ class LocalTeachers:
             guidance=guidance.detach().cpu().float(),
             conditioning=conditioning,
             negative=[negative] * len(latents),
+            branches=branches,
         )
         try:
             query.check(engine.teachers)

@@ -20,7 +20,7 @@ from opd_core.teachers.payload import write_conditioning
 @dataclass(frozen=True, eq=False)
 class Rows:
     """B states of one teacher's task, on the CPU: `latents` [B, *latent]; `sigmas`, `guidance` [B] float32. `base`: the
-    teacher's base answers."""
+    teacher's base answers. `branches`: both branches of guidance are asked for."""
 
     teacher: str
     latents: Tensor
@@ -29,6 +29,7 @@ class Rows:
     conditioning: Sequence[Conditioning]
     negative: Conditioning
     base: bool = False
+    branches: bool = False
 
     def split(self, size: int) -> "list[Rows]":
         spans = [slice(i, i + size) for i in range(0, len(self.latents), size)]
@@ -76,12 +77,13 @@ def key_of(info: ServiceInfo, conditioning: Conditioning) -> bytes:
 
 
 def checked_velocity(answer: np.ndarray[Any, Any], rows: Rows, address: str) -> Tensor:
-    """Velocities [B, *latent], float32.
+    """Velocities [B, *latent], or both branches [B, 2, *latent], float32.
 
     Raises:
         RefusedError: another shape, or a number that is not finite.
     """
-    if answer.shape != tuple(rows.latents.shape):
+    count, *latent = rows.latents.shape
+    if answer.shape != ((count, 2, *latent) if rows.branches else (count, *latent)):
         raise RefusedError(
             f"teacher {rows.teacher} at {address} answered shape {answer.shape} to states {tuple(rows.latents.shape)}"
         )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils
 from opd_core.device import is_out_of_memory
+from opd_core.diffusion.guidance import combined
 from opd_core.errors import InvalidError, OPDError, OutOfMemoryError
 from opd_core.models.adapter_file import read_teacher
 from opd_core.models.adapters import load_adapter
@@ -56,13 +57,13 @@ class TeacherBackend:
                 if contract.CONDITIONING in inputs:
                     responses[i] = self._register(inputs)
                 else:
-                    queries[i] = self._query(inputs)
+                    queries[i] = self._query(inputs, contract.BRANCHES in request.requested_output_names())
             except Exception as error:
                 responses[i] = _refuse(error)
         groups: dict[Any, dict[int, Query]] = {}
         for i, query in queries.items():
             alone = i if self._model.device.type == "cpu" else None
-            groups.setdefault((query.latents.shape[1:], alone), {})[i] = query
+            groups.setdefault((query.latents.shape[1:], query.branches, alone), {})[i] = query
         for group in groups.values():
             for i, result in self._answer(group).items():
                 responses[i] = self._respond(requests[i], queries[i], result)
@@ -82,7 +83,7 @@ class TeacherBackend:
 
     # ------------------------------------------------------------------------------------------ answering
 
-    def _query(self, inputs: dict[str, Tensor]) -> Query:
+    def _query(self, inputs: dict[str, Tensor], branches: bool) -> Query:
         _need(inputs, _QUERY)
         query = Query(
             teachers=inputs[contract.TEACHER].flatten().long(),
@@ -91,26 +92,30 @@ class TeacherBackend:
             guidance=inputs[contract.GUIDANCE].flatten(),
             conditioning=self._cache.get(_keys(inputs[contract.KEY])),
             negative=self._cache.get(_keys(inputs[contract.NEGATIVE_KEY])),
+            branches=branches,
         )
         query.check(self._engine.teachers)
         return query
 
     def _answer(self, queries: dict[int, Query]) -> dict[int, Tensor | Exception]:
-        """Velocities by request; where one of them spoils the batch, each is computed alone and answers for itself."""
+        """Answers by request; where one of them spoils the batch, each is computed alone and answers for itself."""
         try:
-            velocities = self._engine.answer(_merge(list(queries.values())))
+            answers = self._engine.answer(_merge(list(queries.values())))
         except Exception as error:
             if len(queries) == 1:
                 return dict.fromkeys(queries, error)
             return {i: result for i, query in queries.items() for result in self._answer({i: query}).values()}
-        return dict(zip(queries, torch.split(velocities, [len(q.latents) for q in queries.values()]), strict=True))
+        return dict(zip(queries, torch.split(answers, [len(q.latents) for q in queries.values()]), strict=True))
 
-    def _respond(self, request: Any, query: Query, velocity: Tensor | Exception) -> Any:
+    def _respond(self, request: Any, query: Query, answer: Tensor | Exception) -> Any:
         try:
-            if isinstance(velocity, Exception):
-                raise velocity
+            if isinstance(answer, Exception):
+                raise answer
             wanted = request.requested_output_names()
-            outputs = []
+            outputs, velocity = [], answer
+            if query.branches:
+                outputs.append(_to_triton(contract.BRANCHES, answer.half()))
+                velocity = combined(self._model.guidance, answer, query.guidance.to(answer.device))
             if contract.VELOCITY in wanted:
                 outputs.append(_to_triton(contract.VELOCITY, velocity.half()))
             if contract.MEAN in wanted:
@@ -148,6 +153,7 @@ def _merge(queries: list[Query]) -> Query:
         guidance=torch.cat([q.guidance for q in queries]),
         conditioning=[c for q in queries for c in q.conditioning],
         negative=[c for q in queries for c in q.negative],
+        branches=queries[0].branches,
     )
 
 

@@ -82,6 +82,7 @@ def config_pbtxt(info: ServiceInfo, device: str) -> str:
     outputs = [
         (contract.VELOCITY, "FP16", shape),
         (contract.MEAN, "FP32", shape),
+        (contract.BRANCHES, "FP16", f"[ {', '.join(map(str, (2, *info.latents)))} ]"),
         (contract.REGISTERED, "UINT8", "[ 1 ]"),
     ]
     lines = [f'name: "{contract.MODEL}"', 'backend: "python"', f"max_batch_size: {contract.MAX_ROWS}"]

@@ -25,12 +25,14 @@ ENCODED_AHEAD = 512  # prompts: 0.9 GB of embeddings at Stable Diffusion 3.5's s
 
 @dataclass(eq=False)
 class Distillation:
-    """OPD, SFT, DMD2 or TDM, as the spec says. `weights` [N]: of every solver step. `fake`: of the latter two."""
+    """OPD, SFT, DMD2 or TDM, as the spec says. `weights` [N]: of every solver step. `fake`: of the latter two.
+    `branched`: the loss compares both branches of guidance."""
 
     loss: Loss
     weights: Sequence[float]
     teachers: TeacherClient
     fake: FakeScore | None = None
+    branched: bool = False
 
     @property
     def updates_per_round(self) -> int:
@@ -68,7 +70,7 @@ class Distillation:
 
     def _terms(self, run: Run, round_: int, weights: Sequence[float], seen: list[Seen]) -> Iterator[Term]:
         for rows in run.batches:
-            trajectories = Trajectories.of(run, self.teachers, rows, round_)
+            trajectories = Trajectories.of(run, self.teachers, rows, round_, self.branched)
             batch = trajectories.batch
             for match in self._matches(run, trajectories, weights, seen):
                 with run.spent("update"):
@@ -82,7 +84,8 @@ class Distillation:
         if run.training.method == Kind.SFT:
             return sft.matches(run.path, weights, trajectories)
         if self.fake is None:
-            return opd.matches(run.path, weights, trajectories, run.training.passes, run.plan.in_flight)
+            passes, in_flight = run.training.passes, run.plan.in_flight
+            return opd.matches(run.path, weights, trajectories, passes, in_flight, trajectories.guided)
         output = dmd.output if run.training.method == Kind.DMD2 else tdm.output
         samples: list[distribution.Sample] = []
         seen.append((trajectories, samples))

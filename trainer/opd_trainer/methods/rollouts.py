@@ -1,14 +1,14 @@
 """What a method sees of a batch, and the step that every rollout makes."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from opd_core.diffusion.transitions import Transition
 from torch import Tensor
 
 
 class Answer(Protocol):
-    """A teacher's velocity [B, *latent] that may still be on its way."""
+    """A teacher's velocity [B, *latent], or both branches of it, that may still be on its way."""
 
     def done(self) -> bool: ...
 
@@ -28,6 +28,14 @@ class Rollouts(Protocol):
     def student(self, x: Tensor, step: int) -> Tensor: ...
 
     def teachers(self, x: Tensor, step: int) -> Answer: ...
+
+
+class Guided(NamedTuple):
+    """What makes velocities [B, *latent] of both branches of guidance [B, 2, *latent], with the student's scale and
+    with those of the rows' teachers."""
+
+    student: Callable[[Tensor], Tensor]
+    teachers: Callable[[Tensor], Tensor]
 
 
 class Noised(Rollouts, Protocol):

@@ -1,11 +1,20 @@
 """What a loss is a function of, and what an objective is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from opd_core.diffusion.transitions import Transition
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Branches:
+    """What guidance combines: conditional and unconditional velocity, [B, 2, ...] float32, of the student with its
+    graph, and of the target."""
+
+    student: Tensor
+    target: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +25,7 @@ class Match:
         step: index of the solver step. transition: what that step is. x: the state.
         noise: standard normal, what the rollout added to the student's mean; None at a step without noise.
         student: the student's velocity, with its graph. target: the velocity to learn, the teacher's in OPD.
+        branches: what the two are made of, where the objective asks for it.
     """
 
     step: int
@@ -24,6 +34,7 @@ class Match:
     noise: Tensor | None
     student: Tensor
     target: Tensor
+    branches: Branches | None = field(default=None, kw_only=True)
 
     @cached_property
     def error(self) -> Tensor:
@@ -46,8 +57,11 @@ class Objective:
     Args:
         loss: what is minimised. normalized: its self-normalised form, None where it has none.
         needs_noise: it has no meaning at a step that is taken without noise.
+        of_branches: what it is for a weight, `objective.directionWeight`, where it compares both branches of guidance;
+            then every match carries them.
     """
 
     loss: Loss
     normalized: Loss | None = None
     needs_noise: bool = False
+    of_branches: Callable[[float], Loss] | None = None

@@ -1,12 +1,14 @@
 """The objective of a spec: its loss by name, and how much every solver step counts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from opd_core.api import training
+from opd_core.api.types import Spec
 from opd_core.diffusion.noise import keyed_seed
 from opd_core.diffusion.transitions import Transition
 from opd_core.errors import InvalidError
+from opd_core.families.guidance import Guidance
 from opd_core.plugins import find_plugin
 
 from opd_trainer.objectives.match import Loss, Objective
@@ -38,12 +40,43 @@ def load_loss(spec: training.Objective, path: Sequence[Transition]) -> Loss:
                 "leave the step out of objective.trainedSteps"
             )
     if not spec.self_normalized:
-        return objective.loss
+        return objective.of_branches(spec.direction_weight) if objective.of_branches else objective.loss
     if objective.normalized is None:
         raise InvalidError(
             f"objective.selfNormalized is true, and objective.type {spec.type} has no such form; write false"
         )
     return objective.normalized
+
+
+def branch_problems(spec: Spec, guidance: Guidance) -> Iterator[str]:
+    """Why both branches of guidance cannot be compared, where the objective does that: one line each.
+
+    Args:
+        guidance: of the base's family.
+    """
+    settings = spec.training.objective
+    if spec.training.method == training.Method.RL or find_objective(settings.type).of_branches is None:
+        return
+    path = f"spec.training.objective.type is {settings.type}"
+    if spec.training.method != training.Method.OPD:
+        yield (
+            f"{path}, which compares both branches of guidance, and method {spec.training.method} has one target; "
+            "write method: OPD, or objective.type: Velocity"
+        )
+    if guidance.off is None:
+        yield (
+            f"{path}, which compares both branches of guidance, and this model has no second one; write "
+            "objective.type: Velocity"
+        )
+        return
+    scales = {"spec.training.guidanceScale": spec.training.guidance_scale}
+    scales |= {f"spec.teachers[{i}].guidanceScale": each.guidance_scale for i, each in enumerate(spec.teachers)}
+    for field, scale in scales.items():
+        if not guidance.guides(scale):
+            yield (
+                f"{field} is {scale:g}, which turns guidance off, and objective.type {settings.type} compares both of "
+                f"its branches; write more than {guidance.off:g}, or objective.type: Velocity"
+            )
 
 
 def step_weights(spec: training.Objective, steps: int) -> tuple[float, ...]:
