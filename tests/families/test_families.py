@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from opd_core.diffusion.guidance import combined
 from opd_core.diffusion.transitions import transitions
 from opd_core.families.packing import pack, unpack
 from opd_core.models.pipeline import Model, load_model
@@ -106,3 +107,16 @@ def test_guidance_has_the_effect_that_the_family_says(folder_of: FolderOf, name:
     one, three, nothing = (sample(model, PROMPTS[:1], noise, [scale]) for scale in (1.0, 3.0, 0.0))
     assert torch.equal(one, three) is not model.guidance.effective
     assert torch.equal(one, nothing) is (model.guidance.off == 1.0 or not model.guidance.effective)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_familys_own_guidance_makes_its_velocity_of_both_branches(folder_of: FolderOf, name: str) -> None:
+    model = load_model(folder_of(name))
+    if model.guidance.off is None:
+        pytest.skip("has no second branch")
+    noise = torch.randn(2, *shape_of(model, name), generator=torch.Generator().manual_seed(1))
+    negative = model.encode([""], LONGEST, negative=True) * 2
+    prompts = model.prompts(model.encode(PROMPTS[:2], LONGEST), negative, [3.0, 4.5])
+    with torch.no_grad():
+        both, velocity = (answer(noise, 0.7, prompts) for answer in (model.branches, model.velocity))
+    assert torch.equal(combined(model.guidance, both, torch.tensor([3.0, 4.5])), velocity)
