@@ -36,7 +36,7 @@ def evaluate(
     from opd_core.device import choose_device
     from opd_trainer.evaluate import evaluate as score
 
-    from opd_cli.runner.display import kept_line, result_table, teacher_lines
+    from opd_cli.runner.display import kept_lines, result_table, teacher_lines
 
     summary = score(
         load_spec(file).spec,
@@ -52,7 +52,5 @@ def evaluate(
         return
     console = make_console()
     console.print(result_table(summary))
-    for line in teacher_lines(summary):
+    for line in (*teacher_lines(summary), *kept_lines(summary)):
         console.print(line, markup=False)
-    if summary.get("kept"):
-        console.print(kept_line(summary), markup=False)

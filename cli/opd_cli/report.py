@@ -114,7 +114,7 @@ def _per_step(rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str], key: st
 
 
 def _reward_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The validations of the averaged student, with base and teacher on the same prompts and noise."""
+    """The validations of the averaged student, with base and teacher, if any, on the same prompts and noise."""
     validated = [r for r in rounds if "rewards" in r]
     if not validated:
         return []
@@ -126,8 +126,11 @@ def _reward_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Char
             levels: tuple[tuple[str, str, Style], ...] = (
                 ("base", "base", "dotted"), (f"teacher {task}", f"teacher-{task}", "dashed")
             )  # fmt: skip
-            for name, file, style in levels:
-                scored = json.loads((work / "evaluation" / f"{file}.json").read_text())
+            for name, model, style in levels:
+                file = work / "evaluation" / f"{model}.json"
+                if not file.exists():  # the task has no teacher
+                    continue
+                scored = json.loads(file.read_text())
                 first = scored["rewards"][task][reward][:VALIDATION_PROMPTS]
                 lines.append(Line(name, [0.0, numbers[-1]], [sum(first) / len(first)] * 2, style))
             why = f"{reward} of the first {len(first)} held-out prompts"
@@ -190,14 +193,15 @@ def _smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def _grids(work: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Per task the same prompts and noise for base, the task's own teacher and the student."""
+    """Per task the same prompts and noise for base, the task's own teacher, if it has one, and the student."""
     grids = []
     for task in tasks:
         rows = []
         for row in _GRID_ROWS:
             model = f"teacher-{task}" if row == "teacher" else row
             folder = work / "evaluation" / "images" / model / task
-            rows.append((row, _images(folder)))
+            if folder.exists():
+                rows.append((row, _images(folder)))
         scored = json.loads((work / "evaluation" / "base.json").read_text())
         prompts = scored["prompts"][task][: len(rows[0][1])]
         grids.append({"task": task, "prompts": prompts, "rows": rows})

@@ -21,7 +21,7 @@ from opd_core.uris import is_valid
 
 from opd_cli.options import Changes
 from opd_cli.runner.context import Run
-from opd_cli.runner.display import Display, gate_lines, kept_line, result_table, teacher_lines
+from opd_cli.runner.display import Display, gate_lines, kept_lines, result_table, teacher_lines
 from opd_cli.runner.run import run as run_stages
 from opd_cli.runner.stop import StopSignal
 from opd_cli.runner.workfolder import WorkFolder
@@ -129,7 +129,7 @@ def _conclude(folder: WorkFolder, display: Display, picture: str | None) -> None
     display.console.print(result_table(summary))
     for line in (
         *teacher_lines(summary),
-        kept_line(summary),
+        *kept_lines(summary),
         *gate_lines(summary),
         f"report:  {report}",
         f"student: {folder.student}",

@@ -51,6 +51,18 @@ def whole(**parts):
     }
 
 
+def alone(gate=None, student=None, training=None):
+    """A spec whose tasks have no teacher, for a student that learns from rewards."""
+    task = {"prompts": {"uri": "pvc://tiny-world/prompts"}, "rewards": ["geneval"]}
+    return {
+        "model": {"uri": "pvc://tiny-world/base"},
+        "student": {"output": {"uri": "pvc://students/x"}, **(student or {})},
+        "teachers": [{"name": "geneval", **task}, {"name": "other", **task}],
+        "training": training or learning(),
+        "evaluation": {"gate": [{"task": "geneval", "reward": "geneval", **(gate or {"atLeast": 0.5})}]},
+    }
+
+
 # (where it is changed, to what, path that the problem names, words of message or remedy)
 CASES = [
     (("apiVersion",), "opd.dev/v1", "apiVersion", "write opd.dev/v1alpha1"),
@@ -76,7 +88,7 @@ CASES = [
     ((*S, "endpoint", "studentDigest"), "sha256:12", "spec.endpoint.studentDigest", "64 hexadecimal digits"),
     ((*S, "student", "initFrom"), "student", "spec.student.initFrom", "not a URI"),
     ((*S, "student"), {"initFrom": "pvc://a/b", "initFromTeachers": True, "output": {"uri": "pvc://students/x"}}, "spec.student.initFromTeachers", "one of the two"),
-    (S, whole(student={"initFromTeachers": True, "output": {"uri": "pvc://students/x"}}), "spec.student.initFromTeachers", "teacher whole has a model of its own and no LoRA"),
+    (S, whole(student={"initFromTeachers": True, "output": {"uri": "pvc://students/x"}}), "spec.student.initFromTeachers", "task whole has no LoRA"),
     (S, whole(training={"rounds": 1, "objective": {"extrapolation": 1.5}}), "spec.training.objective.extrapolation", "teacher whole has a model of its own"),
     ((*S, "student", "adapter", "rank"), 0, "spec.student.adapter.rank", "at least 1"),
     ((*S, "student", "adapter", "type"), "DoRA", "spec.student.adapter.type", "write 'LoRA'"),
@@ -106,7 +118,10 @@ CASES = [
     (FIRST, trained(optimizer=COSINE), "spec.teachers[0].training.optimizer.warmupRounds", "write less than 9"),
     ((*FIRST, "rewards"), ["a", "a"], "spec.teachers[0].rewards", "named twice"),
     ((*FIRST, "rewards"), ["os; rm"], "spec.teachers[0].rewards[0]", "module:function"),
-    ((*FIRST, "adapter"), REMOVE, "spec.teachers[0]", "exactly one of adapter, model and training"),
+    ((*FIRST, "adapter"), REMOVE, "spec.teachers[0]", "exactly one of adapter, model and training, or training.method: RL"),
+    (S, alone(gate={"ofTeacher": 0.9}), "spec.evaluation.gate[0].ofTeacher", "task geneval has no teacher to compare with; write atLeast"),
+    (S, alone(student={"initFromTeachers": True}), "spec.student.initFromTeachers", "task geneval has no LoRA"),
+    (S, alone(training={"rounds": 9}), "spec.teachers[0]", "only a student that learns from rewards needs none"),
     ((*FIRST, "prompts", "uri"), REMOVE, "spec.teachers[0].prompts.uri", "is required"),
     ((*S, "rewardServers"), [{"reward": "ocr", "urls": ["http://a"]}], "spec.rewardServers[0].reward", "no teacher has"),
     ((*S, "rewardServers"), [{"reward": "tiny-ocr", "urls": ["http://a"]}] * 2, "spec.rewardServers", "name each reward once"),

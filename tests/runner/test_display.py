@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opd_cli.runner.display import Display, kept_line, result_table
+from opd_cli.runner.display import Display, kept_lines, result_table
 from opd_core.stages import Reason, Stage
 from rich.console import Console
 
@@ -111,6 +111,8 @@ def test_kept_shares_in_words() -> None:
         "far": {"share": -0.08, "low": None, "high": None},
         "none": {"share": None, "low": None, "high": None},
     }
-    assert kept_line({"kept": kept}).endswith(
+    assert kept_lines({"kept": {}}) == kept_lines({}) == []
+    (line,) = kept_lines({"kept": kept})
+    assert line.endswith(
         "ocr 82% [70%, 95%], far: the teacher gains nothing here, none: the teacher gains nothing here"
     )

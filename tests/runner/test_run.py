@@ -18,6 +18,9 @@ import psutil
 import pytest
 import torch
 import yaml
+from opd_cli.ablation.grid import Cell
+from opd_cli.ablation.results import as_markdown, read_result
+from opd_core.api.load import load_spec
 from opd_core.exit_codes import ExitCode
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -115,7 +118,7 @@ def start(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         learning: dict[str, Any] | None = None,
     ) -> Opd:
         """`train`: how the last teacher is made, whose adapter is not given then. `learning`: how the student learns
-        from rewards, without teachers."""
+        from rewards; the tasks have no teachers then."""
         rules = [] if gate is None else [{"task": "ocr", "reward": "tiny-ocr", "atLeast": gate}]
         spec["evaluation"]["gate"] = rules
         file = folder / f"{work}.yaml"
@@ -123,6 +126,8 @@ def start(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         if train is not None:
             own = {key: value for key, value in teachers[-1].items() if key != "adapter"}
             teachers = [*teachers[:-1], {**own, "training": train}]
+        if learning is not None:
+            teachers = [{key: value for key, value in task.items() if key != "adapter"} for task in teachers]
         method = {} if learning is None else {"method": "RL", "reinforcement": learning, "guidanceScale": 1.0}
         training = {**spec["training"], **method}
         file.write_text(yaml.safe_dump({**content, "spec": {**spec, "teachers": teachers, "training": training}}))
@@ -149,13 +154,24 @@ def student_digest(opd: Opd) -> str:
 
 
 def test_a_student_that_learns_from_rewards_has_no_teacher_servers(start: Callable[..., Opd]) -> None:
-    opd = start("rewards", learning={"algorithm": "DiffusionNFT", "groupSize": 3, "promptsPerRound": 2})
+    """Nor teachers that anything is compared with: tasks with rewards are enough."""
+    learning = {"algorithm": "DiffusionNFT", "groupSize": 3, "promptsPerRound": 2}
+    opd = start("rewards", "--set=evaluation.everyRounds=2", gate=0.0, learning=learning)
     assert opd.wait() == 0, opd.text()
-    assert opd.reasons("TeachersReady") == ["Disabled"]
+    assert opd.reasons("TeachersTrained") == opd.reasons("TeachersReady") == ["Disabled"]
+    assert "the teachers' gains" not in opd.text()
     assert opd.rounds() == list(range(1, ROUNDS + 1))
     summary = json.loads((opd.work / "summary.json").read_text())
-    assert set(summary["scores"]) == {"base", "teacher:geneval", "teacher:ocr", "teacher:aesthetic", "student"}
-    assert "Student, geneval: reward" in (opd.work / "report.html").read_text()
+    assert list(summary["scores"]) == ["base", "student"]
+    assert (summary["kept"], [check["passed"] for check in summary["gate"]]) == ({}, [True])
+    report = (opd.work / "report.html").read_text()
+    assert "Student, geneval: reward" in report
+    assert "Reward: ocr" in report
+    assert not re.search(r"<td>teacher</td>|teacher (geneval|ocr|aesthetic)", report)
+    result = read_result(Cell({}, 1, ()), load_spec(opd.work / "spec.json").spec, opd.work)
+    assert (result.mean_kept, result.curve) == (None, [])
+    assert set(result.kept) == {"geneval", "ocr", "aesthetic"}
+    assert as_markdown([result]).splitlines()[2].endswith("| - | - | - | - |")
     assert json.loads((opd.work / "student" / "manifest.json").read_text())["teachers"] == []
 
 

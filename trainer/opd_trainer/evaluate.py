@@ -179,7 +179,7 @@ def _candidates(
     guidance = student_guidance(spec)
     candidates = [Candidate("base", None, guidance, base_fingerprint)] if "base" in kinds else []
     if "teachers" in kinds:
-        for teacher in spec.teachers:
+        for teacher in filter(lambda each: each.teaches, spec.teachers):
             files = teacher_files(spec, teacher, partial(resolve, claims=claims))
             adapter, folder = (f"teacher-{teacher.name}", None) if isinstance(files, AdapterFile) else (None, files)
             if isinstance(files, AdapterFile):

@@ -66,7 +66,7 @@ def read_result(cell: Cell, spec: Spec, work: Path) -> Result:
         cell=cell,
         forwards=spec.training.rounds * of_round,
         seconds=sum(line["seconds"] for line in lines),
-        kept={task: share["share"] for task, share in summary["kept"].items()},
+        kept={task.name: summary["kept"].get(task.name, {}).get("share") for task in spec.teachers},
         scores={reward: score["mean"] for reward, score in summary["scores"]["student"].items()},
         reached=next((forwards for forwards, gains in looks if min(gains) >= REACHED), None),
         curve=[(forwards, sum(gains) / len(gains)) for forwards, gains in looks],
@@ -87,7 +87,7 @@ def forwards_per_round(spec: Spec) -> int:
 def _levels(spec: Spec, evaluation: Path) -> dict[tuple[str, str], tuple[float, float]]:
     """Means of base and teacher on the prompts of a look by task and first reward, where the teacher gains on them."""
     levels = {}
-    for teacher in spec.teachers:
+    for teacher in filter(lambda each: each.teaches, spec.teachers):
         reward = teacher.rewards[0]
         base, own = (
             statistics.fmean(_scored(evaluation / f"{model}.json", teacher.name, reward))

@@ -158,15 +158,15 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def kept_line(summary: Mapping[str, Any]) -> str:
-    """The student's share of every teacher's gain, in words."""
+def kept_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The student's share of every teacher's gain, in words; none where nobody teaches."""
     parts = []
-    for task, kept in summary["kept"].items():
+    for task, kept in summary.get("kept", {}).items():
         if kept["low"] is None:
             parts.append(f"{task}: the teacher gains nothing here")
         else:
             parts.append(f"{task} {kept['share']:.0%} [{kept['low']:.0%}, {kept['high']:.0%}]")
-    return "of the teachers' gains the student keeps: " + ", ".join(parts)
+    return ["of the teachers' gains the student keeps: " + ", ".join(parts)] if parts else []
 
 
 def teacher_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,8 @@ def evaluate(run: Run) -> dict[str, Any]:
         run.display.stage(Stage.EVALUATED, Reason.UP_TO_DATE, f"scores in {_file(run).parent}")
         return _scored(run)
     run.stop.check()
-    run.display.stage(Stage.EVALUATED, Reason.RUNNING, "base, teachers and student on held-out prompts")
+    models = "base, teachers and student" if any(each.teaches for each in run.spec.teachers) else "base and student"
+    run.display.stage(Stage.EVALUATED, Reason.RUNNING, f"{models} on held-out prompts")
     began, check_deadline = time.monotonic(), run.deadline(Stage.EVALUATED)
     with Job(run.supervision, Stage.EVALUATED, lambda: roles.evaluator(run.place)) as evaluator:
         while not evaluator.finished():

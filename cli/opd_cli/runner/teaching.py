@@ -26,7 +26,9 @@ def teach(run: Run, gpus: Sequence[str] = (), names: Collection[str] = ()) -> No
     """
     teachers = [teacher for teacher in trained_teachers(run.spec) if not names or teacher.name in names]
     if not teachers:
-        run.display.stage(Stage.TEACHERS_TRAINED, Reason.DISABLED, "all teachers are given")
+        given = any(teacher.teaches for teacher in run.spec.teachers)
+        why = "all teachers are given" if given else "the student learns from rewards alone"
+        run.display.stage(Stage.TEACHERS_TRAINED, Reason.DISABLED, why)
         return
     began, missing = time.monotonic(), [teacher for teacher in teachers if not _may_teach(run, teacher)]
     for teacher in missing:

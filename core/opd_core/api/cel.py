@@ -7,7 +7,7 @@ of a list, the sentence begins with its path.
 import json
 
 from opd_core.api import sentences
-from opd_core.api.cel_learning import RANKS, student_reinforcement, teachers, warmup
+from opd_core.api.cel_learning import RANKS, TEACHES, student_reinforcement, teachers, warmup
 from opd_core.api.cel_pods import pod
 from opd_core.api.cel_rule import INDEX, Cel, first, quoted
 from opd_core.api.rules import (
@@ -65,6 +65,9 @@ _TAKEN = "self.map(t, self.exists_one(o, o.name == t.name)).lastIndexOf(false)"
 _WRONG_STEP = first(_STEPS, "x", f"x <= {_LAST}")
 _WRONG_TASK = first(_GATE, "g", _KNOWN_TASK)
 _WRONG_REWARD = first(_GATE, "g", _KNOWN_REWARD)
+_KNOWN_TEACHER = f"!has(g.ofTeacher) || !self.teachers.exists(t, t.name == g.task && !{TEACHES})"
+_WRONG_TEACHER = first(_GATE, "g", _KNOWN_TEACHER)
+_WITHOUT_LORA = f"self.teachers.filter(t, has(t.model) || !{TEACHES})"
 _WHOLE = "self.teachers.filter(t, has(t.model))"
 _SERVED = "self.rewardServers"
 _ONES_REWARD = "self.teachers.exists(t, s.reward in t.rewards)"
@@ -198,18 +201,18 @@ RULES = (
     ),
     Cel(
         "spec",
-        f"!self.student.initFromTeachers || self.teachers.size() > 1 || {_WHOLE}.size() > 0",
+        f"!self.student.initFromTeachers || self.teachers.size() > 1 || {_WITHOUT_LORA}.size() > 0",
         sentences.NO_MEAN,
         "self.student.initFromTeachers",
         "student.initFromTeachers",
     ),
     Cel(
         "spec",
-        f"!self.student.initFromTeachers || {_WHOLE}.size() == 0",
+        f"!self.student.initFromTeachers || {_WITHOUT_LORA}.size() == 0",
         sentences.NO_LORA,
         "self.student.initFromTeachers",
         "student.initFromTeachers",
-        {"teacher": f"{_WHOLE}[0].name"},
+        {"teacher": f"{_WITHOUT_LORA}[0].name"},
     ),
     Cel(
         "spec",
@@ -293,6 +296,15 @@ RULES = (
             "index": _WRONG_REWARD,
         },
         "spec.evaluation.gate[{index}].reward",
+    ),
+    Cel(
+        "spec",
+        f"{_GATE}.all(g, {_KNOWN_TEACHER})",
+        sentences.NO_TEACHER,
+        f"{_GATE}[{_WRONG_TEACHER}].ofTeacher",
+        "evaluation.gate",
+        {"task": f"{_GATE}[{_WRONG_TEACHER}].task", "index": _WRONG_TEACHER},
+        "spec.evaluation.gate[{index}].ofTeacher",
     ),
     Cel(
         "spec.evaluation.gate[]",

@@ -6,6 +6,8 @@ from opd_core.api.teachers import FOLDER, trainable_steps
 from opd_core.api.training import Sampler
 
 RANKS = "(self.nodes * self.processesPerNode)"
+TEACHES = "(has(t.adapter) || has(t.model) || has(t.training))"  # of an entry t of spec.teachers
+_WRONG_TASK = first("self.teachers", "t", TEACHES)
 _USUAL_STEPS = trainable_steps(Sampler().steps)  # of teachers that name none, whatever their algorithm
 _SAMPLER_STEPS = "(self.sampler.steps > 1 ? self.sampler.steps - 1 : 1)"
 _TEACHER_STEPS = f"(!has(self.sampler) ? {_USUAL_STEPS} : {_SAMPLER_STEPS})"
@@ -125,7 +127,16 @@ def teachers() -> list[Cel]:
     given = " + ".join(f"(has(self.{kind}) ? ['{kind}'] : [])" for kind in ("adapter", "model", "training"))
     at, weights = "spec.teachers[].training", "self.training.rewardWeights"
     return [
-        Cel("spec.teachers[]", f"({given}).size() == 1", sentences.GIVEN_OR_MADE, given),
+        Cel("spec.teachers[]", f"({given}).size() <= 1", sentences.GIVEN_OR_MADE, given),
+        Cel(
+            "spec",
+            f"self.training.method == 'RL' || self.teachers.all(t, {TEACHES})",
+            sentences.GIVEN_OR_MADE,
+            "[]",
+            "teachers",
+            {"index": _WRONG_TASK},
+            "spec.teachers[{index}]",
+        ),
         *_learning(at, "", _TEACHER_STEPS),
         warmup(at),
         Cel(

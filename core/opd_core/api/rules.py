@@ -55,8 +55,8 @@ def _start(spec: Spec) -> Iterator[Problem]:
     path = "spec.student.initFromTeachers"
     if spec.student.init_from:
         yield sentences.TWO_STARTS.problem(path, True)
-    if whole := _whole(spec):
-        yield sentences.NO_LORA.problem(path, True, teacher=whole[0])
+    if without := [teacher.name for teacher in spec.teachers if teacher.model or not teacher.teaches]:
+        yield sentences.NO_LORA.problem(path, True, teacher=without[0])
     elif len(spec.teachers) < 2:
         yield sentences.NO_MEAN.problem(path, True)
 
@@ -159,7 +159,7 @@ def _teacher_training(spec: Spec) -> Iterator[Problem]:
     for i, teacher in enumerate(spec.teachers):
         given = {"adapter": teacher.adapter, "model": teacher.model, "training": teacher.training}
         named = [name for name, value in given.items() if value is not None]
-        if len(named) != 1:
+        if len(named) > 1 or (not named and spec.training.method != Method.RL):
             yield sentences.GIVEN_OR_MADE.problem(f"spec.teachers[{i}]", named)
         if teacher.training is None:
             continue
@@ -246,6 +246,7 @@ def _warmup(path: str, training: Training | TeacherTraining) -> Iterator[Problem
 
 def _gate(spec: Spec) -> Iterator[Problem]:
     known = {teacher.name: teacher.rewards for teacher in spec.teachers}
+    alone = {teacher.name for teacher in spec.teachers if not teacher.teaches}
     for i, rule in enumerate(spec.evaluation.gate):
         path = f"spec.evaluation.gate[{i}]"
         if rule.task not in known:
@@ -253,6 +254,8 @@ def _gate(spec: Spec) -> Iterator[Problem]:
         elif rule.reward not in known[rule.task]:
             words = {"task": rule.task, "rewards": shown(known[rule.task])}
             yield sentences.NO_REWARD.problem(f"{path}.reward", rule.reward, **words)
+        elif rule.of_teacher is not None and rule.task in alone:
+            yield sentences.NO_TEACHER.problem(f"{path}.ofTeacher", rule.of_teacher, task=rule.task)
         given = {"atLeast": rule.at_least, "ofTeacher": rule.of_teacher}
         named = [name for name, value in given.items() if value is not None]
         if len(named) != 1:

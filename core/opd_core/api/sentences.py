@@ -101,7 +101,10 @@ LONG_KEY = Sentence("a key has too many characters", "write at most 253")
 # ------------------------------------------------------------------------------------------------- several fields
 
 TAKEN = Sentence("this name is taken", "give every teacher its own name")
-GIVEN_OR_MADE = Sentence("a teacher is given or trained", "write exactly one of adapter, model and training")
+GIVEN_OR_MADE = Sentence(
+    "a teacher is given or trained; only a student that learns from rewards needs none",
+    "write exactly one of adapter, model and training, or training.method: RL and none",
+)
 NO_OWN_REWARD = Sentence("this teacher has no such reward", "write one of {rewards}")
 RL_SETTINGS = Sentence(
     "method: RL and reinforcement belong together", "write both, or leave reinforcement out and write another method"
@@ -147,7 +150,7 @@ NO_BRANCHES = Sentence(
 )
 TWO_STARTS = Sentence("initFrom names another start", "write one of the two")
 NO_MEAN = Sentence("one teacher has no mean with others", "write initFrom: the teacher's URI")
-NO_LORA = Sentence("teacher {teacher} has a model of its own and no LoRA to start from", "leave it out")
+NO_LORA = Sentence("task {teacher} has no LoRA to start from", "leave it out")
 NO_BASE = Sentence(
     "teacher {teacher} has a model of its own, which is no change of the base", "write 1, or give its LoRA on the base"
 )
@@ -164,6 +167,7 @@ MICRO_BATCH = Sentence(
 WARMUP = Sentence("the warm-up leaves no round for the cosine", "write less than {rounds}")
 NO_TASK = Sentence("no such task", "write one of {tasks}")
 NO_REWARD = Sentence("task {task} has no such reward", "write one of {rewards}")
+NO_TEACHER = Sentence("task {task} has no teacher to compare with", "write atLeast, or give its teacher")
 ONE_LIMIT = Sentence("needs one of atLeast and ofTeacher", "write exactly one of the two")
 REPLICA_RANGE = Sentence("more than maxReplicas {most}", "write at most maxReplicas")
 RISING = Sentence("canary shares must grow", "write them in rising order, e.g. [10, 50]")

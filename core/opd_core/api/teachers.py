@@ -99,5 +99,6 @@ def teacher_uri(spec: Spec, teacher: Teacher) -> str:
 
 def adapter_of(spec: Spec, teacher: Teacher) -> AdapterRef:
     """Where the LoRA is of a teacher that has no model of its own, given or trained."""
+    assert teacher.teaches
     assert teacher.model is None
     return teacher.adapter or AdapterRef(uri=f"{teacher_folder(spec, teacher)}/{ADAPTER}")

@@ -115,7 +115,8 @@ class Prompts(Model):
 
 
 class Teacher(Model):
-    """One task: a frozen teacher with its prompts and rewards."""
+    """One task: a frozen teacher with its prompts and rewards. For a student that learns from rewards, method RL, the
+    teacher may be left out."""
 
     name: Name = Field(description="Name of the teacher and of its task; unique.")
     adapter: AdapterRef | None = Field(default=None, description="The teacher's LoRA on the base.")
@@ -136,6 +137,11 @@ class Teacher(Model):
     rewards: list[PluginName] = Field(
         min_length=1, max_length=16, description="Rewards of this task: registered names or module:function."
     )
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there is a teacher, given or trained, and not a task alone."""
+        return any(each is not None for each in (self.adapter, self.model, self.training))
 
 
 class RewardServers(Model):

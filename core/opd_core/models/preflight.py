@@ -40,7 +40,7 @@ def teacher_problems(spec: Spec, find: Find, names: Collection[str]) -> list[str
     if outline is not None:
         found += _resolution(spec, outline)
     for i, teacher in enumerate(spec.teachers):
-        if teacher.name not in names:
+        if teacher.name not in names or not teacher.teaches:
             continue
         check: Callable[[Path], object]
         if teacher.model:
@@ -135,7 +135,7 @@ def model_notes(spec: Spec, outline: Outline) -> Iterator[str]:
     scales = {
         f"spec.teachers[{i}].guidanceScale": teacher.guidance_scale
         for i, teacher in enumerate(spec.teachers)
-        if teacher.model is None
+        if teacher.teaches and teacher.model is None
     }
     for path, scale in {"spec.training.guidanceScale": spec.training.guidance_scale, **scales}.items():
         if not outline.guidance.effective and scale != 1:

@@ -31,13 +31,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Raises InvalidError: an unknown teacher, a base that cannot be used, a teacher that does not fit it."""
+    """Raises InvalidError: an unknown teacher or none at all, a base that cannot be used, a teacher that does not fit
+    it."""
     spec = load_spec(options.spec).spec
-    known = [teacher.name for teacher in spec.teachers]
+    known = [teacher.name for teacher in spec.teachers if teacher.teaches]
+    if not known:
+        raise InvalidError("the tasks of the spec have no teachers; give one its adapter, model or training")
     unknown = sorted(set(options.teacher) - set(known))
     if unknown:
         raise InvalidError(f"--teacher {unknown[0]}: the spec has no such teacher; it has {', '.join(known)}")
-    served = [teacher for teacher in spec.teachers if not options.teacher or teacher.name in options.teacher]
+    served = [teacher for teacher in spec.teachers if teacher.name in (options.teacher or known)]
 
     def find(uri: str) -> Path:
         return resolve(uri, options.claims)
