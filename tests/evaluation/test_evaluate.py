@@ -25,6 +25,7 @@ from opd_trainer.evaluate import GRID_IMAGES, evaluate
 from opd_trainer.evaluation import looks_of
 from opd_trainer.evaluation.pictures import save_look
 from opd_trainer.evaluation.sampling import Candidate, sample_images
+from opd_trainer.evaluation.summary import task_means
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.record import RoundRecord, TaskRecord
 from PIL import Image
@@ -105,6 +106,29 @@ def test_a_teacher_with_a_model_of_its_own_scores_as_the_lora_that_it_was_made_o
             for output in (tmp_path, evaluated[0])
         )
         assert np.abs(ours - theirs).max() <= 1, name
+
+
+def test_a_task_without_a_teacher_is_scored_and_judged_without_one(distillation, evaluated, student, tiny_claims):
+    """Base and student are compared on it as ever; shares are kept of the gains that there are."""
+    output, summary = evaluated
+    content = dump_spec(distillation)
+    for i in (0, 2):
+        del content["spec"]["teachers"][i]["adapter"]
+    content["spec"]["training"] |= {"method": "RL", "reinforcement": {"algorithm": "DiffusionNFT"}}
+    rules = [
+        {"task": "geneval", "reward": "tiny-geneval", "atLeast": 0},
+        {"task": "ocr", "reward": "tiny-ocr", "ofTeacher": 0.9},
+    ]
+    content["spec"]["evaluation"]["gate"] = rules
+    found = evaluate(
+        check_spec(content).spec, claims=tiny_claims, student=student, kinds=["base", "teachers", "student"],
+        output=output, device="cpu", quiet=True,
+    )  # fmt: skip
+    assert found["scores"] == {name: summary["scores"][name] for name in ("base", "teacher:ocr", "student")}
+    assert set(found["kept"]) == {"ocr"}
+    assert [(check["task"], check["passed"]) for check in found["gate"]] == [("geneval", True), ("ocr", True)]
+    rows = task_means(check_spec(content).spec, found)
+    assert ["teacher" in row for row in rows] == [False, True, False]
 
 
 def test_a_second_evaluation_reads_what_is_known(evaluated, distillation, student, tiny_claims, monkeypatch):

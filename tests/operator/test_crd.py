@@ -198,6 +198,8 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
             teacher |= {"model": {"uri": "pvc://a/b"}}
             if pick(True, True, False):
                 teacher.pop("adapter", None)
+        elif spec["training"]["method"] == "RL" and pick(False, True):
+            teacher.pop("adapter", None)
         teacher |= {
             "name": pick("a", "b", "c", "d"),
             "weight": pick(0, 1),

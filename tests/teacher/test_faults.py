@@ -13,17 +13,19 @@ from threading import Thread
 
 import pytest
 import torch
-from opd_core.errors import RefusedError, UnavailableError
+import yaml
+from opd_core.errors import InvalidError, RefusedError, UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.teachers.grpc_client import GrpcTeachers, Patience, connect
 from opd_core.termination import read_last_words
+from opd_serving.teacher import arguments, server_binary
 from opd_serving.teacher import probe as probe_program
-from opd_serving.teacher import server_binary
+from opd_serving.teacher.prepare import prepare
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.tcp_proxy import TcpProxy
-from tests.teacher.conftest import QUICK
+from tests.teacher.conftest import QUICK, spec_text
 
 PATIENT = Patience(attempt_seconds=20, total_seconds=240, longest_pause=0.5)
 BRIEF = Patience(attempt_seconds=2, total_seconds=3, longest_pause=0.5)
@@ -294,6 +296,21 @@ def test_a_server_for_an_unknown_teacher_does_not_start(make_server):
     assert server.wait() == ExitCode.INVALID
     words = "--teacher pickscore: the spec has no such teacher; it has geneval, ocr, aesthetic"
     assert words in program.last_words()
+
+
+def test_a_server_of_tasks_without_teachers_does_not_start(tmp_path, tiny_claims):
+    learning = {"method": "RL", "reinforcement": {"algorithm": "DiffusionNFT"}}
+    content = yaml.safe_load(spec_text({}))
+    for task in content["spec"]["teachers"]:
+        del task["adapter"]
+    content["spec"]["training"] |= learning
+    content["spec"]["evaluation"]["gate"] = []
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(content))
+    options = arguments.parse(
+        [f"--spec={tmp_path / 'spec.yaml'}", f"--claims={tiny_claims}", f"--repository={tmp_path}"]
+    )
+    with pytest.raises(InvalidError, match="the tasks of the spec have no teachers"):
+        prepare(options)
 
 
 def test_adapters_and_sizes_that_do_not_fit_are_told_before_triton_starts(make_server, damaged_claims):
