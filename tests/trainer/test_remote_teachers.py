@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from opd_core.api.load import load_spec
 from opd_core.artifacts import read_student
 from opd_core.exit_codes import ExitCode
 from opd_core.models.teacher_files import teacher_fingerprint
 from opd_core.roles import teacher_servers
+from opd_trainer.engine import World
 from opd_trainer.loop import play_round
 from opd_trainer.run import Run
+from opd_trainer.setup import build_run
 
 from tests.forks import Program
 from tests.teacher_server import TeacherServer
 
-from .conftest import Trainer
+from .conftest import MakeSpec, Trainer
 
 REMOTE: dict[str, Any] = {"spec.teacherServing.placement": "Shared", "spec.training.rounds": 8}
 
@@ -64,6 +67,21 @@ def test_remote_and_local_teachers_teach_the_same(make_run: Callable[..., Run], 
     losses = (play_round(run, 0).losses / run.training.images_per_task).sum(1).tolist()
     for task, loss in zip(run.tasks, losses, strict=True):
         assert steady[0]["tasks"][task.name]["loss"] == pytest.approx(loss, rel=2e-3)
+
+
+def test_both_branches_come_from_afar_as_from_near(
+    make_run: Callable[..., Run], make_spec: MakeSpec, world: World, tiny_claims: Path, server: TeacherServer
+) -> None:
+    pdm = {"spec.training.objective": {"type": "PDM"}}
+    far = build_run(make_spec({**REMOTE, **pdm}).spec, tiny_claims, [server.address], "cpu", world)
+    try:
+        ours, theirs = play_round(far, 0), play_round(make_run(pdm), 0)
+    finally:
+        far.method.close()
+        far.engine.close()
+    assert float(theirs.losses.min()) > 0
+    torch.testing.assert_close(ours.losses, theirs.losses, rtol=2e-3, atol=0)
+    torch.testing.assert_close(ours.errors, theirs.errors, rtol=1e-2, atol=0)
 
 
 def test_a_round_of_a_lora_and_a_model_of_its_own_is_that_of_two_loras(
