@@ -37,7 +37,7 @@ REFUSALS = {
     ),
     "url (sgl-project/sglang#19346)": ({"response_format": "url"}, "response_format", "b64_json"),
     "format": ({"output_format": "gif"}, "output_format", "png"),
-    "compression of png": ({"output_compression": 50}, "output_compression", "jpeg or webp"),
+    "compression of png": ({"output_compression": 50}, "output_compression", "another output_format"),
     "compression 101": ({"output_format": "jpeg", "output_compression": 101}, "output_compression", "100"),
     "quality": ({"quality": "hd"}, "quality", "auto"),
     "transparent": ({"background": "transparent"}, "background", "opaque"),
