@@ -141,7 +141,7 @@ class Teacher(Model):
     @property
     def teaches(self) -> bool:
         """Whether there is a teacher, given or trained, and not a task alone."""
-        return any(each is not None for each in (self.adapter, self.model, self.training))
+        return self.adapter is not None or self.model is not None or self.training is not None
 
 
 class RewardServers(Model):
