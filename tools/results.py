@@ -70,7 +70,7 @@ CLAIMS = (
         "Among objectives without noise the plain distance of velocities learns fastest.",
         "Velocity",
         (
-            *("Velocity, normalised", "MeanMatching", "X0"),
+            *("Velocity, normalised", "MeanMatching", "X0", "PDM"),
             *("Velocity, extrapolation 1.25", "Velocity, one step a round"),
         ),
     ),
