@@ -15,6 +15,7 @@ from opd_operator.words import Progress, printable
 
 TRAINER_READY = "TrainerReady"  # a time that is kept beside those of the stages: all training pods run
 _MESSAGE = 1024
+_FIGURES = 256  # what the status has room for: four of each of 64 tasks
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Draft:
             for said in sources
             for row in said.metrics
             for key, value in row.figures.items()
-        ][:64]
+        ][:_FIGURES]
         if {**self.status.get("progress", {}), **fresh} != self.status.get("progress"):
             self.status["progress"] = {**fresh, "lastUpdateTime": timestamp(self.now)}
 

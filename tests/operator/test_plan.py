@@ -532,6 +532,15 @@ def test_progress_is_shown_while_it_trains():
     assert world.status["checkpoint"] == {"round": 20}
 
 
+def test_progress_has_room_for_every_task():
+    world = World().settle().up(names.TEACHERS)
+    figures = {"loss": 1.25, "kl": 0.5, "velocityMse": 0.5, "reward/ocr": 0.5}
+    rows = [{"task": f"task-{i}", **figures} for i in range(64)]
+    world.progress = {"round": 30, "totalRounds": 500, "percentage": 6.0, "metrics": rows}
+    world.run()
+    assert len(world.status["progress"]["metrics"]) == 64 * len(figures)
+
+
 # ---------------------------------------------------------------------------------------------------- pods that linger
 
 

@@ -71,7 +71,7 @@ class Progress(Model):
     total_rounds: Count | None = Field(default=None, description="Rounds of this run.")
     percentage: int | None = Field(default=None, ge=0, le=100, description="Rounds done, in percent.")
     remaining_seconds: Count | None = Field(default=None, description="Seconds until training is done.")
-    metrics: list[Metric] | None = Field(default=None, max_length=64, description="Figures of the last round.")
+    metrics: list[Metric] | None = Field(default=None, max_length=256, description="Figures of the last round.")
     last_update_time: Time | None = Field(default=None, description="When the trainer said so.")
 
 
