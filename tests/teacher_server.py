@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,10 +18,13 @@ from opd_serving.teacher.probe import probe
 class TeacherServer:
     """Ports of its own; `start` again after `kill` uses the same ones."""
 
-    def __init__(self, folder: Path, spec: Path, claims: Path, teachers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, spec: Path, claims: Path, teachers: Sequence[str] = (), options: Sequence[str] = ()
+    ) -> None:
         self.ports = dict(zip(("grpc", "http", "metrics"), free_ports(3), strict=True))
         place = roles.Place(sys.executable, spec, claims, folder, device="cpu", threads=1)
-        self.recipe = roles.teacher_server(place, "teachers", teachers, self.ports)
+        recipe = roles.teacher_server(place, "teachers", teachers, self.ports)
+        self.recipe = replace(recipe, argv=(*recipe.argv, *options))
         self.folder = folder
         self._log = folder / "teachers.log"
         self._program: Program | None = None

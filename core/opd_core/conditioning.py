@@ -82,6 +82,11 @@ class Group:
     scale: Tensor
     guided: bool
 
+    @property
+    def passes(self) -> int:
+        """How often its rows stand, one behind the other, in one forward pass."""
+        return 2 if self.guided and len(self.branches) == 1 else 1
+
 
 @dataclass(frozen=True, eq=False)
 class Prompts:

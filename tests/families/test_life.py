@@ -21,10 +21,10 @@ from opd_core.models.pipeline import load_model
 from opd_serving.endpoint.server import Settings, make_service
 from opd_trainer.evaluate import evaluate
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from tests.endpoint.conftest import running
 from tests.forks import Program
+from tests.loras import as_kohya
 from tests.teacher_server import TeacherServer
 
 from .test_families import FRAMES, HEIGHT, LONGEST, PROMPTS, STEPS, WIDTH, FolderOf, sample
@@ -44,14 +44,8 @@ def make_teacher(base: Path, folder: Path, seed: int) -> None:
         if "lora_B" in name:
             parameter.data.normal_(0, 0.2, generator=generator)
     file = save_adapter(model.transformer, folder)
-    if seed == 1:  # as kohya's school writes
-        state = {
-            f"lora_unet_{key.removeprefix('transformer.').partition('.lora_')[0].replace('.', '_')}"
-            f".lora_{'down' if '.lora_A.' in key else 'up'}.weight": value
-            for key, value in load_file(file).items()
-        }
-        alphas = {f"{key.partition('.lora_')[0]}.alpha": torch.tensor(8.0) for key in state}
-        save_file({**state, **alphas}, file)
+    if seed == 1:
+        as_kohya(file, 8.0)
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -22,7 +22,7 @@ from opd_core.families.sana import SANA
 from opd_core.families.wan import WAN
 from opd_core.families.z_image import Z_IMAGE
 from opd_core.models.adapter_file import missed_blocks
-from opd_core.models.adapters import _linear_layers, add_student_adapter, use_adapter
+from opd_core.models.adapters import add_student_adapter, model_layers, use_adapter
 from opd_core.models.pipeline import Model
 from opd_core.teachers.contract import MASK
 from torch.utils.flop_counter import FlopCounterMode
@@ -82,7 +82,7 @@ def test_the_real_models_shapes(name: str, repository: Path) -> None:
             {"model_index": {}, "transformer": dict(transformer.config), "vae": vae, "scheduler": scheduler}
         )
         assert outline.latent_shape(512, 512, 1 if outline.frame_scale is None else FRAMES) == latents
-        assert missed_blocks(family.targets, _linear_layers(transformer)) == {}
+        assert missed_blocks(family.targets, model_layers(transformer)) == {}
         parameters = sum(p.numel() for p in transformer.parameters())
         add_student_adapter(transformer, rank=32, alpha=64, target_modules=family.targets, seed=0)
         found = [key for key, _ in transformer.named_parameters() if "lora_A" in key]

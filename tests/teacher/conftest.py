@@ -1,7 +1,7 @@
 """Real tritonservers on the tiny world."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,17 @@ def make_server(tmp_path, tiny_claims):
     made: list[TeacherServer] = []
 
     def make(
-        *teachers: str, claims: Path = tiny_claims, change: dict[str, str] | None = None, name: str = ""
+        *teachers: str,
+        claims: Path = tiny_claims,
+        change: dict[str, str] | None = None,
+        name: str = "",
+        options: Sequence[str] = (),
     ) -> TeacherServer:
         folder = tmp_path / (name or f"server-{len(made)}")
         folder.mkdir()
         spec = folder / "spec.yaml"
         spec.write_text(spec_text(change or {}))
-        made.append(TeacherServer(folder, spec, claims, teachers))
+        made.append(TeacherServer(folder, spec, claims, teachers, options))
         return made[-1]
 
     yield make

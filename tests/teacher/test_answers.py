@@ -18,8 +18,9 @@ from opd_core.diffusion.guidance import combined
 from opd_core.errors import InvalidError, OutOfMemoryError, RefusedError
 from opd_core.families.guidance import CLASSIFIER_FREE
 from opd_core.models.adapter_file import read_teacher
+from opd_core.models.adapter_pool import AdapterPool
 from opd_core.models.adapters import load_adapter, use_adapter
-from opd_core.models.fingerprint import fingerprint
+from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
 from opd_core.models.pipeline import Model, load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers import contract
@@ -412,9 +413,9 @@ def rms(tensor):
 @pytest.fixture
 def engine(tiny_base, tiny_world):
     model = load_model(tiny_base, parts={"transformer"})
-    for name in TEACHERS:
-        load_adapter(model.transformer, read_teacher(tiny_world / "teachers" / name), name)
-    return Engine(model, TEACHERS)
+    adapters = {name: read_teacher(tiny_world / "teachers" / name) for name in TEACHERS}
+    prints = {name: adapter_fingerprint(adapter) for name, adapter in adapters.items()}
+    return Engine(model, TEACHERS, AdapterPool(model.transformer, adapters, prints))
 
 
 def query(rows, teachers, guidance=None):
@@ -442,7 +443,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(engine, row
     expected = engine.answer(mixed)
     asked = room_for(monkeypatch, most=6)
     torch.testing.assert_close(engine.answer(mixed), expected, rtol=1e-4, atol=1e-4)
-    assert max(asked) == 22  # 11 rows of one teacher, twice for guidance
+    assert max(asked) == 64  # all rows of all teachers, twice for guidance
     asked.clear()
     engine.answer(mixed)
     assert max(asked) <= 6
@@ -480,8 +481,10 @@ def test_a_gpu_computes_few_numbers_of_rows(engine, monkeypatch):
     assert all(gpu._bucket(shape, n) >= n for n in range(1, 65))
 
 
-def test_switching_to_the_adapter_in_use_looks_at_no_layer(engine, monkeypatch):
-    transformer = engine.model.transformer
+def test_switching_to_the_adapter_in_use_looks_at_no_layer(tiny_base, tiny_world, monkeypatch):
+    transformer = load_model(tiny_base, parts={"transformer"}).transformer
+    for name in TEACHERS:
+        load_adapter(transformer, read_teacher(tiny_world / "teachers" / name), name)
     use_adapter(transformer, "ocr")
     monkeypatch.setattr(type(transformer), "modules", lambda _: 1 / 0)
     monkeypatch.setattr(BaseTunerLayer, "set_adapter", lambda *_, **__: 1 / 0)

@@ -211,24 +211,49 @@ def damaged_claims(tiny_world, tmp_path):
     return make
 
 
-def test_a_teacher_that_answers_nan_is_refused(make_server, rows, damaged_claims):
+def test_a_teacher_that_answers_nan_ends_its_server(make_server, damaged_claims):
+    """Its file is whole and its numbers are finite: the server tries every teacher before it answers anybody."""
     huge = damaged_claims(
         lambda tensors: {key: torch.full_like(t, 3e38, dtype=torch.float32) for key, t in tensors.items()}
     )
     server = make_server(claims=huge)
-    server.launch()
-    deadline = time.monotonic() + 240
-    while "Started HTTPService" not in server.log:
-        assert time.monotonic() < deadline, server.log
-        time.sleep(0.2)
+    program = server.launch()
+    assert server.wait() == ExitCode.REFUSED
+    words = "teacher ocr answered NaN or infinity; check its weights and the precision"
+    assert program.last_words().startswith(words)
+    assert read_last_words(server.folder / "teachers.json")["message"] == words
+
+
+def test_loras_are_loaded_when_they_are_asked_for(make_server, damaged_claims, rows):
+    """In a server with room for one: health and the others stay, whatever becomes of a file."""
+    claims = damaged_claims(lambda tensors: tensors)
+    file = claims / "tiny-world" / "teachers" / "ocr" / "pytorch_lora_weights.safetensors"
+    server = make_server(claims=claims, options=["--adapter-bytes=1"]).start()
+    began = loras(server)
+    assert began["opd_teacher_adapters"] == 1
     client = connect([server.address], QUICK)
-    with pytest.raises(RefusedError, match="teacher ocr answered NaN or infinity"):
+    asked = [rows[i : i + 2].ask(client, name) for i, name in enumerate(("geneval", "ocr", "aesthetic", "geneval"))]
+    assert all(torch.isfinite(future.result()).all() for future in asked)
+    ended = loras(server)
+    loads, drops = (ended[f"opd_teacher_adapter_{kind}_total"] for kind in ("loads", "drops"))
+    assert (ended["opd_teacher_adapters"], loads - drops) == (1, 1)
+    assert loads >= began["opd_teacher_adapter_loads_total"] + 2
+    whole = file.read_bytes()
+    file.unlink()
+    with pytest.raises(RefusedError, match="teacher ocr cannot be loaded: .*ocr.* put the file back as it was"):
         rows[:2].ask(client, "ocr").result()
-    assert torch.isfinite(rows[:2].ask(client, "geneval").result()).all()
+    assert torch.isfinite(rows[:2].ask(client, "aesthetic").result()).all()
+    probe_program.probe(server.http, 20)
+    file.write_bytes(whole)
+    assert torch.isfinite(rows[:2].ask(client, "ocr").result()).all()
     client.close()
-    with pytest.raises(RefusedError, match="teacher ocr answered NaN or infinity; check its weights"):
-        probe_program.probe(server.http, 20)
-    assert probe_program.main([f"--address={server.http}", "--timeout=20"]) == ExitCode.REFUSED
+
+
+def loras(server):
+    """Its metrics of LoRAs."""
+    page = urllib.request.urlopen(f"http://127.0.0.1:{server.ports['metrics']}/metrics", timeout=5).read().decode()
+    found = re.findall(r"^(opd_teacher_\w+)(?:{.*})? ([0-9.e+]+)$", page, re.M)
+    return {name: float(value) for name, value in found}
 
 
 def test_nobody_at_the_address(free_port):

@@ -35,7 +35,7 @@ def load_adapter(transformer: nn.Module, adapter: AdapterFile, name: str) -> Lor
         InvalidError: a target or a shape that does not fit the transformer, or numbers that are not finite. The
             transformer is unchanged then.
     """
-    adapter = fit(adapter, _linear_layers(transformer))
+    adapter = fit(adapter, model_layers(transformer))
     state = read_adapter(adapter)
     ranks = {layer: adapter.rank(layer) for layer in adapter.layers}
     config = lora_config(ranks, adapter.alphas, rslora=adapter.rslora)
@@ -65,7 +65,7 @@ def add_student_adapter(
     transformer: nn.Module, *, rank: int, alpha: int, target_modules: Sequence[str], seed: int, name: str = "student"
 ) -> None:
     """Add a fresh trainable adapter: A Gaussian by `seed`, B zero, so that the student starts as the base."""
-    linear = _linear_layers(transformer)
+    linear = model_layers(transformer)
     if unknown := unknown_targets(target_modules, linear):
         raise InvalidError(
             f"student.adapter.targetModules names {unknown[0]!r}, and this model has no such linear layer"
@@ -85,7 +85,7 @@ def start_adapter(transformer: nn.Module, start: AdapterFile, name: str = "stude
     Raises:
         InvalidError: `start` does not fit the transformer, or holds numbers that are not finite.
     """
-    start = fit(start, _linear_layers(transformer))
+    start = fit(start, model_layers(transformer))
     config: LoraConfig = transformer.peft_config[name]  # type: ignore[index]
     state = read_adapter(start)
     for layer in start.layers:  # the ratio is not one where `start` is scaled by the root of its rank
@@ -189,7 +189,7 @@ def _rows(opened: Any, stored: str, rows: Sequence[tuple[int, int]] | None) -> T
     return value.float() if value.itemsize == 1 else value  # PyTorch does not compute with eight bits
 
 
-def _linear_layers(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+def model_layers(transformer: nn.Module) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of every linear layer of the model itself by name, whether or not adapters are on it."""
     found = {}
     for name, module in transformer.named_modules():

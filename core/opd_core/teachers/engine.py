@@ -2,7 +2,8 @@
 inside the trainer."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from opd_core.conditioning import Conditioning, Likeness, likeness
 from opd_core.device import is_out_of_memory
 from opd_core.errors import InvalidError, OutOfMemoryError
-from opd_core.models.adapters import use_adapter
+from opd_core.models.adapter_pool import AdapterPool
 from opd_core.models.pipeline import Model
 from opd_core.teachers.contract import BASE, MAX_ROWS, NOT_FINITE, UNKNOWN_KEY
 
@@ -95,14 +96,14 @@ class Engine:
     """A base with its teachers' adapters, or a teacher's own model, which answers queries.
 
     Args:
-        teachers: by number, names of the adapters loaded into `model`. whole: `model` itself is each of them, and no
-            base is here.
+        teachers: by number.
+        adapters: theirs, on `model`. None: `model` itself is each of them, and no base is here.
     """
 
-    def __init__(self, model: Model, teachers: Sequence[str], *, whole: bool = False) -> None:
+    def __init__(self, model: Model, teachers: Sequence[str], adapters: AdapterPool | None = None) -> None:
         self.model = model
         self.teachers = tuple(teachers)
-        self.whole = whole
+        self.adapters = adapters
         self._fitting: dict[torch.Size, int] = {}  # rows of a forward pass that are known to fit, by latent's shape
 
     @torch.no_grad()
@@ -111,16 +112,16 @@ class Engine:
         base.
 
         Raises:
-            InvalidError: the base is asked for where there is none, or both branches of a row without guidance.
-            NonFiniteError: a teacher's own answer is not finite. OutOfMemoryError: there is no room for a single row.
+            InvalidError: the base is asked for where there is none, both branches of a row without guidance, or a LoRA
+            that cannot be loaded. NonFiniteError: a teacher's own answer is not finite. OutOfMemoryError: there is no
+            room for a single row.
         """
-        if self.whole and (query.teachers == BASE).any():
+        if self.adapters is None and (query.teachers == BASE).any():
             raise InvalidError(f"no base answers here: {', '.join(self.teachers)} has a model of its own")
         count, *latent = query.latents.shape
         shape = (count, 2, *latent) if query.branches else (count, *latent)
         velocities = torch.empty(shape, dtype=torch.float32, device=self.model.device)
-        for number, rows in self._alike(query):
-            use_adapter(self.model.transformer, None if self.whole or number == BASE else self.teachers[number])
+        for rows in self._alike(query):
             velocities[rows.to(self.model.device)] = self._in_parts(query, rows)
         if not torch.isfinite(velocities).all():
             bad = query.teachers[~torch.isfinite(velocities).flatten(1).all(1).cpu()]
@@ -128,13 +129,22 @@ class Engine:
             raise NonFiniteError(f"{', '.join(names)} {NOT_FINITE}; check its weights and the precision")
         return velocities
 
-    def _alike(self, query: Query) -> list[tuple[int, Tensor]]:
-        """Rows of one teacher that a forward pass takes together, with the teacher's number."""
-        rows: dict[tuple[int, Likeness], list[int]] = {}
+    def _alike(self, query: Query) -> Iterator[Tensor]:
+        """Rows that a forward pass can take together, whoever their teachers are."""
+        rows: dict[Likeness, list[int]] = {}
         told = zip(query.conditioning, query.negative, query.guidance.tolist(), strict=True)
-        for i, (teacher, row) in enumerate(zip(query.teachers.tolist(), told, strict=True)):
-            rows.setdefault((teacher, likeness(self.model.guidance, *row)), []).append(i)
-        return [(teacher, torch.tensor(rows[teacher, alike])) for teacher, alike in sorted(rows)]
+        for i, row in enumerate(told):
+            rows.setdefault(likeness(self.model.guidance, *row), []).append(i)
+        for _, alike in sorted(rows.items()):
+            whole = torch.tensor(alike)
+            if self.adapters is None:
+                yield whole
+            else:
+                for part in self.adapters.parts(self._names(query, whole)):
+                    yield whole[part]
+
+    def _names(self, query: Query, rows: Tensor) -> list[str | None]:
+        return [None if number == BASE else self.teachers[number] for number in query.teachers[rows].tolist()]
 
     def _in_parts(self, query: Query, rows: Tensor) -> Tensor:
         """As many rows at once as fit. What did not fit once is not tried again."""
@@ -181,4 +191,6 @@ class Engine:
         )
         latents = query.latents[rows.to(query.latents.device)].to(model.device)
         answer = model.branches if query.branches else model.velocity
-        return answer(latents, query.sigmas[rows], prompts)[:count]
+        (group,) = prompts.groups
+        with self.adapters.rows(self._names(query, rows) * group.passes) if self.adapters else nullcontext():
+            return answer(latents, query.sigmas[rows], prompts)[:count]

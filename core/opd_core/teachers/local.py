@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from opd_core.conditioning import Conditioning
-from opd_core.errors import OutOfMemoryError, RefusedError
+from opd_core.errors import InvalidError, OutOfMemoryError, RefusedError
 from opd_core.models.adapter_file import AdapterFile
-from opd_core.models.adapters import load_adapter
+from opd_core.models.adapter_pool import AdapterPool, adapter_room
 from opd_core.models.pipeline import load_model
 from opd_core.models.teacher_files import TeacherFiles
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.client import ClientStats
 from opd_core.teachers.contract import BASE, ServiceInfo
 from opd_core.teachers.describe import service_info
-from opd_core.teachers.engine import Engine, NonFiniteError, Query
+from opd_core.teachers.engine import Engine, Query
 
 
 class LocalTeachers:
-    """A copy of the base with the adapters of teachers, and the models of those that have one; answers before `submit`
+    """A copy of the base with the LoRAs of teachers, and the models of those that have one; answers before `submit`
     returns."""
 
     def __init__(
@@ -37,19 +37,18 @@ class LocalTeachers:
         self.stats = ClientStats()
         load = partial(load_model, device=device, dtype=TORCH_DTYPES[precision], parts={"transformer"})
         self._engines: dict[str, Engine] = {}  # by teacher
+        self._info = service_info(base, teachers, precision, max_sequence_length)
         adapters = {name: files for name, files in teachers.items() if isinstance(files, AdapterFile)}
         if adapters:
-            engine = Engine(load(base), tuple(adapters))
-            for name, adapter in adapters.items():
-                load_adapter(engine.model.transformer, adapter, name)
-            self._engines |= dict.fromkeys(adapters, engine)
+            model = load(base)
+            pool = AdapterPool(model.transformer, adapters, self._info.teachers, adapter_room(model.device))
+            self._engines |= dict.fromkeys(adapters, Engine(model, tuple(adapters), pool))
         folders: dict[Path, list[str]] = {}
         for name, files in teachers.items():
             if isinstance(files, Path):
                 folders.setdefault(files, []).append(name)
         for folder, names in folders.items():
-            self._engines |= dict.fromkeys(names, Engine(load(folder), names, whole=True))
-        self._info = service_info(base, teachers, precision, max_sequence_length)
+            self._engines |= dict.fromkeys(names, Engine(load(folder), names))
 
     def describe(self) -> ServiceInfo:
         return self._info
@@ -80,7 +79,7 @@ class LocalTeachers:
         try:
             query.check(engine.teachers)
             future.set_result(engine.answer(query).cpu())
-        except NonFiniteError as error:
+        except InvalidError as error:
             future.set_exception(RefusedError(str(error)))
         except OutOfMemoryError as error:
             future.set_exception(error)

@@ -19,4 +19,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_argument("--http-port", type=int, default=8000, help="of the loopback, for the probe")
     options.add_argument("--metrics-port", type=int, default=8002)
     options.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    options.add_argument(
+        "--adapter-bytes", type=int, help="for LoRAs on the device; by default what fits, on a CPU all of them"
+    )
     return options.parse_args(argv)

@@ -6,27 +6,31 @@ numpy 2 in the stub of 2.51 corrupts arrays silently, and no parameters in respo
 
 import json
 import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
+from opd_core.conditioning import Conditioning
 from opd_core.device import is_out_of_memory
 from opd_core.diffusion.guidance import combined
-from opd_core.errors import InvalidError, OPDError, OutOfMemoryError
+from opd_core.errors import InvalidError, OPDError, OutOfMemoryError, RefusedError
 from opd_core.models.adapter_file import read_teacher
-from opd_core.models.adapters import load_adapter
+from opd_core.models.adapter_pool import AdapterPool, PoolStats, adapter_room
 from opd_core.models.pipeline import load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
-from opd_core.teachers.engine import ConditioningCache, Engine, Query, UnknownKeyError
+from opd_core.teachers.engine import ConditioningCache, Engine, NonFiniteError, Query, UnknownKeyError
 from opd_core.teachers.payload import read_conditioning
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 _QUERY = (contract.LATENTS, contract.SIGMA, contract.GUIDANCE, contract.TEACHER, contract.KEY, contract.NEGATIVE_KEY)
 _REGISTER = (contract.KEY, contract.CONDITIONING)
+_SIDE, _TOKENS = 8, 2  # of what a teacher is tried with
 
 
 class TeacherBackend:
@@ -36,11 +40,49 @@ class TeacherBackend:
         setup = json.loads(Path(args["model_repository"], args["model_version"], "setup.json").read_text())
         self._dtype = TORCH_DTYPES[self._info.precision]
         self._model = load_model(Path(setup["model"]), device=setup["device"], dtype=self._dtype, parts={"transformer"})
-        adapters = {name: adapter for name, adapter in setup["teachers"].items() if adapter}
-        for name, adapter in adapters.items():
-            load_adapter(self._model.transformer, read_teacher(Path(adapter["path"]), adapter["alpha"]), name)
-        self._engine = Engine(self._model, tuple(setup["teachers"]), whole=not adapters)
+        teachers = setup["teachers"]
+        adapters = {name: read_teacher(Path(lora["path"]), lora["alpha"]) for name, lora in teachers.items() if lora}
+        pool = None
+        if adapters:
+            room = setup["adapter_bytes"] or adapter_room(self._model.device)
+            pool = AdapterPool(self._model.transformer, adapters, self._info.teachers, room)
+        self._engine = Engine(self._model, tuple(teachers), pool)
+        self._counters = _Counters(pool) if pool else None
         self._cache = ConditioningCache(_cache_bytes(self._model.device, setup["cache_bytes"]))
+        self._prove()
+        self._tell()
+
+    def _prove(self) -> None:
+        """One row of every teacher: who serves has shown that all of its teachers can answer.
+
+        Raises:
+            RefusedError: an answer that is not finite.
+        """
+        count = len(self._engine.teachers)
+        prompt = Conditioning(
+            {
+                name: torch.ones(_sizes(shape, _TOKENS), dtype=torch.bool if name == contract.MASK else self._dtype)
+                for name, shape in self._info.conditioning.items()
+            }
+        )
+        query = Query(
+            teachers=torch.arange(count),
+            latents=torch.zeros(count, *_sizes(self._info.latents, _SIDE), dtype=self._dtype),
+            sigmas=torch.ones(count),
+            guidance=torch.ones(count),
+            conditioning=[prompt] * count,
+            negative=[prompt] * count,
+        )
+        try:
+            self._engine.answer(query)
+        except NonFiniteError as error:
+            raise RefusedError(str(error)) from error
+        except OutOfMemoryError as error:  # whoever shares the GPU may give some back
+            print(f"teacher server: not tried: {error}", flush=True)
+
+    def _tell(self) -> None:
+        if self._counters:
+            self._counters.tell()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request. Requests that fit together are computed in one batch, each is checked alone.
@@ -67,6 +109,7 @@ class TeacherBackend:
         for group in groups.values():
             for i, result in self._answer(group).items():
                 responses[i] = self._respond(requests[i], queries[i], result)
+        self._tell()
         return responses
 
     # ------------------------------------------------------------------------------------------ registering
@@ -134,6 +177,34 @@ class TeacherBackend:
         ones = [1] * (velocity.ndim - 1)
         a, b = (inputs[name].view(-1, *ones).to(velocity) for name in (contract.MEAN_A, contract.MEAN_B))
         return a * query.latents.to(velocity) + b * velocity
+
+
+class _Counters:
+    """A pool's figures among Triton's metrics."""
+
+    def __init__(self, pool: AdapterPool) -> None:
+        self._pool, self._told = pool, PoolStats()
+        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
+        self._families = [
+            pb_utils.MetricFamily(name=f"opd_teacher_adapter{name}", description=text, kind=kind)
+            for name, text, kind in (
+                ("_loads_total", "LoRAs loaded into the model's memory.", counter),
+                ("_drops_total", "LoRAs dropped there for others.", counter),
+                ("s", "LoRAs in the model's memory.", gauge),
+            )
+        ]
+        self._loads, self._drops, self._there = (family.Metric(labels={}) for family in self._families)
+
+    def tell(self) -> None:
+        now, told = replace(self._pool.stats), self._told
+        self._loads.increment(now.loads - told.loads)
+        self._drops.increment(now.drops - told.drops)
+        self._there.set(len(self._pool.resident))
+        self._told = now
+
+
+def _sizes(shape: Sequence[int], free: int) -> list[int]:
+    return [free if size == contract.FREE else size for size in shape]
 
 
 def _cache_bytes(device: torch.device, wanted: int) -> int:

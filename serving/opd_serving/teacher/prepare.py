@@ -53,6 +53,7 @@ def prepare(options: argparse.Namespace) -> None:
         precision=spec.teacher_serving.precision.value,
         max_sequence_length=spec.model.max_sequence_length,
         device=choose_device(options.device),
+        adapter_bytes=options.adapter_bytes,
     )
     print(f"teacher server: {', '.join(info.teachers)} for {info.base[:19]}, {info.precision}", flush=True)
 

@@ -1,4 +1,4 @@
-"""`python -m opd_serving.teacher.probe`: can the teacher service answer? Asks each of its teachers for one row.
+"""`python -m opd_serving.teacher.probe`: can the teacher service answer? Asks it for one row.
 
 Triton's own readiness stays 200 when the Python stub behind a model is dead
 (https://github.com/triton-inference-server/server/issues/7230); an inference does not. Plain HTTP and no torch: it
@@ -23,7 +23,8 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a prox
 
 
 def probe(address: str, seconds: float) -> None:
-    """One row through every teacher at `address`, the HTTP port of a server.
+    """One row through the first teacher at `address`, the HTTP port of a server, which has tried all of them itself
+    before it answered anybody. A row of each would ask for every LoRA, every few seconds, in the place of others.
 
     Raises:
         UnavailableError: no velocity in time. RefusedError: one that is not finite, or another service; waiting does
@@ -44,16 +45,15 @@ def probe(address: str, seconds: float) -> None:
     shape = [1, *(_SIDE if size == contract.FREE else size for size in info.latents)]
     state = bytes(prod(shape) * contract.ITEM_BYTES[info.precision])
     one = struct.pack("<f", 1.0)
-    for number in range(len(info.teachers)):
-        inputs = [
-            (contract.LATENTS, contract.WIRE_TYPES[info.precision], shape, state),
-            (contract.SIGMA, "FP32", [1, 1], one),
-            (contract.GUIDANCE, "FP32", [1, 1], one),
-            (contract.TEACHER, "INT32", [1, 1], struct.pack("<i", number)),
-            (contract.KEY, "UINT8", [1, len(key)], key),
-            (contract.NEGATIVE_KEY, "UINT8", [1, len(key)], key),
-        ]
-        _infer(url, inputs, contract.VELOCITY, seconds)
+    inputs = [
+        (contract.LATENTS, contract.WIRE_TYPES[info.precision], shape, state),
+        (contract.SIGMA, "FP32", [1, 1], one),
+        (contract.GUIDANCE, "FP32", [1, 1], one),
+        (contract.TEACHER, "INT32", [1, 1], bytes(4)),
+        (contract.KEY, "UINT8", [1, len(key)], key),
+        (contract.NEGATIVE_KEY, "UINT8", [1, len(key)], key),
+    ]
+    _infer(url, inputs, contract.VELOCITY, seconds)
 
 
 def _conditioning(info: ServiceInfo) -> tuple[bytes, bytes]:

@@ -32,6 +32,7 @@ def write_repository(
     precision: str,
     max_sequence_length: int,
     device: str,
+    adapter_bytes: int | None = None,
 ) -> ServiceInfo:
     """Write a repository with the one model `contract.MODEL` into `folder`, replacing what is there.
 
@@ -54,6 +55,7 @@ def write_repository(
         },
         "device": device,
         "cache_bytes": CACHE_BYTES,
+        "adapter_bytes": adapter_bytes,
     }
     shutil.rmtree(folder, ignore_errors=True)
     version = folder / contract.MODEL / "1"

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import IO
 
 import psutil
-from opd_core.errors import InvalidError, OPDError, UnavailableError
+from opd_core.errors import InvalidError, OPDError, RefusedError, UnavailableError
 from opd_core.process import die_with_parent
 
 _STUB = "triton_python_backend_stub"[:15]  # as the kernel calls the process, also when it has ended
@@ -27,6 +27,8 @@ _REASONS = (
     re.compile(r"failed to load '[^']*' version \d+: (.*)"),  # the model's own
     re.compile(r"^error: (.*)"),  # the server's last
 )
+_ERRORS = {error.__name__: error for error in (InvalidError, RefusedError)}  # that the model's own code ends with
+_OURS = re.compile(rf"({'|'.join(_ERRORS)}): (.*)", re.S)
 
 
 def run(command: Sequence[str], env: Mapping[str, str]) -> int:
@@ -34,7 +36,7 @@ def run(command: Sequence[str], env: Mapping[str, str]) -> int:
     makes of them is well: 0.
 
     Raises:
-        InvalidError: the model was refused by its own code. UnavailableError: the model's process died.
+        InvalidError, RefusedError: the model was refused by its own code. UnavailableError: the model's process died.
         OPDError: the server did not start, with its own reason.
     """
     received: list[int] = []
@@ -126,5 +128,5 @@ def _copy(output: IO[bytes], reasons: dict[int, str]) -> None:
 def _failure(reason: str) -> OPDError:
     """The error behind `Internal: InvalidError: words\\n\\nAt:\\n  file(line): function`, as the server logs it."""
     words = reason.replace(r"\n", "\n").replace(r"\"", '"').partition("\n\nAt:")[0].rstrip('"')
-    _, ours, message = words.partition(f"{InvalidError.__name__}: ")
-    return InvalidError(message) if ours else OPDError(f"tritonserver did not start: {words}")
+    ours = _OURS.search(words)
+    return _ERRORS[ours[1]](ours[2]) if ours else OPDError(f"tritonserver did not start: {words}")
