@@ -21,7 +21,8 @@ from opd_core.device import choose_device
 from opd_core.errors import InvalidError, StorageError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.adapter_file import AdapterFile, read_adapter_file
-from opd_core.models.adapters import load_adapter
+from opd_core.models.adapter_layers import fit
+from opd_core.models.adapters import model_layers
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.pipeline import Model, load_model
 from opd_core.models.teacher_files import teacher_files, teacher_fingerprint
@@ -181,15 +182,16 @@ def _candidates(
     if "teachers" in kinds:
         for teacher in filter(lambda each: each.teaches, spec.teachers):
             files = teacher_files(spec, teacher, partial(resolve, claims=claims))
-            adapter, folder = (f"teacher-{teacher.name}", None) if isinstance(files, AdapterFile) else (None, files)
+            name, scale, key = f"teacher:{teacher.name}", teacher.guidance_scale, teacher_fingerprint(files)
             if isinstance(files, AdapterFile):
-                load_adapter(model.transformer, files, f"teacher-{teacher.name}")
-            name, scale = f"teacher:{teacher.name}", teacher.guidance_scale
-            candidates.append(Candidate(name, adapter, scale, teacher_fingerprint(files), folder))
+                lora = fit(files, model_layers(model.transformer))
+                candidates.append(Candidate(name, f"teacher-{teacher.name}", scale, key, lora=lora))
+            else:
+                candidates.append(Candidate(name, None, scale, key, files))
     if "student" in kinds and student is not None:
         manifest, weights = read_student(student)
-        load_adapter(model.transformer, read_adapter_file(weights), "student")
-        candidates.append(Candidate("student", "student", guidance, manifest.digest))
+        lora = fit(read_adapter_file(weights), model_layers(model.transformer))
+        candidates.append(Candidate("student", "student", guidance, manifest.digest, lora=lora))
     return candidates
 
 

@@ -46,6 +46,13 @@ def load_adapter(transformer: nn.Module, adapter: AdapterFile, name: str) -> Lor
     return config
 
 
+def drop_adapter(transformer: nn.Module, name: str) -> None:
+    """Take adapter `name` off `transformer`, and give back its memory."""
+    assert isinstance(transformer, PeftAdapterMixin)
+    transformer.delete_adapters(name)
+    _SWITCHES.pop(transformer, None)
+
+
 def lora_config(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: bool = False) -> LoraConfig:
     """PEFT's configuration of an adapter on the layers that `ranks` and `alphas` name."""
     (rank, _), *_ = Counter(ranks.values()).most_common(1)

@@ -10,7 +10,8 @@ from opd_core.api.types import Spec
 from opd_core.conditioning import Conditioning
 from opd_core.diffusion.noise import draw
 from opd_core.diffusion.transitions import transitions
-from opd_core.models.adapters import use_adapter
+from opd_core.models.adapter_file import AdapterFile
+from opd_core.models.adapters import drop_adapter, load_adapter, use_adapter
 from opd_core.models.pipeline import Model, load_model
 from torch import Tensor
 
@@ -18,19 +19,28 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Candidate:
     """A model under test with its guidance: `adapter` of the base's transformer (None: the base itself), or the
-    transformer of the model in `folder`."""
+    transformer of the model in `folder`. `lora`: what the adapter is loaded from for its turn; None: it is there."""
 
     name: str
     adapter: str | None
     guidance_scale: float
     fingerprint: str
     folder: Path | None = None
+    lora: AdapterFile | None = None
 
 
 @contextmanager
 def model_of(candidate: Candidate, base: Model) -> Iterator[Model]:
-    """What computes the candidate's images: `base`, or meanwhile in its place on the device a model of the
-    candidate's own, whose images the base's VAE decodes."""
+    """What computes the candidate's images: `base`, meanwhile with the candidate's LoRA, or in its place on the device
+    a model of the candidate's own, whose images the base's VAE decodes."""
+    if candidate.lora is not None:
+        assert candidate.adapter is not None
+        load_adapter(base.transformer, candidate.lora, candidate.adapter)
+        try:
+            yield base
+        finally:
+            drop_adapter(base.transformer, candidate.adapter)
+        return
     if candidate.folder is None:
         yield base
         return
