@@ -163,8 +163,11 @@ def test_what_a_role_reads_is_a_spec(role: str, training: dict[str, Any]) -> Non
     check_spec({**obj, "spec": read_by(role, check_spec(obj).spec)})
 
 
-def test_who_learns_from_rewards_has_no_teacher_servers_and_trains_at_once() -> None:
-    it = World(**{f"training__{field}": value for field, value in METHODS[1].items()}).settle()
+@pytest.mark.parametrize("given", [True, False], ids=["with teachers", "tasks alone"])
+def test_who_learns_from_rewards_has_no_teacher_servers_and_trains_at_once(given: bool) -> None:
+    tasks = [{key: value for key, value in each.items() if given or key != "adapter"} for each in teachers()]
+    learning = {f"training__{field}": value for field, value in METHODS[1].items()}
+    it = World(teachers=tasks, evaluation__gate=[], **learning).settle()
     assert it.of("Deployment", names.TEACHERS) == []
     assert it.condition("TeachersReady") == ("True", "Disabled")
     it.run().finish(names.TRAINER, digest=STUDENT)
