@@ -18,7 +18,7 @@ from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers.client import ClientStats
 from opd_core.teachers.contract import BASE, ServiceInfo
 from opd_core.teachers.describe import service_info
-from opd_core.teachers.engine import Engine, Query
+from opd_core.teachers.engine import Engine, NonFiniteError, Query
 
 
 class LocalTeachers:
@@ -79,9 +79,9 @@ class LocalTeachers:
         try:
             query.check(engine.teachers)
             future.set_result(engine.answer(query).cpu())
-        except InvalidError as error:
+        except NonFiniteError as error:
             future.set_exception(RefusedError(str(error)))
-        except OutOfMemoryError as error:
+        except (InvalidError, OutOfMemoryError) as error:
             future.set_exception(error)
         return future
 
