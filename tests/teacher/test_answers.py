@@ -98,7 +98,7 @@ def test_branches_of_a_row_without_guidance_are_refused(client, local, rows):
     with pytest.raises(RefusedError, match="guidance 1 has one"):
         rows.ask(client, "ocr", branches=True).result()
     with pytest.raises(InvalidError, match="guidance 1 has one"):
-        rows.ask(local, "ocr", branches=True)
+        rows.ask(local, "ocr", branches=True).result()
 
 
 def test_teachers_differ(client, rows):
