@@ -20,12 +20,13 @@ _FIGURES = 256  # what the status has room for: four of each of 64 tasks
 
 @dataclass(frozen=True)
 class Served:
-    """One revision of the endpoint that shall exist."""
+    """One revision of the endpoint that shall exist. `settings`: spec.endpoint as it was for its pods, JSON."""
 
     revision: str
     digest: str
     key: str
     image: str
+    settings: str
     replicas: int
     weight: int  # its share of a route's traffic
 

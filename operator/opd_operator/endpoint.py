@@ -2,6 +2,7 @@
 
 from opd_core import roles
 from opd_core.api.digests import claims_of
+from opd_core.api.types import Endpoint
 
 from opd_operator import names
 from opd_operator.context import Context, Manifest, service_ports
@@ -43,11 +44,12 @@ def _service(context: Context, name: str, selector: dict[str, str], **more: str)
 
 
 def _revision(context: Context, served: Served) -> Manifest:
-    settings = context.spec.endpoint
+    settings = Endpoint.model_validate_json(served.settings)
+    spec = context.spec.model_copy(update={"endpoint": settings})
     place = context.place(context.runs / served.key)
     recipe = roles.endpoint(
         place,
-        context.distillation,
+        context.distillation.model_copy(update={"spec": spec}),
         names.ENDPOINT_HTTP,
         names.ENDPOINT_METRICS,
         leave_seconds=_LEAVE_SERVICE,
@@ -66,8 +68,8 @@ def _revision(context: Context, served: Served) -> Manifest:
         secrets={settings.api_keys.secret_name: KEYS} if settings.api_keys else {},
         fixed_user=context.settings.fixed_user,
     )
-    surge = settings.rollout.max_surge
-    spec = {
+    surge = context.spec.endpoint.rollout.max_surge
+    deployment = {
         "replicas": served.replicas,
         "paused": False,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 1 - surge}},
@@ -76,7 +78,7 @@ def _revision(context: Context, served: Served) -> Manifest:
         "template": template,
     }
     manifest = context.child(
-        "apps/v1", "Deployment", names.endpoint(context.name, served.revision), names.ENDPOINT, spec=spec
+        "apps/v1", "Deployment", names.endpoint(context.name, served.revision), names.ENDPOINT, spec=deployment
     )
     manifest["metadata"]["labels"].update(revision)
     return manifest

@@ -8,6 +8,7 @@ The old revision shrinks only as fast as the new one takes over, and gives no we
 of it stays until the new one has all the traffic. A promotion restarts nothing.
 """
 
+import json
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ _REVISION_LENGTH = 8
 _CRASHES = 3  # of a canary's container, before its deadline
 _FEWEST = 10  # requests that a rate is taken of
 _SURELY = 0.01  # chance at which so many failures are no accident of a good student
+_OF_A_REVISION = ("revision", "digest", "key", "image", "settings", "started")
 _NOT_IN_TEMPLATE = ("enabled", "suspend", "replicas", "rollout", "autoscaling", "route", "studentDigest")
 
 
@@ -88,12 +90,13 @@ def _target(d: Draft, endpoint: dict[str, Any]) -> dict[str, Any] | None:
         return None
     student = found[-1]
     image = next((each.get("image") for each in known if each["digest"] == student["digest"]), None)
-    template = {key: value for key, value in said(d.spec.endpoint).items() if key not in _NOT_IN_TEMPLATE}
+    settings = _settings(d)
     return {
-        "revision": digest(student["digest"], student["key"], template)[:_REVISION_LENGTH],
+        "revision": digest(student["digest"], student["key"], settings)[:_REVISION_LENGTH],
         "digest": student["digest"],
         "key": student["key"],
         "image": d.spec.endpoint.pod.image or image or d.images[names.ENDPOINT],
+        "settings": json.dumps(settings, sort_keys=True),
     }
 
 
@@ -113,7 +116,7 @@ def _choose(d: Draft, endpoint: dict[str, Any], target: dict[str, Any] | None) -
 def _stable(d: Draft, endpoint: dict[str, Any], *, told: bool) -> None:
     """`told`: why nothing is deployed is said already."""
     stable, view = endpoint["stable"], _view(d, endpoint["stable"])
-    d.wanted.served.append(_served(stable, d.spec.endpoint.replicas, 100))
+    d.wanted.served.append(_served(d, stable, d.spec.endpoint.replicas, 100))
     if view and view.available and "deployed" not in stable:
         _in_service(d, stable)
     if "deployed" in stable or "rejected" in endpoint:
@@ -155,7 +158,7 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     if enough:
         canary.setdefault("since", timestamp(d.now))
         if percent == 100:
-            endpoint["stable"] = {name: canary[name] for name in ("revision", "digest", "key", "image", "started")}
+            endpoint["stable"] = {name: canary[name] for name in _OF_A_REVISION if name in canary}
             _in_service(d, endpoint["stable"])
             del endpoint["canary"]
             return
@@ -172,7 +175,7 @@ def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     holding = sum(pod.revision == stable["revision"] and pod.active for pod in d.observed.pods)
     grown = max(min(share, replicas + surge - holding), min(share, new.replicas if new else 0), 0)
     weight = canary["trafficPercent"]
-    d.wanted.served += [_served(stable, kept, 100 - weight), _served(canary, grown, weight)]
+    d.wanted.served += [_served(d, stable, kept, 100 - weight), _served(d, canary, grown, weight)]
     message = f"{canary['digest'][:19]} gets {weight} % of the traffic, aims at {percent} %"
     d.begin(Stage.DEPLOYED)
     if blind:
@@ -332,5 +335,12 @@ def _view(d: Draft, served: dict[str, Any]) -> DeploymentView | None:
     return d.observed.deployments.get(names.endpoint(d.name, served["revision"]))
 
 
-def _served(entry: dict[str, Any], replicas: int, weight: int) -> Served:
-    return Served(entry["revision"], entry["digest"], entry["key"], entry["image"], replicas, weight)
+def _served(d: Draft, entry: dict[str, Any], replicas: int, weight: int) -> Served:
+    """It keeps its own settings while the spec's are tried on another. A status from before they were kept has none."""
+    settings = entry.get("settings") or json.dumps(_settings(d))
+    return Served(entry["revision"], entry["digest"], entry["key"], entry["image"], settings, replicas, weight)
+
+
+def _settings(d: Draft) -> dict[str, Any]:
+    """What the pods of a revision that begins now are made of."""
+    return {key: value for key, value in said(d.spec.endpoint).items() if key not in _NOT_IN_TEMPLATE}

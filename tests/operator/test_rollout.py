@@ -207,6 +207,49 @@ def test_a_rollback_at_any_step_leaves_the_old_student_in_service(steps, surge):
     assert replicas(world) == {"old": 2}
 
 
+def template(world: World, revision: str) -> Any:
+    """Of the pods of a revision."""
+    found = {d["metadata"]["labels"][names.REVISION]: d for d in world.of("Deployment", names.ENDPOINT)}
+    return found[revision]["spec"]["template"]
+
+
+def test_a_revision_keeps_its_settings_whatever_the_spec_tries_on_another():
+    world = World(endpoint__replicas=2, endpoint__maxBatchSize=4).served()
+    old = world.status["endpoint"]["stable"]["revision"]
+    before = template(world, old)
+    pod = {"env": [{"name": "BROKEN", "value": "yes"}]}
+    world.edit(endpoint__replicas=2, endpoint__maxBatchSize=8, endpoint__pod=pod).up(names.ENDPOINT)
+    new = world.status["endpoint"]["canary"]["revision"]
+    assert template(world, old) == before
+    assert template(world, new) != before
+    world.requests = Requests(failed=50, total=100)
+    world.settle()
+    assert world.condition("Deployed") == ("False", "RolledBack")
+    assert template(world, old) == before
+    world.remove("Deployment", names.endpoint("tiny", old))
+    world.settle()
+    assert template(world, old) == before, "somebody deleted it: it comes back as it was"
+    world.requests = None
+    world.edit(endpoint__replicas=2, endpoint__maxBatchSize=8, endpoint__suspend=True)
+    world.edit(endpoint__replicas=2, endpoint__maxBatchSize=8).up(names.ENDPOINT)
+    assert world.status["endpoint"]["stable"]["revision"] == old
+    assert template(world, old) == before, "a pause changes nothing of it"
+
+
+def test_settings_that_served_well_stay_with_their_revision():
+    world = World(endpoint__replicas=2).served()
+    world.edit(endpoint__replicas=2, endpoint__maxBatchSize=8).up(names.ENDPOINT)
+    for _ in range(4):
+        if "canary" in world.status["endpoint"]:
+            world.wait(61).up(names.ENDPOINT)
+    assert "canary" not in world.status["endpoint"]
+    promoted = world.status["endpoint"]["stable"]["revision"]
+    before = template(world, promoted)
+    world.edit(endpoint__replicas=2, endpoint__maxBatchSize=16).up(names.ENDPOINT)
+    assert "canary" in world.status["endpoint"]
+    assert template(world, promoted) == before
+
+
 def test_a_canary_that_loses_its_pods_gets_its_time_anew_and_then_goes():
     world = replacing().up(names.ENDPOINT).wait(30)
     (canary,) = [d for d in world.of("Deployment", names.ENDPOINT) if d["metadata"]["labels"][names.REVISION]

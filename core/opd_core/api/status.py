@@ -145,6 +145,9 @@ class Revision(Model):
     digest: ShortText | None = Field(default=None, description="Digest of the student.")
     key: ShortText | None = Field(default=None, description="The run that trained it.")
     image: ShortText | None = Field(default=None, description="The image that serves it.")
+    settings: Annotated[str, Field(max_length=2**20)] | None = Field(
+        default=None, description="What its pods are made of, in spec.endpoint as it was: JSON."
+    )
     started: Time | None = Field(default=None, description="When its rollout began.")
     deployed: bool | None = Field(default=None, description="Whether it has had all the traffic.")
 
