@@ -22,7 +22,8 @@ def children(settings: Settings = SETTINGS, **changes: Any) -> list[dict[str, An
     """Everything of a distillation at once."""
     obj = example(**changes)
     run = {"key": "k", "attempt": 1, "images": dict(SETTINGS.images)}
-    served = [Served(revision="r", digest="sha256:" + "a" * 64, key="k", image="endpoint:1", replicas=1, weight=100)]
+    own = json.dumps(obj["spec"]["endpoint"])
+    served = [Served("r", "sha256:" + "a" * 64, "k", "endpoint:1", settings=own, replicas=1, weight=100)]
     wanted = Wanted(teach={0: 0}, teachers=True, trainer=1, evaluator=("e", 1), served=served)
     obj_of_user = {key: obj[key] for key in ("apiVersion", "kind", "metadata", "spec")}
     return build(obj, check_spec(obj_of_user), run, wanted, settings)
