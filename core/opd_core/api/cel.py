@@ -301,9 +301,9 @@ RULES = (
         "spec",
         f"{_GATE}.all(g, {_KNOWN_TEACHER})",
         sentences.NO_TEACHER,
-        f"{_GATE}[{_WRONG_TEACHER}].ofTeacher",
+        f"{_GATE}[{INDEX}].ofTeacher",
         "evaluation.gate",
-        {"task": f"{_GATE}[{_WRONG_TEACHER}].task", "index": _WRONG_TEACHER},
+        {"task": f"{_GATE}[{INDEX}].task", "index": _WRONG_TEACHER},
         "spec.evaluation.gate[{index}].ofTeacher",
     ),
     Cel(
