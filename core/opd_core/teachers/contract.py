@@ -32,6 +32,7 @@ LATENTS, SIGMA, GUIDANCE, TEACHER, KEY, NEGATIVE_KEY = "latents", "sigma", "guid
 MEAN_A, MEAN_B = "a", "b"
 CONDITIONING, MASK = "conditioning", "mask"
 FREE = -1  # a size that differs from prompt to prompt, or from image to image
+TRIAL_SIDE, TRIAL_TOKENS = 8, 2  # such a size of latents and prompts where a server is tried
 VELOCITY, MEAN, BRANCHES, REGISTERED = "velocity", "mean", "branches", "registered"
 
 KEY_BYTES = 16
@@ -46,6 +47,11 @@ WIRE_TYPES = {"BF16": "INT16", "FP16": "FP16", "FP32": "FP32"}
 ITEM_BYTES = {"BF16": 2, "FP16": 2, "FP32": 4}
 DTYPES = {"BF16": "torch.bfloat16", "FP16": "torch.float16", "FP32": "torch.float32"}  # without PyTorch
 FILE_TYPES = {"BF16": "BF16", "FP16": "F16", "FP32": "F32"}  # of tensors in a safetensors file
+
+
+def sized(shape: Sequence[int], free: int) -> list[int]:
+    """`shape` with `free` in the place of every size that is FREE."""
+    return [free if size == FREE else size for size in shape]
 
 
 def content_key(tensors: Mapping[str, tuple[str, Sequence[int], bytes | memoryview]]) -> bytes:

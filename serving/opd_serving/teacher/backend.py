@@ -6,7 +6,6 @@ numpy 2 in the stub of 2.51 corrupts arrays silently, and no parameters in respo
 
 import json
 import traceback
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defin
 
 _QUERY = (contract.LATENTS, contract.SIGMA, contract.GUIDANCE, contract.TEACHER, contract.KEY, contract.NEGATIVE_KEY)
 _REGISTER = (contract.KEY, contract.CONDITIONING)
-_SIDE, _TOKENS = 8, 2  # of what a teacher is tried with
 
 
 class TeacherBackend:
@@ -61,13 +59,16 @@ class TeacherBackend:
         count = len(self._engine.teachers)
         prompt = Conditioning(
             {
-                name: torch.ones(_sizes(shape, _TOKENS), dtype=torch.bool if name == contract.MASK else self._dtype)
+                name: torch.ones(
+                    contract.sized(shape, contract.TRIAL_TOKENS),
+                    dtype=torch.bool if name == contract.MASK else self._dtype,
+                )
                 for name, shape in self._info.conditioning.items()
             }
         )
         query = Query(
             teachers=torch.arange(count),
-            latents=torch.zeros(count, *_sizes(self._info.latents, _SIDE), dtype=self._dtype),
+            latents=torch.zeros(count, *contract.sized(self._info.latents, contract.TRIAL_SIDE), dtype=self._dtype),
             sigmas=torch.ones(count),
             guidance=torch.ones(count),
             conditioning=[prompt] * count,
@@ -201,10 +202,6 @@ class _Counters:
         self._drops.increment(now.drops - told.drops)
         self._there.set(len(self._pool.resident))
         self._told = now
-
-
-def _sizes(shape: Sequence[int], free: int) -> list[int]:
-    return [free if size == contract.FREE else size for size in shape]
 
 
 def _cache_bytes(device: torch.device, wanted: int) -> int:

@@ -18,7 +18,6 @@ from opd_core.errors import OPDError, RefusedError, UnavailableError
 from opd_core.teachers import contract
 from opd_core.teachers.contract import ServiceInfo
 
-_SIDE, _TOKENS = 8, 2
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is for the way out of here
 
 
@@ -42,7 +41,7 @@ def probe(address: str, seconds: float) -> None:
         contract.REGISTERED,
         seconds,
     )
-    shape = [1, *(_SIDE if size == contract.FREE else size for size in info.latents)]
+    shape = [1, *contract.sized(info.latents, contract.TRIAL_SIDE)]
     state = bytes(prod(shape) * contract.ITEM_BYTES[info.precision])
     one = struct.pack("<f", 1.0)
     inputs = [
@@ -57,11 +56,11 @@ def probe(address: str, seconds: float) -> None:
 
 
 def _conditioning(info: ServiceInfo) -> tuple[bytes, bytes]:
-    """Key and safetensors file of a prompt of `_TOKENS` tokens, all zeros and masked in."""
+    """Key and safetensors file of a prompt of `TRIAL_TOKENS` tokens, all zeros and masked in."""
     header: dict[str, Any] = {}
     tensors, content = {}, b""
     for name, free in sorted(info.conditioning.items()):
-        shape = [_TOKENS if size == contract.FREE else size for size in free]
+        shape = contract.sized(free, contract.TRIAL_TOKENS)
         masks = name == contract.MASK
         data = b"\1" * prod(shape) if masks else bytes(prod(shape) * contract.ITEM_BYTES[info.precision])
         dtype = "BOOL" if masks else contract.FILE_TYPES[info.precision]
