@@ -1,16 +1,16 @@
 """`make results`: what the project claims, measured on the tiny world, and the page docs/results.md.
 
-Every claim has a grid in examples/tiny/results, an `opd ablate` in runs/results/NAME. Finished runs are not repeated, so
-hours of work can be cut anywhere; all grids together are about five hours on two idle cores. Rows and figures are kept in
-docs/results/NAME.csv and NAME.svg, and the page is written from them alone (`make generate` does, too).
+Every claim has a grid in examples/tiny/results, an `opd ablate` in runs/results/NAME. Finished runs are kept in
+docs/results/NAME.json and not repeated, not even by another grid or machine, so hours of work can be cut anywhere; all
+grids together are about five hours on two idle cores. The page is written from what is kept alone (`make generate` does,
+too).
 
     python tools/results.py [NAME ...]        run the grids that are named, or all, and write the page
     python tools/results.py --page            write the page
 """
 
 import argparse
-import csv
-import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd_cli.ablation.grid import VARIANT, Grid, read_grid
-from opd_cli.ablation.results import half_width, with_interval
+from opd_cli.ablation.results import Result, as_json, half_width, known_results, with_interval
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GRIDS, KEPT = REPOSITORY / "examples" / "tiny" / "results", REPOSITORY / "docs" / "results"
 PAGE = REPOSITORY / "docs" / "results.md"
-Row = Mapping[str, str]
+Rows = Mapping[str, Mapping[int, Result]]  # by variant and seed
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,29 @@ def main() -> int:
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     options.add_argument("--page", action="store_true", help="run nothing")
+    options.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side")
     arguments = options.parse_args()
     if unknown := [name for name in arguments.names if name not in known]:
         options.error(f"no grid {unknown[0]}; write some of {', '.join(known)}")
     for name in [] if arguments.page else arguments.names or known:
         work = REPOSITORY / "runs" / "results" / name
-        command = ["-m", "opd_cli.main", "ablate", str(GRIDS / f"{name}.yaml"), f"--work={work}"]
+        work.mkdir(parents=True, exist_ok=True)
+        known = known_results(work / "results.json")
+        for file in KEPT.glob("*.json"):
+            known.update(known_results(file))
+        (work / "results.json").write_text(as_json(list(known.values())))
+        command = [
+            "-m",
+            "opd_cli.main",
+            "ablate",
+            str(GRIDS / f"{name}.yaml"),
+            f"--work={work}",
+            f"--jobs={arguments.jobs}",
+        ]
         code = subprocess.run([sys.executable, *command], check=False).returncode
-        for source in (work / "results.csv", work / "results.svg"):
+        KEPT.mkdir(exist_ok=True)
+        for source in (work / "results.json", work / "results.svg"):
             if source.exists():
-                KEPT.mkdir(exist_ok=True)
                 shutil.copy(source, KEPT / f"{name}{source.suffix}")
         if code:
             return code
@@ -137,12 +150,11 @@ def page() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def read_rows(name: str) -> dict[str, dict[int, Row]]:
-    """By variant and seed; none where nothing was run yet."""
-    file, found = KEPT / f"{name}.csv", dict[str, dict[int, Row]]()
-    if file.exists():
-        for row in csv.DictReader(file.read_text().splitlines()):
-            found.setdefault(json.loads(row[VARIANT]), {})[int(row["seed"])] = row
+def read_rows(name: str) -> Rows:
+    """None where nothing was run yet."""
+    found: dict[str, dict[int, Result]] = {}
+    for result in known_results(KEPT / f"{name}.json").values():
+        found.setdefault(result.cell.values[VARIANT], {})[result.cell.seed] = result
     return found
 
 
@@ -151,27 +163,26 @@ def note(name: str) -> str:
     return (GRIDS / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
 
 
-def table(claim: Claim, grid: Grid, rows: Mapping[str, Mapping[int, Row]]) -> list[str]:
-    any_row = next(iter(next(iter(rows.values())).values()))
-    tasks = [name.removeprefix("kept/") for name in any_row if name.startswith("kept/")]
+def table(claim: Claim, grid: Grid, rows: Rows) -> list[str]:
+    tasks = list(next(iter(next(iter(rows.values())).values())).kept)
     head = ["", "runs", "forwards", "kept, mean", f"less than {claim.first}", *tasks]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for variant in grid.variants:
         runs = rows.get(variant, {})
         if not runs:
             continue
-        first = next(iter(runs.values()))
+        ends = list(runs.values())
         pairs = [] if variant == claim.first else differences(rows, claim.first, variant)
         cells = [
-            *(variant, f"{len(runs)} of {len(grid.seeds)}", f"{int(first['forwards']):,}"),
-            *(with_interval([mean(row) for row in runs.values()]), with_interval(pairs) if pairs else ""),
-            *(with_interval([share(row, task) for row in runs.values()]) for task in tasks),
+            *(variant, f"{len(runs)} of {len(grid.seeds)}", f"{ends[0].forwards:,}"),
+            *(with_interval([end.mean_kept for end in ends]), with_interval(pairs) if pairs else ""),
+            *(with_interval([end.kept[task] for end in ends]) for task in tasks),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def verdict(claim: Claim, rows: Mapping[str, Mapping[int, Row]]) -> str:
+def verdict(claim: Claim, rows: Rows) -> str:
     """Of the claim, from the rows there are."""
     limits = []
     for other in claim.others:
@@ -185,22 +196,11 @@ def verdict(claim: Claim, rows: Mapping[str, Mapping[int, Row]]) -> str:
     return "Holds" if all(low > 0 for low, _ in limits) else "Cannot be told"
 
 
-def differences(rows: Mapping[str, Mapping[int, Row]], first: str, other: str) -> list[float | None]:
+def differences(rows: Rows, first: str, other: str) -> list[float | None]:
     """What `first` keeps more than `other`, by seed that both have."""
     ours, theirs = rows.get(first, {}), rows.get(other, {})
-    pairs = [(mean(ours[seed]), mean(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
+    pairs = [(ours[seed].mean_kept, theirs[seed].mean_kept) for seed in sorted(ours.keys() & theirs.keys())]
     return [None if a is None or b is None else a - b for a, b in pairs]
-
-
-def mean(row: Row) -> float | None:
-    """Share of the gains that a run keeps, over all tasks; None where one task has none."""
-    shares = [share(row, name.removeprefix("kept/")) for name in row if name.startswith("kept/")]
-    known = [each for each in shares if each is not None]
-    return statistics.fmean(known) if len(known) == len(shares) else None
-
-
-def share(row: Row, task: str) -> float | None:
-    return float(row[f"kept/{task}"]) if row[f"kept/{task}"] else None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`opd ablate`: one spec with some fields changed, run after run, and a table of what they came to."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -20,7 +20,15 @@ from opd_core.errors import InvalidError, OPDError
 from opd_core.exit_codes import ExitCode
 
 from opd_cli.ablation.grid import Cell, cells, read_grid
-from opd_cli.ablation.results import Result, as_csv, as_figure, as_markdown, read_result
+from opd_cli.ablation.results import (
+    Result,
+    as_csv,
+    as_figure,
+    as_json,
+    as_markdown,
+    known_results,
+    read_result,
+)
 from opd_cli.ablation.scores import copy_scores
 from opd_cli.runner.display import clock
 from opd_cli.terminal import echo
@@ -43,9 +51,11 @@ def ablate(
     ] = None,
 ) -> None:
     """Run a spec once for every combination of some fields' values and every seed, up to the evaluation, and write
-    WORK/results.md (means over seeds with 95 % intervals, the best first), results.csv (a row a run) and results.svg.
+    WORK/results.md (means over seeds with 95 % intervals, the best first), results.csv (a row a run), results.svg and
+    results.json.
 
-    Finished runs are not repeated: the same command goes on after Ctrl-C, a failure, or with more values in the grid.
+    Runs that results.json has are not repeated: the same command goes on after Ctrl-C, a failure or with more values in
+    the grid, and on another machine that is given this file.
     With evaluation.everyRounds the table says after how many student forwards 0.98 of every teacher's gain is kept.
 
     Example: opd ablate examples/tiny/ablation.yaml --jobs 2
@@ -55,13 +65,13 @@ def ablate(
     found = [(cell, _checked(cell, spec_file)) for cell in cells(grid)]
     share = max(1, (threads or len(os.sched_getaffinity(0))) // jobs)
     options = [f"--device={device}", f"--threads={share}", *(f"--claim={each}" for each in claim or [])]
-    runs = Runs(spec_file, folder, options)
+    runs = Runs(spec_file, folder, options, found)
     with runs.listening(), ThreadPoolExecutor(jobs) as pool:
         ends = list(pool.map(lambda item: runs.play(*item), found))
     results = [result for result in ends if isinstance(result, Result)]
     failed = [end for end in ends if isinstance(end, str)]
     if results:
-        _write(folder, results)
+        echo(f"\n{as_markdown(results)}\n{folder / 'results.md'}")
     if runs.stopped.is_set():
         echo(f"stopped with {len(results)} of {len(found)} runs finished; the same command goes on", err=True)
         raise typer.Exit(int(ExitCode.INTERRUPTED))
@@ -80,11 +90,21 @@ def _checked(cell: Cell, spec_file: Path) -> OPDDistillation:
 class Runs:
     """Starts `opd run` for cells, and passes a stop signal on to those that are at work."""
 
-    def __init__(self, spec_file: Path, folder: Path, options: Sequence[str]) -> None:
+    def __init__(
+        self, spec_file: Path, folder: Path, options: Sequence[str], grid: Sequence[tuple[Cell, OPDDistillation]]
+    ) -> None:
         self.stopped = threading.Event()
         self._spec_file, self._folder, self._options = spec_file, folder, options
         self._scores = folder / "base-and-teachers"
         self._working: set[subprocess.Popen[bytes]] = set()
+        self._writing = threading.Lock()
+        known = known_results(folder / "results.json")
+        digests = {cell.name: spec_digest(distillation) for cell, distillation in grid}
+        # Another grid may call the same run another name.
+        self._ends = {
+            cell.name: replace(known[digests[cell.name]], cell=cell) if digests[cell.name] in known else None
+            for cell, _ in grid
+        }
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -106,7 +126,8 @@ class Runs:
     def play(self, cell: Cell, distillation: OPDDistillation) -> Result | str | None:
         """The cell's result; why it failed; None where it was stopped."""
         work = self._folder / "cells" / cell.name
-        if not self._finished(work, distillation):
+        result = self._ends[cell.name]
+        if result is None:
             if self.stopped.is_set():
                 return None
             echo(f"{clock()}  {cell.words}, seed {cell.seed}: {work}")
@@ -117,14 +138,29 @@ class Runs:
             if code not in _FINISHED:
                 return f"  {cell.words}, seed {cell.seed}: code {code}, {work.with_suffix('.txt')} says why"
             copy_scores(work / "evaluation", self._scores)
-        result = read_result(cell, distillation.spec, work)
+            result = read_result(cell, distillation.spec, work)
+        self._keep(result)
         kept = "none" if result.mean_kept is None else f"{result.mean_kept:.2f}"
         echo(f"{clock()}  {cell.words}, seed {cell.seed}: kept {kept} in {result.seconds:.0f} s of rounds")
         return result
 
-    def _finished(self, work: Path, distillation: OPDDistillation) -> bool:
-        summary = work / "summary.json"
-        return summary.exists() and json.loads(summary.read_text())["specDigest"] == spec_digest(distillation)
+    def _keep(self, result: Result) -> None:
+        """In every file at once: what is finished is never run again."""
+        with self._writing:
+            self._ends[result.cell.name] = result
+            results = [end for end in self._ends.values() if end]
+            texts = {
+                "md": as_markdown(results),
+                "csv": as_csv(results),
+                "svg": as_figure(results),
+                "json": as_json(results),
+            }
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for suffix, text in texts.items():
+                if text:
+                    scratch = self._folder / f".results.{suffix}"
+                    scratch.write_text(text)
+                    scratch.replace(self._folder / f"results.{suffix}")
 
     def _run(self, cell: Cell, work: Path) -> int:
         work.parent.mkdir(parents=True, exist_ok=True)
@@ -136,13 +172,3 @@ class Runs:
             code = program.wait()
             self._working.discard(program)
         return code
-
-
-def _write(folder: Path, results: Sequence[Result]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    table = as_markdown(results)
-    (folder / "results.md").write_text(table)
-    (folder / "results.csv").write_text(as_csv(results))
-    if figure := as_figure(results):
-        (folder / "results.svg").write_text(figure)
-    echo(f"\n{table}\n{folder / 'results.md'}")

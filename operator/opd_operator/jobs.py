@@ -58,11 +58,18 @@ def start(d: Draft, work: Work) -> Start:
         job = None
     if job is None:
         starts["pod"] = _settings(d, work)
-        # Two of them in one folder would overwrite each other's checkpoints.
-        if left := [pod for pod in d.observed.pods_of(work.role, work.teacher) if pod.active]:
-            d.mark(work.stage, False, Reason.STOPPING, f"{left[0].name} of an earlier start is still ending")
+        if left := _left(d, work):
+            d.mark(work.stage, False, Reason.STOPPING, f"{left} of an earlier start is still ending")
             return Start(None)
     return Start(starts["number"], job)
+
+
+def _left(d: Draft, work: Work) -> str:
+    """Name of what may still write into the folder of the next start: two would overwrite each other's checkpoints. A
+    Job that is deleted goes after its pods, those included that no watch has told of yet."""
+    pods = [pod.name for pod in d.observed.pods_of(work.role, work.teacher) if pod.active]
+    jobs = [job.name for job in d.observed.jobs_of(work.role, work.teacher) if not job.finished]
+    return next(iter([*pods, *jobs]), "")
 
 
 def outdated(d: Draft, work: Work) -> bool:

@@ -197,9 +197,10 @@ class Kube:
         return await self._request("PATCH", DISTILLATION, path, _MANAGER, body, content_type=PATCH)
 
     async def delete(self, obj: Mapping[str, Any]) -> None:
-        """Delete exactly this object with all that it owns; one that is gone already is fine."""
+        """Delete exactly this object with all that it owns, a Job after its pods; one that is gone already is fine."""
         resource, target = BY_KIND[obj["kind"]], obj["metadata"]
-        options = {"propagationPolicy": "Background", "preconditions": {"uid": target["uid"]}}
+        policy = "Foreground" if obj["kind"] == "Job" else "Background"
+        options = {"propagationPolicy": policy, "preconditions": {"uid": target["uid"]}}
         try:
             path = resource.path(target["namespace"], target["name"])
             await self._request("DELETE", resource, path, {}, options)

@@ -107,6 +107,9 @@ class Observed:
         """Of a role, or of one teacher that is trained."""
         return [pod for pod in self.pods if pod.role == role and teacher in ("", pod.teacher)]
 
+    def jobs_of(self, role: str, teacher: str = "") -> list[JobView]:
+        return [job for job in self.jobs.values() if job.role == role and teacher in ("", job.teacher)]
+
     def active(self, *roles: str) -> list[PodView]:
         return [pod for pod in self.pods if pod.role in roles and pod.active]
 

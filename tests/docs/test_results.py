@@ -1,13 +1,12 @@
 """docs/results.md: what it says is what its rows say."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import results
-from opd_cli.ablation.grid import cells, read_grid
+from opd_cli.ablation.grid import Cell, cells, read_grid
+from opd_cli.ablation.results import Result, as_json
 from opd_core.api.load import load_spec
 
 
@@ -28,16 +27,18 @@ def test_every_grid_is_a_claims_and_can_be_run() -> None:
 CLAIM = results.Claim("methods", "First is better.", "first", ("second",))
 
 
-def rows(**kept: Sequence[float | None]) -> dict[str, dict[int, results.Row]]:
-    """Of each variant: what its seeds 1, 2, ... keep of each of two tasks."""
+def end(variant: str, seed: int, kept: float | None) -> Result:
+    """A run that keeps as much of each of two tasks."""
+    cell = Cell({"variant": variant}, seed, ())
+    return Result(cell, f"{variant} {seed}", 10, 1.0, {"a": kept, "b": kept}, {}, None, [(5, 0.1)])
+
+
+def rows(**kept: Sequence[float | None]) -> results.Rows:
+    """What seeds 1, 2, ... of each variant keep."""
     return {
-        variant: {seed: {"kept/a": as_text(value), "kept/b": as_text(value), "forwards": "10"} for seed, value in told}
-        for variant, told in ((variant, enumerate(values, 1)) for variant, values in kept.items())
+        variant: {seed: end(variant, seed, value) for seed, value in enumerate(values, 1)}
+        for variant, values in kept.items()
     }
-
-
-def as_text(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +65,8 @@ def test_a_claim_over_several_holds_only_if_each_does() -> None:
 
 
 def test_rows_are_read_as_an_ablation_writes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerows([["variant", "seed", "forwards", "kept/a"], ['"first"', 1, 10, 0.5], ['"first"', 2, 10, ""]])
-    (tmp_path / "methods.csv").write_text(text.getvalue())
+    ends = [end("first", 1, 0.5), end("first", 2, None)]
+    (tmp_path / "methods.json").write_text(as_json(ends))
     monkeypatch.setattr(results, "KEPT", tmp_path)
-    found = results.read_rows("methods")
-    assert {seed: results.mean(row) for seed, row in found["first"].items()} == {1: 0.5, 2: None}
+    assert results.read_rows("methods") == {"first": {1: ends[0], 2: ends[1]}}
     assert results.read_rows("noise") == {}

@@ -572,6 +572,18 @@ def test_no_second_trainer_while_the_first_one_is_ending(change):
     assert len(world.jobs(names.TRAINER)) == 1
 
 
+def test_no_second_trainer_beside_a_job_whose_pods_nobody_has_seen_yet():
+    """It was made a moment ago, and the watch of pods is behind that of Jobs."""
+    world = World().settle().up(names.TEACHERS)
+    world.linger = True
+    assert not world.of("Pod", names.TRAINER)
+    world.edit(training__seed=7).up(names.TEACHERS)
+    assert not world.jobs(names.TRAINER)
+    assert world.condition("Trained") == ("False", "Stopping")
+    assert "tiny-trainer-1-0 of an earlier start" in world.message("Trained")
+    assert world.leave().job(names.TRAINER)["metadata"]["name"] == "tiny-trainer-2-0"
+
+
 def test_a_job_deleted_by_hand_waits_for_its_pods_too():
     world = World().settle().up(names.TEACHERS).run()
     world.linger = True

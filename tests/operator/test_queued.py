@@ -96,7 +96,7 @@ def test_a_preempted_trainer_has_the_settings_that_waited_for_it_to_end():
     """Its Job would have waited for its admission with the settings of before until something else happened."""
     world = working().edit(training__pod={"nodeSelector": {"disk": "ssd"}})
     assert world.condition("Trained") == ("False", "Running")
-    world.suspend_job(names.TRAINER)
+    world.suspend_job(names.TRAINER).up(names.TEACHERS)
     (job,) = world.jobs(names.TRAINER)
     assert job["metadata"]["name"] == "tiny-trainer-1-1"
     assert job["spec"]["template"]["spec"]["nodeSelector"] == {"disk": "ssd"}
@@ -169,11 +169,11 @@ def test_a_queued_evaluator_has_no_deadline():
 
 def test_pods_that_wait_in_a_queue_can_be_mended():
     world = queued(training__pod={"image": "typo:1"})
-    world.edit(training__pod={"image": "trainer:2"})
+    world.edit(training__pod={"image": "trainer:2"}).up(names.TEACHERS)
     (job,) = world.jobs()
     assert job["spec"]["template"]["spec"]["containers"][0]["image"] == "trainer:2"
     world.edit(training__pod={"image": "trainer:2"}, student__output={"uri": "pvc://students/other"})
-    (job,) = world.jobs()
+    (job,) = world.up(names.TEACHERS).jobs()
     assert "/students/other.runs/" in " ".join(job["spec"]["template"]["spec"]["containers"][0]["command"])
 
 

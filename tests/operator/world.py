@@ -66,6 +66,10 @@ class KilledError(Exception):
     """The operator, after a write."""
 
 
+def has_ended(job: dict[str, Any]) -> bool:
+    return any(c["type"] in ("Complete", "Failed") for c in job["status"].get("conditions", []))
+
+
 def answer(**conditions: str) -> dict[str, Any]:
     """Of the controller of Gateway web: status of its conditions by type."""
     said = [{"type": k, "status": v, "reason": "Why", "message": f"because of {k}"} for k, v in conditions.items()]
@@ -202,8 +206,13 @@ class World:
         self.children[key] = child
 
     def remove(self, kind: str, name: str) -> None:
+        """A Job goes after its pods, and where pods linger it may have some that nobody has seen."""
         self.child_writes += 1
-        del self.children[kind, name]
+        child = self.children[kind, name]
+        if self.linger and kind == "Job" and not has_ended(child):
+            child["metadata"]["deletionTimestamp"] = timestamp(self.now)
+        else:
+            del self.children[kind, name]
         self.remove_pods(name)
 
     def remove_pods(self, parent: str) -> None:
@@ -243,10 +252,10 @@ class World:
         return self.settle()
 
     def jobs(self, role: str = "") -> list[dict[str, Any]]:
-        """Those that have not ended."""
-        ended = ("Complete", "Failed")
-        jobs = self.of("Job", role)
-        return [job for job in jobs if not any(c["type"] in ended for c in job["status"].get("conditions", []))]
+        """Those that are to work: they have not ended, nor are they leaving."""
+        return [
+            job for job in self.of("Job", role) if not has_ended(job) and "deletionTimestamp" not in job["metadata"]
+        ]
 
     def job(self, role: str, teacher: str = "") -> dict[str, Any]:
         """The one that is at work for a role, or for one teacher that is trained."""

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_the_students_forwards_are_images_times_steps(repository: Path) -> None:
 
 def result(steps: int, seed: int, kept: float | None, reached: int | None = None, curve: Any = ()) -> Result:
     cell = Cell({STEPS: steps}, seed, ())
-    return Result(cell, 1000, 2.5, {"ocr": kept, "geneval": 1.0}, {"tiny-ocr": 0.5}, reached, curve)
+    return Result(cell, f"{steps} {seed}", 1000, 2.5, {"ocr": kept, "geneval": 1.0}, {"tiny-ocr": 0.5}, reached, curve)
 
 
 def test_the_table_has_means_with_intervals_and_the_fewest_forwards_first() -> None:
@@ -162,6 +163,17 @@ def test_a_grid_goes_on_where_it_stopped_and_names_what_failed(grid: Path, repos
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("kept") > 0
     assert ": /" not in again.stdout, "no run was started"
+
+    elsewhere = [*command[:-2], f"--work={work.with_name('elsewhere')}", "--device=cpu"]
+    work.with_name("elsewhere").mkdir()
+    shutil.copy(work / "results.json", work.with_name("elsewhere"))
+    named = grid.with_name("named.yaml")
+    named.write_text(json.dumps({"spec": "distill.yaml", "variants": {"as it is": {TYPE: "Velocity"}}, "seeds": [5]}))
+    elsewhere[elsewhere.index(str(grid))] = str(named)
+    other = subprocess.run(elsewhere, capture_output=True, text=True, check=False, env=environment)
+    assert other.returncode == 0, other.stderr
+    assert "| as it is | 1 |" in other.stdout
+    assert ": /" not in other.stdout, "the same run by another name, known by its file alone"
 
     grid.write_text(json.dumps({**json.loads(grid.read_text()), "grid": {TYPE: ["Velocity", "X0"]}}))
     more = subprocess.run([*command, "--device=cpu"], capture_output=True, text=True, check=False, env=environment)

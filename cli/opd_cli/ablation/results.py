@@ -13,7 +13,9 @@ from typing import Any
 from opd_core.api.teachers import completed_for
 from opd_core.api.training import Method, Passes
 from opd_core.api.types import Spec
+from opd_core.errors import InvalidError
 from opd_trainer.evaluation import VALIDATION_PROMPTS
+from pydantic import TypeAdapter, ValidationError
 
 from opd_cli.ablation.grid import Cell, varied
 from opd_cli.charts import Line, line_chart
@@ -28,6 +30,7 @@ class Result:
     """One finished run.
 
     Args:
+        spec_digest: of all that it was told, by which it is known again.
         forwards: images times solver steps that the student computed in training, guidance not counted.
         kept: share of each teacher's gain, by task; None where there is none. scores: of the student, by reward.
         reached: forwards at the first look at which it had `REACHED` of every teacher's gain; None: never, or no looks.
@@ -35,6 +38,7 @@ class Result:
     """
 
     cell: Cell
+    spec_digest: str
     forwards: int
     seconds: float
     kept: Mapping[str, float | None]
@@ -47,6 +51,26 @@ class Result:
         """Over all tasks; None where one of them has none."""
         known = [share for share in self.kept.values() if share is not None]
         return sum(known) / len(known) if len(known) == len(self.kept) else None
+
+
+_RESULTS = TypeAdapter(list[Result])
+
+
+def known_results(file: Path) -> dict[str, Result]:
+    """What `as_json` has written, by the digests of the specs; none where there is no such file.
+
+    Raises:
+        InvalidError: it holds something else.
+    """
+    try:
+        return {result.spec_digest: result for result in _RESULTS.validate_json(file.read_bytes())}
+    except FileNotFoundError:
+        return {}
+    except ValidationError as error:
+        raise InvalidError(
+            f"{file} holds no results of this release ({error.errors()[0]['msg']}); move it away, and the runs whose "
+            "folders are there are read again"
+        ) from error
 
 
 def read_result(cell: Cell, spec: Spec, work: Path) -> Result:
@@ -64,6 +88,7 @@ def read_result(cell: Cell, spec: Spec, work: Path) -> Result:
             looks.append((line["round"] * of_round, gains))
     return Result(
         cell=cell,
+        spec_digest=summary["specDigest"],
         forwards=spec.training.rounds * of_round,
         seconds=sum(line["seconds"] for line in lines),
         kept={task.name: summary["kept"].get(task.name, {}).get("share") for task in spec.teachers},
@@ -104,6 +129,12 @@ def _scored(file: Path, task: str, reward: str) -> list[float]:
 
 
 # ---------------------------------------------------------------------------------------------------- what is written
+
+
+def as_json(results: Sequence[Result]) -> str:
+    """All of them, a line a run: what was run elsewhere is known by it, too."""
+    lines = (json.dumps(each) for each in _RESULTS.dump_python(list(results), mode="json"))
+    return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
 def as_csv(results: Sequence[Result]) -> str:
