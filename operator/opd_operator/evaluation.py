@@ -59,9 +59,14 @@ def _runs(d: Draft) -> bool:
 
 def _record(d: Draft, words: Words, key: str) -> None:
     student = d.status["student"]
-    kept = [f"{row.task} {row.kept:.2f}" for row in words.facts.scores if row.kept is not None]
+    said, tasks = words.facts.scores, len(d.spec.teachers)
+    kept = [f"{row.task} {row.kept:.2f}" for row in said if row.kept is not None]
+    if 0 < len(said) < tasks:  # a kubelet keeps 4096 bytes
+        kept.insert(
+            0, f"{tasks - len(said)} of {tasks} tasks did not fit into the pod's last words: see its summary.json"
+        )
     student.update(
-        scores=[row.model_dump(mode="json", by_alias=True, exclude_none=True) for row in words.facts.scores],
+        scores=[row.model_dump(mode="json", by_alias=True, exclude_none=True) for row in said],
         gatePassed=words.facts.gate_passed,
         verdict=words.message[:1024],
         evaluation=key,

@@ -7,6 +7,7 @@ import pytest
 from opd_core.api.status import Status
 from opd_core.exit_codes import ExitCode
 from opd_core.stages import Condition
+from opd_core.termination import fit
 from opd_operator import names
 from opd_operator.words import printable
 
@@ -842,6 +843,20 @@ def test_every_status_fits_its_schema_even_with_the_longest_words():
     world.finish(names.EVALUATOR, digest=STUDENT, gatePassed=False, scores=scores, message=message)
     assert world.condition("Failed") == ("True", "GateMissed")
     Status.model_validate_json(json.dumps(world.status))
+
+
+def test_scores_that_no_last_words_hold_are_missed_aloud():
+    """The words are what a kubelet keeps of an evaluation of 64 tasks."""
+    many = [{**example()["spec"]["teachers"][0], "name": f"task-{i}"} for i in range(64)]
+    world = World(teachers=many, evaluation__gate=[]).settle().up(names.TEACHERS).run()
+    world.finish(names.TRAINER, digest=STUDENT)
+    row = {"reward": "tiny-geneval", "base": 0.1234, "teacher": 0.6789, "student": 0.5432, "kept": 0.7654}
+    scores = [{"task": task["name"], **row} for task in many]
+    said = json.loads(fit({"exitCode": 0, "message": "", "gatePassed": True, "scores": scores}))["scores"]
+    assert 0 < len(said) < 64
+    world.finish(names.EVALUATOR, digest=STUDENT, gatePassed=True, scores=said)
+    assert world.message("Evaluated").startswith(f"{64 - len(said)} of 64 tasks did not fit into the pod's last words")
+    assert "task-0 0.77" in world.message("Evaluated")
 
 
 @pytest.mark.parametrize(("attempt", "number", "index"), [(1, 9, 1023), (999, 99999, 1023), (99999, 1, 1023)])
