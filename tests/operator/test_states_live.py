@@ -158,3 +158,21 @@ def test_a_sidecar_neither_speaks_for_the_trainer_nor_keeps_it(api: Api, operato
     wait_for(gone, "the pod that was kept to go")
     api.end("evaluator", digest=STUDENT, gatePassed=True, scores=SCORES)
     api.until("Evaluated", "True")
+
+
+def test_a_real_autoscaler_scales_the_object_and_the_operator_follows(api: Api, operator: Operator) -> None:
+    """The HorizontalPodAutoscaler controller of Kubernetes needs no metrics to reach its bounds."""
+    api.submit(endpoint__autoscaling={"minReplicas": 2, "maxReplicas": 3})
+    to_student(api)
+    api.run("endpoint")
+
+    def replicas() -> tuple[int, list[int]]:
+        deployments = api.ours("deployments", "endpoint")
+        return api.get()["spec"]["endpoint"]["replicas"], [each["spec"]["replicas"] for each in deployments]
+
+    wait_for(lambda: replicas() == (2, [2]), "the autoscaler's fewest replicas", seconds=60)
+    api.run("endpoint")
+    api.until("Ready", "True")
+    api.edit(endpoint={"replicas": 5})
+    wait_for(lambda: replicas() == (3, [3]), "the autoscaler's most replicas", seconds=60)
+    quiet(api)
