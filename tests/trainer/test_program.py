@@ -141,18 +141,48 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(trainer: Trainer, re
 def test_two_ranks_under_torchrun_equal_one(
     trainer: Trainer, reference: Path, name: str, changes: dict[str, Any]
 ) -> None:
-    torchrun = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "opd_trainer.train",
-    ]  # fmt: skip
-    code, output = trainer.run(name, {**TWO_RANKS, **changes}, program=torchrun)
+    two_ranks(trainer, name, {**TWO_RANKS, **changes}, "-m", "opd_trainer.train")
+    assert_same(trainer, name, reference.name)
+
+
+# As a full card would have it: the plan may cut a round where it likes, in the midst of a task.
+CUT = """
+import dataclasses, sys
+from opd_trainer import setup, train
+plan = setup.plan
+setup.plan = lambda *told: dataclasses.replace(plan(*told), micro_batch_size=3)
+sys.exit(train.main())
+"""
+
+
+def test_batches_of_two_tasks_on_two_ranks_equal_one_batch_on_one(trainer: Trainer) -> None:
+    """Each rank has two images of each of three tasks, three at a time."""
+    more = {"spec.training.imagesPerTask": 4}
+    code, output = trainer.run("whole-round", {**ZERO_1, **more})
     assert code == 0, output
-    for two, one in zip(trainer.log(name), trainer.log("reference"), strict=True):
+    program = trainer.folder / "cut.py"
+    program.write_text(CUT)
+    output = two_ranks(trainer, "mixed", {**TWO_RANKS, **more}, str(program))
+    assert "6 images of a rank: 3 at once" in output
+    assert_same(trainer, "mixed", "whole-round")
+
+
+def two_ranks(trainer: Trainer, name: str, changes: dict[str, Any], *program: str) -> str:
+    """What the ranks of `program` print."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program]
+    code, output = trainer.run(name, changes, program=torchrun)
+    assert code == 0, output
+    return output
+
+
+def assert_same(trainer: Trainer, name: str, other: str) -> None:
+    """Two runs saw and learnt the same, up to rounding."""
+    for two, one in zip(trainer.log(name), trainer.log(other), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
         for task, rewards in one.get("rewards", {}).items():
             assert two["rewards"][task] == pytest.approx(rewards, abs=1e-4)
-    ours, theirs = student(trainer.folder / name), student(reference)
+    ours, theirs = student(trainer.folder / name), student(trainer.folder / other)
     for side in ("lora_A", "lora_B"):
         names = [name for name in theirs if side in name]
         largest = max(float(theirs[name].abs().max()) for name in names)
