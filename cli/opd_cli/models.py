@@ -71,10 +71,13 @@ def export(
 
     Example: opd models export runs/tiny-three-tasks/student --format comfyui --out for-comfyui
     """
+    from opd_core.models.adapter_file import read_adapter_file
     from opd_core.models.export import export as write
 
-    found = None if base is None else _local(base, claims)
-    echo(str(write(_local(uri, claims), out, to, alpha=alpha, base=found)))
+    path, model = _local(uri, claims), None if base is None else _local(base, claims)
+    for note in read_adapter_file(path, alpha).notes:
+        echo(f"note: {note}")
+    echo(str(write(path, out, to, alpha=alpha, base=model)))
 
 
 @app.command()
@@ -85,6 +88,9 @@ def merge(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder for the merged one; made if it is not there.")
     ],
+    base: Annotated[
+        str | None, typer.Option(help="The model that they are for, where a file has not diffusers' names.")
+    ] = None,
     claims: Annotated[Path, typer.Option(help="Folder with one entry per claim.")] = Path(),
 ) -> None:
     """Write the mean of several LoRAs as one, for a student to start from; exact, since their ranks add up.
@@ -92,9 +98,16 @@ def merge(
     Example: opd models merge teachers/geneval teachers/ocr --out start
     """
     from opd_core.models.adapter_file import read_adapter_file
+    from opd_core.models.adapter_layers import named
     from opd_core.models.merge import merge as write
+    from opd_core.models.outline import linear_layers
 
-    config = write([read_adapter_file(_local(uri, claims)) for uri in adapters], out)
+    linear = None if base is None else linear_layers(_local(base, claims))
+    found = [named(read_adapter_file(_local(uri, claims)), linear) for uri in adapters]
+    for adapter in found:
+        for note in adapter.notes:
+            echo(f"note: {note}")
+    config = write(found, out)
     echo(f"{out}: rank {config.r}, alpha {config.lora_alpha}. In a spec, with the folder on the claim `students`:\n")
     echo("  student:")
     echo(f"    initFrom: pvc://students/{out.name}")

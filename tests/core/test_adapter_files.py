@@ -127,15 +127,20 @@ def test_what_diffusers_saves_with_metadata_is_taken_as_diffusers_takes_it(tiny_
     assert equal(ours(tiny_base, tmp_path / "out"), velocity(model.eval()))
 
 
-def test_the_lora_of_diffusers_own_script_needs_its_alpha_stated(tiny_base, trained, tmp_path) -> None:
-    """The script saves without metadata and trains with alpha = rank, which diffusers assumes when it loads."""
-    model, _ = trained(lora_alpha=4)
+@pytest.mark.parametrize("ranks", [{}, {"attn.to_v": 8}], ids=["one rank", "two ranks"])
+def test_a_file_that_states_no_scale_is_taken_as_diffusers_takes_it_and_that_is_told(
+    tiny_base, trained, tmp_path, ranks
+) -> None:
+    """diffusers' script for SD3 saves without metadata and trains with alpha = rank."""
+    model, folder = trained(lora_alpha=4, rank_pattern=ranks, alpha_pattern=ranks)
     StableDiffusion3Pipeline.save_lora_weights(str(tmp_path / "out"), transformer_lora_layers=tensors(model))
-    with pytest.raises(InvalidError, match=r"adapter: \{uri: ..., alpha: ...\}.*own SD3 script alpha is the rank, 4"):
-        read_teacher(tmp_path / "out")
-    assert equal(ours(tiny_base, tmp_path / "out", alpha=4), theirs(tiny_base, tmp_path / "out"))
-    assert equal(ours(tiny_base, tmp_path / "out", alpha=4), velocity(model.eval()))
-    assert not equal(ours(tiny_base, tmp_path / "out", alpha=8), velocity(model))
+    assert equal(ours(tiny_base, tmp_path / "out"), theirs(tiny_base, tmp_path / "out"))
+    assert equal(ours(tiny_base, tmp_path / "out"), velocity(model.eval()))
+    assert not equal(ours(tiny_base, tmp_path / "out", alpha=16), velocity(model))
+    (note,) = read_teacher(tmp_path / "out").notes
+    assert "does not state its scale" in note
+    assert f"alpha = its rank, {'4 and 8' if ranks else '4'}, as diffusers" in note
+    assert read_teacher(tmp_path / "out", 4).notes == read_teacher(folder).notes == []
 
 
 Rename = Callable[[str], str]
@@ -429,8 +434,9 @@ def test_a_report_of_what_is_refused_says_why_and_what_it_is(tiny_base, trained,
     assert inspect(folder).facts["format"] == "PEFT (base_model.model.)"
     note = {"ss_base_model_version": "sd3\n\tmedium" + "x" * 500}
     save_file({f"transformer.{key}": value.half() for key, value in tensors(model).items()}, tmp_path / WEIGHTS, note)
-    report = inspect(tmp_path / WEIGHTS)
-    assert "does not say its scale" in str(report.refusal)
+    report = inspect(tmp_path / WEIGHTS, base=tiny_base)
+    assert report.refusal is None
+    assert report.facts["alpha"] == "4, from the rank, as diffusers takes a file that states none"
     assert report.facts["tensors"] == "F16"
     assert report.facts["ss_base_model_version"] == ("sd3 medium" + "x" * 500)[:80]
     assert inspect(tmp_path / WEIGHTS, alpha=4, base=tiny_base).facts["alpha"] == "4, from what was stated"

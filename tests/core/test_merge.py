@@ -1,18 +1,24 @@
 """Several LoRAs in one, for a student to start from."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import read_adapter_file
-from opd_core.models.adapters import adapter_parameters, add_student_adapter, load_adapter, save_adapter
+from opd_core.models.adapter_layers import named
+from opd_core.models.adapters import (
+    adapter_parameters,
+    add_student_adapter,
+    load_adapter,
+    model_layers,
+    save_adapter,
+)
 from opd_core.models.merge import merge
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
 from tests.core.test_models import TARGETS, transformer
+from tests.loras import as_kohya
 
 
 @pytest.fixture
@@ -80,8 +86,13 @@ def test_an_adapter_that_is_there_stays(make):
     assert read_adapter_file(first) == before
 
 
-def test_names_that_only_a_base_explains_are_not_merged(tmp_path: Path) -> None:
-    state = {f"lora_unet_x.lora_{side}.weight": torch.ones(2, 2) for side in ("down", "up")}
-    save_file({**state, "lora_unet_x.alpha": torch.tensor(2.0)}, tmp_path / WEIGHTS)
-    with pytest.raises(InvalidError, match="e.g. lora_unet_x; write it with opd models export --base first"):
-        merge(read([tmp_path, tmp_path]), tmp_path / "out")
+def test_files_of_several_writers_have_the_mean_that_they_have_in_diffusers_format(make, tmp_path) -> None:
+    paths, linear = [make(4, 16), make(6, 6)], model_layers(transformer())
+    merge(read(paths), tmp_path / "plain")
+    as_kohya(paths[1] / WEIGHTS, 6.0)
+    with pytest.raises(InvalidError, match=r"e.g. lora_unet_.*; give the model that it is for with --base"):
+        named(read_adapter_file(paths[1]), None)
+    merge([named(adapter, linear) for adapter in read(paths)], tmp_path / "mixed")
+    one, other = (load_file(tmp_path / name / WEIGHTS) for name in ("plain", "mixed"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())

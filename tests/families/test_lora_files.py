@@ -1,8 +1,10 @@
 """LoRA files with their writers' own names of layers: each family takes them as diffusers does."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 import yaml
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from opd_core.api.load import load_spec
+from opd_core.api.types import Spec
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import AdapterFile, read_teacher
 from opd_core.models.adapter_keys import Format
@@ -19,7 +22,10 @@ from opd_core.models.export import export
 from opd_core.models.inspect import inspect
 from opd_core.models.outline import linear_layers
 from opd_core.models.pipeline import load_model
-from opd_core.models.preflight import adapter_problems, teacher_problems
+from opd_core.models.preflight import adapter_problems
+from opd_core.uris import resolve
+from opd_trainer.setup import add_student
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -91,9 +97,20 @@ def bare(layer: str) -> str:
 
 
 def write(
-    file: Path, sizes: Mapping[str, tuple[int, int]], spell: Callable[[str], str], *, ab: bool = False, **kept: bool
+    file: Path,
+    sizes: Mapping[str, tuple[int, int]],
+    spell: Callable[[str], str],
+    *,
+    ab: bool = False,
+    alpha: int | None = None,
+    alphas: bool = True,
 ) -> dict[str, Tensor]:
-    """A LoRA of layers with (outputs, inputs) `sizes`, alphas from 1 to 3; the change of each layer in float32."""
+    """A LoRA of layers with (outputs, inputs) `sizes`; the change of each layer in float32.
+
+    Args:
+        alpha: of all layers; None: from 1 to 3.
+        alphas: they stand in the file; else they are the rank.
+    """
     generator = torch.Generator().manual_seed(5)
     down, up = ("lora_A", "lora_B") if ab else ("lora_down", "lora_up")
     state, changes = {}, {}
@@ -101,10 +118,10 @@ def write(
         a = torch.randn(RANK, inputs, generator=generator) * 0.3
         b = torch.randn(outputs, RANK, generator=generator) * 0.3
         state |= {f"{spell(layer)}.{down}.weight": a, f"{spell(layer)}.{up}.weight": b}
-        alpha = 1 + number % 3 if kept.get("alphas", True) else RANK
-        if kept.get("alphas", True):
-            state[f"{spell(layer)}.alpha"] = torch.tensor(float(alpha))
-        changes[layer] = alpha / RANK * b @ a
+        own = (alpha or 1 + number % 3) if alphas else RANK
+        if alphas:
+            state[f"{spell(layer)}.alpha"] = torch.tensor(float(own))
+        changes[layer] = own / RANK * b @ a
     save_file({key: value.contiguous() for key, value in state.items()}, file)
     return changes
 
@@ -150,7 +167,7 @@ def test_a_file_changes_the_model_as_diffusers_own_loading_does(
     base, file = folder_of(name), tmp_path / "lora.safetensors"
     write(file, sizes_of(base, layers), spell, **options)
     plain, mine, theirs = (load_model(base) for _ in range(3))
-    load_adapter(mine.transformer, read_teacher(file, None if options.get("alphas", True) else RANK), "ours")
+    load_adapter(mine.transformer, read_teacher(file), "ours")
     use_adapter(mine.transformer, "ours")
     theirs.pipeline.load_lora_weights(str(file))
     noise = torch.randn(2, *mine.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(1))
@@ -318,18 +335,87 @@ def test_a_file_in_diffusers_names_is_held_against_a_base_without_pytorch(folder
     subprocess.run([sys.executable, "-c", program, str(file), str(base)], check=True)
 
 
-def test_a_student_starts_from_diffusers_names_alone(folder_of: FolderOf, tmp_path: Path) -> None:
-    """The trainer holds the start's layers against the spec's before it has a model."""
-    base, file = folder_of("flux2_klein"), tmp_path / "lora.safetensors"
-    write(file, sizes_of(base, FLUX_2), comfy)
+def starting_from(file: Path, claims: Path, **adapter: object) -> Spec:
+    """The spec of a student that starts from the LoRA `file` in the claim `world`."""
     told = life.spec(frames=1)
-    told["spec"]["student"]["initFrom"] = "pvc://world/start"
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(told))
-    spec = load_spec(tmp_path / "spec.yaml").spec
-    assert teacher_problems(spec, lambda uri: base if "base" in uri else file, ["first"]) == []
-    (problem,) = adapter_problems(spec, lambda uri: base if "base" in uri else file)
-    assert "spec.student.initFrom is pvc://world/start: " in problem
-    assert "starts from one in diffusers' names" in problem
+    told["spec"]["student"] |= {"initFrom": f"pvc://world/{file.name}", "adapter": adapter}
+    (claims / "spec.yaml").write_text(yaml.safe_dump(told))
+    return load_spec(claims / "spec.yaml").spec
+
+
+@pytest.mark.parametrize(("name", "layers", "spell", "options"), CASES.values(), ids=CASES)
+def test_a_student_starts_as_the_teacher_of_the_same_file(
+    folder_of: FolderOf,
+    tmp_path: Path,
+    name: str,
+    layers: Layers,
+    spell: Callable[[str], str],
+    options: dict[str, bool],
+) -> None:
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "base").symlink_to(folder_of(name))
+    file, model = tmp_path / "world" / "start.safetensors", load_model(folder_of(name))
+    write(file, sizes_of(folder_of(name), layers), spell, alpha=3, **options)
+    alpha = 3 if options.get("alphas", True) else RANK
+    targets = [part for parts in layers.values() for part in parts]
+    spec = starting_from(file, tmp_path, rank=RANK, alpha=alpha, targetModules=targets)
+    starts = adapter_problems(spec, partial(resolve, claims=tmp_path))
+    assert [problem for problem in starts if "initFrom" in problem] == []
+    add_student(spec, model, tmp_path)
+    load_adapter(model.transformer, read_teacher(file), "teacher")
+    changed = [layer for layer in model.transformer.modules() if isinstance(layer, BaseTunerLayer)]
+    assert len(changed) == len(targets)
+    for layer in changed:
+        assert torch.equal(layer.get_delta_weight("student"), layer.get_delta_weight("teacher"))
+        assert layer.get_delta_weight("student").abs().sum() > 0
+
+
+REFUSED_STARTS: dict[str, tuple[Mapping[str, object], Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
+    "another rank": ({"rank": 8}, dict, "student.adapter.rank is 8: the adapter of initFrom has 2; make them equal"),
+    "another alpha": ({"alpha": 8}, dict, "student.adapter.alpha is 8: the adapter of initFrom has 3; make them equal"),
+    "an alpha that no spec can have": (
+        {},
+        lambda state: {key: value / 2 if key.endswith("alpha") else value for key, value in state.items()},
+        "student.adapter.alpha is 3: the adapter of initFrom has 1.5; start from one that has a single whole one",
+    ),
+    "fewer layers": (
+        {"targetModules": ["attn.to_q", "to_out"]},
+        dict,
+        "student.adapter.targetModules leaves out single_transformer_blocks.0.attn.to_qkv_mlp_proj, which",
+    ),
+    "a DoRA": (
+        {},
+        lambda state: state | {"lora_unet_double_blocks_0_img_attn_qkv.dora_scale": torch.ones(4)},
+        "spec.student.initFrom is pvc://world/start.safetensors: .* is a DoRA; train a plain LoRA",
+    ),
+    "text encoders": (
+        {},
+        lambda state: state | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)},
+        "spec.student.initFrom is pvc://world/start.safetensors: .* also changes the text encoders",
+    ),
+    "a layer of another base": (
+        {},
+        lambda state: {key.replace("img_attn_proj", "img_attn_prof"): value for key, value in state.items()},
+        "spec.student.initFrom is pvc://world/start.safetensors: .* cannot be taken as a whole: .*img_attn_prof",
+    ),
+}
+
+
+@pytest.mark.parametrize(("adapter", "change", "message"), REFUSED_STARTS.values(), ids=REFUSED_STARTS)
+def test_what_a_student_cannot_start_from_is_refused_by_name(
+    folder_of: FolderOf,
+    tmp_path: Path,
+    adapter: Mapping[str, object],
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    message: str,
+) -> None:
+    base, file = folder_of("flux2_klein"), tmp_path / "start.safetensors"
+    write(file, sizes_of(base, FLUX_2), kohya, alpha=3)
+    save_file(change(load_file(file)), file)
+    settings = {"rank": RANK, "alpha": 3, "targetModules": [part for parts in FLUX_2.values() for part in parts]}
+    spec = starting_from(file, tmp_path, **{**settings, **adapter})
+    problems = adapter_problems(spec, lambda uri: base if "base" in uri else file)
+    assert re.search(message, "\n".join(problem for problem in problems if "initFrom" in problem)), problems
 
 
 @pytest.mark.parametrize(("name", "layers"), [("flux2_klein", FLUX_2), ("z_image", Z_IMAGE)])

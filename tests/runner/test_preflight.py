@@ -363,6 +363,19 @@ def test_a_cpu_has_no_gpus_and_what_should_be_known_of_prompts_is_told(content: 
     )
 
 
+def test_a_scale_that_nobody_states_is_told(content: dict[str, Any], claims: Path) -> None:
+    silent = claims / "tiny-world" / "teachers" / "ocr" / WEIGHTS
+    tensors = load_file(silent)
+    silent.unlink()
+    save_file(tensors, silent)
+    uri, adapter = "pvc://tiny-world/teachers/ocr", {"rank": 16, "alpha": 16}
+    starting = {"student.initFrom": uri, "student.adapter": adapter, "teachers.0.adapter": {"uri": uri, "alpha": 32}}
+    checked = check_files("tiny", written(content, starting, claims), claims, "cpu")
+    assert [note.partition(" does not state its scale")[0] for note in checked.notes if "its scale" in note] == [
+        f"{field} is {uri}: {silent.resolve()}" for field in ("spec.teachers[1].adapter.uri", "spec.student.initFrom")
+    ]
+
+
 def written(content: dict[str, Any], values: dict[str, Any], claims: Path) -> Path:
     file = claims / "spec.yaml"
     file.write_text(yaml.safe_dump(changed(content, values)))

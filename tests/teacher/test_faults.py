@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import socket
 import time
 import urllib.request
@@ -336,6 +337,19 @@ def test_a_server_of_tasks_without_teachers_does_not_start(tmp_path, tiny_claims
     )
     with pytest.raises(InvalidError, match="the tasks of the spec have no teachers"):
         prepare(options)
+
+
+def test_the_log_of_a_server_tells_of_a_scale_that_nobody_states(tmp_path, tiny_world, capsys):
+    claims = Path(shutil.copytree(tiny_world, tmp_path / "claims" / "tiny-world")).parent
+    (silent,) = (claims / "tiny-world" / "teachers" / "ocr").glob("*.safetensors")
+    save_file(load_file(silent), silent)
+    (tmp_path / "spec.yaml").write_text(spec_text({}))
+    where = [f"--spec={tmp_path / 'spec.yaml'}", f"--claims={claims}", f"--repository={tmp_path / 'repository'}"]
+    prepare(arguments.parse([*where, "--device=cpu"]))
+    note, last = capsys.readouterr().out.splitlines()
+    assert note.startswith("teacher server: spec.teachers[1].adapter.uri is pvc://tiny-world/teachers/ocr: ")
+    assert "does not state its scale" in note
+    assert last.startswith("teacher server: geneval, ocr, aesthetic for sha256:")
 
 
 def test_adapters_and_sizes_that_do_not_fit_are_told_before_triton_starts(make_server, damaged_claims):

@@ -10,7 +10,7 @@ from opd_core.api.types import RewardServers, Spec
 from opd_core.diffusion.transitions import find_solver
 from opd_core.errors import InvalidError, RefusedError, UnavailableError
 from opd_core.models.outline import read_outline
-from opd_core.models.preflight import Find, attempt, model_notes
+from opd_core.models.preflight import Find, attempt, model_notes, start_notes, teacher_notes
 from opd_core.models.tokens import longer_prompts
 
 from opd_trainer.objectives.registry import branch_problems, find_objective
@@ -30,12 +30,13 @@ def data_problems(spec: Spec, claims: Path, find: Find) -> list[str]:
 
 
 def data_notes(spec: Spec, claims: Path, find: Find) -> list[str]:
-    """What is no fault but should be known of model and prompts: one line each. For a spec without problems."""
+    """What is no fault but should be known of model, LoRAs and prompts: one line each. For a spec without problems."""
     base = find(spec.model.uri)
     of_model = [] if base is None else [*model_notes(spec, read_outline(base))]
+    of_loras = [*teacher_notes(spec, find, [teacher.name for teacher in spec.teachers]), *start_notes(spec, find)]
     prompts = _readable_prompts(spec, claims, find)
     servers = [words for words, _ in _unanswered(spec, prompts)]
-    return [*of_model, *_notes(spec, base, prompts), *servers]
+    return [*of_model, *of_loras, *_notes(spec, base, prompts), *servers]
 
 
 def _readable_prompts(spec: Spec, claims: Path, find: Find) -> dict[str, TaskPrompts]:

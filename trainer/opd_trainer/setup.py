@@ -16,7 +16,8 @@ from opd_core.conditioning import Conditioning
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import AdapterFile, read_adapter_file
-from opd_core.models.adapters import adapter_parameters, add_student_adapter, start_adapter
+from opd_core.models.adapter_layers import fit
+from opd_core.models.adapters import adapter_parameters, add_student_adapter, model_layers, start_adapter
 from opd_core.models.merge import merge
 from opd_core.models.pipeline import Model, load_model
 from opd_core.models.preflight import model_notes, refuse, start_problems
@@ -214,7 +215,7 @@ def add_student(
     the base is. `trained`, `frozen`: names of further adapters that begin as it does."""
     adapter = spec.student.adapter
     names = (*frozen, *trained, STUDENT)
-    with student_start(spec, claims) as start:
+    with student_start(spec, model, claims) as start:
         if start is not None:
             refuse(list(start_problems(adapter, start, model.family.targets)), "the student's start")
         for name in names:  # the student last: it is what the model computes with
@@ -226,24 +227,27 @@ def add_student(
                 seed=spec.training.seed,
                 name=name,
             )
+            for parameter in adapter_parameters(model.transformer, name):
+                parameter.data = parameter.data.float()  # before it gets numbers that the base's precision would round
             if start is not None:
                 start_adapter(model.transformer, start, name)
     for name in names:
         for parameter in adapter_parameters(model.transformer, name):
-            parameter.data = parameter.data.float()
             parameter.requires_grad_(name not in frozen)
 
 
 @contextmanager
-def student_start(spec: Spec, claims: Path) -> Iterator[AdapterFile | None]:
-    """The LoRA that the student starts from, readable inside; None: it starts as the base."""
+def student_start(spec: Spec, model: Model, claims: Path) -> Iterator[AdapterFile | None]:
+    """The LoRA that the student starts from, with the model's names of layers, readable inside; None: it starts as the
+    base."""
+    linear = model_layers(model.transformer)
     if spec.student.init_from_teachers:
         with tempfile.TemporaryDirectory() as mean:
             found = all_teachers(spec, claims).values()
-            merge([files for files in found if isinstance(files, AdapterFile)], Path(mean))
+            merge([fit(files, linear) for files in found if isinstance(files, AdapterFile)], Path(mean))
             yield read_adapter_file(Path(mean))
     elif spec.student.init_from:
-        yield read_adapter_file(resolve(spec.student.init_from, claims))
+        yield fit(read_adapter_file(resolve(spec.student.init_from, claims)), linear)
     else:
         yield None
 

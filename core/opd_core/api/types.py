@@ -73,8 +73,8 @@ class Student(Model):
     adapter: LoRA = Field(default_factory=LoRA, description="The student's adapter on the base.")
     init_from: OptionalUri = Field(
         default="",
-        description="A LoRA to start from, with the adapter's rank and alpha, on layers among its targetModules; "
-        "empty: start as the base.",
+        description="A LoRA to start from, in any format that a teacher's may have, with the adapter's rank and alpha, "
+        "on layers among its targetModules; empty: start as the base.",
     )
     init_from_teachers: bool = Field(
         default=False,
@@ -90,13 +90,13 @@ class Student(Model):
 
 
 class AdapterRef(Model):
-    uri: Uri = Field(description="LoRA of the teacher, diffusers' or PEFT's: a safetensors file or its folder.")
+    uri: Uri = Field(description="LoRA of the teacher, whoever wrote it: a safetensors file or its folder.")
     alpha: float | None = Field(
         default=None,
         gt=0,
         le=65536,
-        description="Scale of a LoRA whose file does not state it: its change is multiplied by alpha / rank. For "
-        "diffusers' own SD3 script alpha is the rank.",
+        description="Scale of a LoRA whose file does not state it: its change is multiplied by alpha / rank; absent: "
+        "the rank, as in diffusers.",
     )
 
 

@@ -15,6 +15,7 @@ from opd_core.models.headers import read_bytes, read_header, read_json
 _IN_BLOCK = re.compile(r"([^.]+)\.[0-9]+\.")
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTERMETADATA_KEY
+_ASSUMED = "the rank, as diffusers takes a file that states none"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,18 @@ class AdapterFile:
         """Its layers have diffusers' names for sure: no other program begins its keys so."""
         return all(key.startswith((PREFIX, PEFT_PREFIX)) for key in self.keys.values())
 
+    @property
+    def notes(self) -> list[str]:
+        """What is no fault but should be known: a scale that nobody stated is silent where it is wrong."""
+        if self.source != _ASSUMED:
+            return []
+        ranks = " and ".join(f"{rank:g}" for rank in sorted(set(self.alphas.values())))
+        return [
+            f"{self.file} does not state its scale: it has no adapter metadata, no {PEFT_CONFIG} beside it and no "
+            f".alpha tensors; it is taken with alpha = its rank, {ranks}, as diffusers takes it; if it was trained "
+            "with another, write that as adapter.alpha of the teacher, or into the file with opd models export --alpha"
+        ]
+
     def rank(self, layer: str) -> int:
         return self.shapes[f"{layer}.lora_A.weight"][0]
 
@@ -82,11 +95,10 @@ def read_adapter_file(path: Path, alpha: float | None = None) -> AdapterFile:
     """The LoRA at `path`, a file or its folder.
 
     Its scale is taken from diffusers' metadata in the file, from adapter_config.json beside it, from tensors that end
-    in .alpha, or is `alpha` / rank.
+    in .alpha, or is `alpha` / rank. Where nobody states it, it is 1, as diffusers and ComfyUI take such a file.
 
     Raises:
-        InvalidError: not a plain LoRA of a transformer's linear layers; one whose scale nobody states, or two state
-            differently.
+        InvalidError: not a plain LoRA of a transformer's linear layers, or one whose scale two state differently.
     """
     file = weights_file(path)
     header = read_header(file)
@@ -108,7 +120,7 @@ def read_adapter_file(path: Path, alpha: float | None = None) -> AdapterFile:
     elif alpha is not None:
         alphas, source = dict.fromkeys(ranks, float(alpha)), "what was stated"
     else:
-        raise InvalidError(_unknown_scale(file, sorted(set(ranks.values()))))
+        alphas, source = {layer: float(rank) for layer, rank in ranks.items()}, _ASSUMED
     if alpha is not None and set(alphas.values()) != {alpha}:
         told = ", ".join(f"{value:g}" for value in sorted(set(alphas.values())))
         raise InvalidError(f"alpha is stated as {alpha:g}, and {file} itself says {told}; leave adapter.alpha out")
@@ -262,12 +274,3 @@ def _stored(file: Path, ranks: Mapping[str, int], keys: Mapping[str, str]) -> di
         if value.numel() != 1 or not 0 < float(value) < float("inf"):
             raise InvalidError(f"{file}: {keys[layer]} is no positive number: {str(value.tolist())[:80]}")
     return {layer: float(value) for layer, value in stored.items()}
-
-
-def _unknown_scale(file: Path, ranks: Sequence[int]) -> str:
-    told = f"the rank, {ranks[0]}" if len(ranks) == 1 else f"the rank, and here there are {', '.join(map(str, ranks))}"
-    return (
-        f"{file} does not say its scale alpha / rank: it has no adapter metadata, no {PEFT_CONFIG} beside it and no "
-        ".alpha tensors; for a teacher write adapter: {uri: ..., alpha: ...} with the alpha that it was trained with "
-        f"(for diffusers' own SD3 script alpha is {told}), or save it again with PEFT's save_pretrained"
-    )

@@ -64,6 +64,22 @@ def fit(adapter: AdapterFile, linear: Mapping[str, tuple[int, int]]) -> AdapterF
     return adapter
 
 
+def named(adapter: AdapterFile, linear: Mapping[str, tuple[int, int]] | None) -> AdapterFile:
+    """The adapter with diffusers' names of its layers: by `fit`, or as it is where its keys begin as only theirs do.
+
+    Raises:
+        InvalidError: as `fit`, or only a base can tell.
+    """
+    if linear is not None:
+        return fit(adapter, linear)
+    if not adapter.named_by_diffusers:
+        raise InvalidError(
+            f"{adapter.file} may name layers otherwise than diffusers does, e.g. {adapter.layers[0]}; give the model "
+            "that it is for with --base"
+        )
+    return adapter
+
+
 def plans(adapter: AdapterFile) -> list[Plan]:
     """What the families' converters make of the file's layers."""
     return [plan for family in families() if (plan := _plan(adapter, family)) is not None]

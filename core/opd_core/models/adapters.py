@@ -96,7 +96,8 @@ def start_adapter(transformer: nn.Module, start: AdapterFile, name: str = "stude
     config: LoraConfig = transformer.peft_config[name]  # type: ignore[index]
     state = read_adapter(start)
     for layer in start.layers:  # the ratio is not one where `start` is scaled by the root of its rank
-        state[f"{layer}.lora_B.weight"] *= start.scale(layer) / (config.lora_alpha / config.r)
+        b = f"{layer}.lora_B.weight"
+        state[b] = state[b].float() * (start.scale(layer) / (config.lora_alpha / config.r))
     set_peft_model_state_dict(transformer, state, adapter_name=name)
 
 

@@ -13,7 +13,7 @@ from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import PEFT_CONFIG, PEFT_WEIGHTS, AdapterFile, read_adapter_file
 from opd_core.models.adapter_keys import PEFT_PREFIX, PREFIX, Format
-from opd_core.models.adapter_layers import fit
+from opd_core.models.adapter_layers import named
 from opd_core.models.adapters import lora_config, plain_fields, read_adapter, write_adapter
 from opd_core.models.outline import components, linear_layers
 
@@ -31,16 +31,9 @@ def export(path: Path, directory: Path, to: Format, *, alpha: float | None = Non
     """
     if directory.exists() and any(directory.iterdir()):
         raise InvalidError(f"{directory} is not empty; name another folder")
-    adapter = read_adapter_file(path, alpha)
-    if base is not None:
-        adapter = fit(adapter, linear_layers(base))
-    elif to == Format.MERGED:
+    if to == Format.MERGED and base is None:
         raise InvalidError("merged weights are those of a model; give it with --base")
-    elif not adapter.named_by_diffusers:
-        raise InvalidError(
-            f"{adapter.file} may name layers otherwise than diffusers does, e.g. {adapter.layers[0]}; give the model "
-            "that it is for with --base"
-        )
+    adapter = named(read_adapter_file(path, alpha), None if base is None else linear_layers(base))
     # Layers that a file has in one matrix share their A, and safetensors writes nothing that is shared.
     state = {key: value.clone() for key, value in read_adapter(adapter).items()}
     if to == Format.MERGED and base is not None:

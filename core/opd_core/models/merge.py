@@ -17,6 +17,7 @@ with without_collection():
 
 def merge(adapters: Sequence[AdapterFile], directory: Path) -> LoraConfig:
     """Write the LoRA whose change of every layer is the mean of those of `adapters`; exact, since their ranks add up.
+    All name layers as diffusers does (`adapter_layers.named`).
 
     Each changes a layer by s_i B_i A_i, with the scale s_i = alpha_i / r_i. The result stacks the A_i and puts the B_i
     side by side, times s_i / (N s), under its own scale s: the first one's, so that its numbers are of the size of a
@@ -30,12 +31,6 @@ def merge(adapters: Sequence[AdapterFile], directory: Path) -> LoraConfig:
         raise InvalidError(f"{directory} holds an adapter already; name another folder")
     if len(adapters) < 2:
         raise InvalidError("one adapter has no mean with others; name two or more")
-    for adapter in adapters:
-        if not adapter.named_by_diffusers:
-            raise InvalidError(
-                f"{adapter.file} may name layers otherwise than diffusers does, e.g. {adapter.layers[0]}; write it "
-                "with opd models export --base first"
-            )
     first = adapters[0]
     for other in adapters[1:]:
         _check_alike(first, other)

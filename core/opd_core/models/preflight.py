@@ -66,15 +66,16 @@ def adapter_problems(spec: Spec, find: Find) -> list[str]:
     for path, adapter, init_from in trained:
         found += _fresh(f"{path}.adapter", adapter, linear)
         if init_from:
-            start = attempt(f"{path}.initFrom", init_from, find, lambda place: _start(place, linear), found)
-            if start and outline:
+            check = partial(_start, linear=linear)
+            start = attempt(f"{path}.initFrom", init_from, find, check, found)
+            if start and outline and linear:
                 found += start_problems(adapter, start, outline.family.targets, f"{path}.adapter")
     if spec.student.init_from_teachers:
-        found += _mean_problems(spec, find)
+        found += _mean_problems(spec, find, linear)
     return found
 
 
-def _mean_problems(spec: Spec, find: Find) -> Iterator[str]:
+def _mean_problems(spec: Spec, find: Find, linear: Linear | None) -> Iterator[str]:
     """Why the student cannot start from the mean of its teachers: told before any of them is trained."""
     ranks, scale = 0, 0.0  # of all, and of the first, which the mean has (`merge`)
     for teacher in spec.teachers:
@@ -85,16 +86,10 @@ def _mean_problems(spec: Spec, find: Find) -> Iterator[str]:
             try:
                 given = adapter_of(spec, teacher)
                 place = find(given.uri)
-                file = read_teacher(place, given.alpha) if place else None
+                file = _teacher(place, given.alpha, linear) if place else None
             except InvalidError:
                 return  # told with the teachers
             if file is None:
-                return
-            if not file.named_by_diffusers:
-                yield (
-                    f"spec.student.initFromTeachers is true: the LoRA of teacher {teacher.name} may name layers "
-                    "otherwise than diffusers does, and such have no mean; write it with opd models export --base first"
-                )
                 return
             rank, own = file.rank(file.layers[0]), file.scale(file.layers[0])
         ranks, scale = ranks + rank, scale or own
@@ -121,6 +116,22 @@ def _fresh(path: str, adapter: LoRA, linear: Linear | None) -> Iterator[str]:
             f"{path}.targetModules names no layer of {kind}, which would stay as they are; add one such as {layer}, or "
             "leave the field out"
         )
+
+
+def teacher_notes(spec: Spec, find: Find, names: Collection[str]) -> Iterator[str]:
+    """What is no fault but should be known of the LoRAs that are given to the teachers `names`. For a spec without
+    problems."""
+    for i, teacher in enumerate(spec.teachers):
+        if teacher.adapter and teacher.name in names and (place := find(teacher.adapter.uri)):
+            notes = read_teacher(place, teacher.adapter.alpha).notes
+            yield from (f"spec.teachers[{i}].adapter.uri is {teacher.adapter.uri}: {note}" for note in notes)
+
+
+def start_notes(spec: Spec, find: Find) -> Iterator[str]:
+    """The same of the LoRA that the student starts from."""
+    if spec.student.init_from and (place := find(spec.student.init_from)):
+        notes = read_adapter_file(place).notes
+        yield from (f"spec.student.initFrom is {spec.student.init_from}: {note}" for note in notes)
 
 
 def model_notes(spec: Spec, outline: Outline) -> Iterator[str]:
@@ -153,7 +164,8 @@ def start_problems(
     for name, ours, theirs in (("rank", adapter.rank, ranks), ("alpha", adapter.alpha, alphas)):
         if theirs != {ours}:
             told = " and ".join(f"{value:g}" for value in sorted(theirs))
-            remedy = "make them equal" if len(theirs) == 1 else "start from one that has a single one"
+            possible = len(theirs) == 1 and theirs <= set(range(1, 2049))  # a spec's are whole numbers
+            remedy = "make them equal" if possible else "start from one that has a single whole one"
             yield f"{path}.{name} is {ours}: the adapter of initFrom has {told}; {remedy}"
     outside = [layer for layer in start.layers if not matches(layer, adapter.target_modules or usual)]
     if outside:
@@ -201,13 +213,7 @@ def _teacher(place: Path, alpha: float | None, linear: Linear | None) -> Adapter
 
 
 def _start(place: Path, linear: Linear | None) -> AdapterFile:
-    adapter = read_adapter_file(place)
-    if _fit(adapter, linear) is not adapter:
-        raise InvalidError(
-            f"{adapter.file} has other names of layers than diffusers, e.g. {adapter.layers[0]}; a student starts from "
-            "one in diffusers' names, which opd models export writes"
-        )
-    return adapter
+    return _fit(read_adapter_file(place), linear)
 
 
 def _fit(adapter: AdapterFile, linear: Linear | None) -> AdapterFile:

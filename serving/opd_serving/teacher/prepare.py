@@ -10,7 +10,7 @@ from pathlib import Path
 from opd_core.api.load import load_spec
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, OPDError
-from opd_core.models.preflight import refuse, teacher_problems
+from opd_core.models.preflight import refuse, teacher_notes, teacher_problems
 from opd_core.models.teacher_files import teacher_files
 from opd_core.process import leave
 from opd_core.termination import last_words
@@ -45,7 +45,10 @@ def prepare(options: argparse.Namespace) -> None:
     def find(uri: str) -> Path:
         return resolve(uri, options.claims)
 
-    refuse(teacher_problems(spec, find, [teacher.name for teacher in served]), options.spec)
+    names = [teacher.name for teacher in served]
+    refuse(teacher_problems(spec, find, names), options.spec)
+    for note in teacher_notes(spec, find, names):
+        print(f"teacher server: {note}", flush=True)
     info = write_repository(
         options.repository,
         base=find(spec.model.uri),
