@@ -110,7 +110,16 @@ class LiveFate:
             self.check()
             return self.api.condition("Ready")[0] == "True" and self.seen()
 
-        wait_for(ready, "Ready", seconds=120)
+        try:
+            wait_for(ready, "Ready", seconds=120)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.api.status()}; {self.children()}") from None
+
+    def children(self) -> list[str]:
+        """What there is, and what is leaving."""
+        found = [child for kind in (*_KINDS, "pods") for child in self.api.find(kind, **_OURS)]
+        leaving = {True: " (leaving)", False: ""}
+        return [c["metadata"]["name"] + leaving["deletionTimestamp" in c["metadata"]] for c in found]
 
     def edit(self, *, suspended: bool) -> None:
         self.spec["suspend"] = self.spec["endpoint"]["suspend"] = suspended
