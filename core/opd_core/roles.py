@@ -12,7 +12,7 @@ from opd_core.api.types import OPDDistillation, Placement, Spec
 HUB_REWARDS = frozenset(
     {
         *("aesthetic", "clipscore", "geneval", "geneval-flow-grpo", "geneval-partial"),
-        *("hpsv2", "pickscore"),
+        *("hpsv2", "image-reward", "pickscore"),
     }
 )
 

@@ -1,6 +1,7 @@
 """The registry, the scoring rules, and the paper's rewards on random weights of the real classes."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -16,12 +17,13 @@ from opd_trainer.preflight import data_problems
 from opd_trainer.rewards import clip, hub
 from opd_trainer.rewards.aesthetic import aesthetic_reward, predictor
 from opd_trainer.rewards.hub import Hub
+from opd_trainer.rewards.image_reward import blip_reward
 from opd_trainer.rewards.ocr import edit_distance, ocr_reward, similarity, wanted_text
 from opd_trainer.rewards.packages import need
 from opd_trainer.rewards.preference import open_clip_reward, padded_pixels
 from opd_trainer.rewards.registry import find_reward, load_reward
 from PIL import Image, ImageDraw, ImageFont
-from transformers import CLIPModel, CLIPTokenizerFast
+from transformers import BertTokenizer, CLIPModel, CLIPTokenizerFast
 
 CPU = torch.device("cpu")
 
@@ -238,6 +240,29 @@ def test_hpsv2_is_open_clips_cosine_on_open_clips_pixels(tmp_path):
             pictures, texts, _ = model.eval()(pixels, open_clip.get_tokenizer("tiny-h")(prompts))
         torch.testing.assert_close(reward(images, prompts, [{}] * 2), (pictures * texts).sum(-1), atol=0.02, rtol=0)
         assert (padded_pixels(images, 32) - pixels).abs().mean() < 0.03
+
+
+def test_image_reward_is_its_packages_score(tmp_path):
+    """Prompts that are short, long and unknown; images that fit and that are resized and cut."""
+    recorded = json.loads((Path(__file__).parent / "image_reward_reference.json").read_text())
+    (tmp_path / "vocab.txt").write_text("\n".join(recorded["words"]) + "\n")
+    state = {name: weights(name, shape) for name, shape in recorded["shapes"].items()}
+    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(48)[None]  # which the published file has, too
+    reward = blip_reward(state, BertTokenizer.from_pretrained(tmp_path), CPU)
+    for (height, width), tolerance in (((32, 32), 1e-4), ((48, 64), 0.2)):  # theirs are resized in bytes
+        images = torch.from_numpy(to_bytes(smooth(height, width))).permute(0, 3, 1, 2) / 255
+        rows = [row for row in recorded["scores"] if row[1] == [height, width]]
+        scores = reward(images[[row[2] for row in rows]], [row[0] for row in rows], [{}] * len(rows))
+        torch.testing.assert_close(scores, torch.tensor([row[3] for row in rows]), atol=tolerance, rtol=0)
+
+
+def weights(name, shape):
+    """Values that only the name decides, the same everywhere and in every release."""
+    count = math.prod(shape)
+    places = torch.arange(count, dtype=torch.float64)
+    scale = 0.1 if len(shape) < 2 else (2.0 if len(shape) == 2 else 0.2) / shape[-1] ** 0.5
+    values = torch.sin(0.7 * places * places + sum(name.encode())) * scale
+    return (values + ("norm" in name.lower() and name.endswith("weight"))).float().view(shape)
 
 
 def smooth(height, width):
