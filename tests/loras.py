@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from opd_core.models.adapters import lora_config, write_adapter
+from opd_core.models.pairs import FOLDERS, split
 from safetensors.torch import load_file, save_file
 
 
@@ -29,10 +30,15 @@ def random_lora(
 
 
 def as_kohya(file: Path, alpha: float) -> None:
-    """Writes a LoRA of one alpha anew, as kohya's school does: other names of layers, the alpha beside each."""
-    state = {
-        f"lora_unet_{key.removeprefix('transformer.').partition('.lora_')[0].replace('.', '_')}"
-        f".lora_{'down' if '.lora_A.' in key else 'up'}.weight": value
-        for key, value in load_file(file).items()
-    }
-    save_file({**state, **{f"{key.partition('.lora_')[0]}.alpha": torch.tensor(alpha) for key in state}}, file)
+    """Writes a LoRA of one alpha anew, as kohya's school does: other names of layers, the alpha beside each. In the place
+    of one of two networks come two files in its folder."""
+    networks = split(load_file(file))
+    file.unlink()
+    for network, named in networks.items():
+        state = {
+            f"lora_unet_{key.partition('.lora_')[0].replace('.', '_')}"
+            f".lora_{'down' if '.lora_A.' in key else 'up'}.weight": value
+            for key, value in named.items()
+        }
+        state |= {f"{key.partition('.lora_')[0]}.alpha": torch.tensor(alpha) for key in state}
+        save_file(state, file if len(networks) == 1 else file.with_name(f"{FOLDERS[network]}_model.safetensors"))

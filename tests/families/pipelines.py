@@ -146,12 +146,15 @@ def sana() -> DiffusionPipeline:
     )  # fmt: skip
 
 
-def wan(*, dense: bool = False) -> DiffusionPipeline:
-    """Of 2.1; `dense`: of 2.2 with one transformer, whose autoencoder has patches of its own."""
+def wan(*, dense: bool = False, boundary: float | None = None) -> DiffusionPipeline:
+    """Of 2.1; `dense`: of 2.2 with one transformer, whose autoencoder has patches of its own; `boundary`: of 2.2 with two."""
     channels = 48 if dense else 16
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=channels, text_dim=16,
-        freq_dim=64, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+    transformer, transformer_2 = (
+        WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=channels, text_dim=16,
+            freq_dim=64, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+        )
+        for _ in range(2)
     )  # fmt: skip
     more = {
         "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16,
@@ -167,11 +170,17 @@ def wan(*, dense: bool = False) -> DiffusionPipeline:
     return WanPipeline(
         transformer=transformer, vae=vae, text_encoder=encoder, tokenizer=tokenizer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), expand_timesteps=dense,
+        transformer_2=None if boundary is None else transformer_2, boundary_ratio=boundary,
     )  # fmt: skip
 
 
 def wan_dense() -> DiffusionPipeline:
     return wan(dense=True)
+
+
+def wan_pair() -> DiffusionPipeline:
+    """A14B: two transformers take turns."""
+    return wan(boundary=0.875)
 
 
 def aura_flow() -> DiffusionPipeline:
@@ -199,6 +208,7 @@ PIPELINES = (
     sana,
     wan,
     wan_dense,
+    wan_pair,
     aura_flow,
 )
 
@@ -234,7 +244,8 @@ def _dynamic(**changes: float) -> FlowMatchEulerDiscreteScheduler:
 def randomised(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     """Some layers begin at zero, so that a network would answer zero whatever it is told."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in pipeline.transformer.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_(0, 1.2 * parameter.shape[1] ** -0.5, generator=generator)
+    for network in filter(None, (pipeline.transformer, getattr(pipeline, "transformer_2", None))):
+        for parameter in network.parameters():
+            if parameter.ndim == 2:
+                parameter.data.normal_(0, 1.2 * parameter.shape[1] ** -0.5, generator=generator)
     return pipeline

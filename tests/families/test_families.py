@@ -18,7 +18,7 @@ NAMES = [pipeline.__name__ for pipeline in PIPELINES]
 FolderOf = Callable[[str], Path]
 # SANA takes multiples of 32; Qwen-Image puts a prompt behind a text of its own, of which each byte is a token here.
 WIDTH, HEIGHT, STEPS, LONGEST = 64, 32, 3, 256
-FRAMES = {"wan": 9, "wan_dense": 5}  # of the families that make videos
+FRAMES = {"wan": 9, "wan_dense": 5, "wan_pair": 9}  # of the families that make videos
 PROMPTS = ["a red 3", "two blue 7 above the number"]  # of different lengths
 
 

@@ -16,7 +16,9 @@ import yaml
 from opd_core.api.load import load_spec
 from opd_core.artifacts import read_student
 from opd_core.models.adapter_file import read_adapter_file
+from opd_core.models.adapter_keys import Format
 from opd_core.models.adapters import add_student_adapter, load_adapter, save_adapter, use_adapter
+from opd_core.models.export import export
 from opd_core.models.pipeline import load_model
 from opd_serving.endpoint.server import Settings, make_service
 from opd_trainer.evaluate import evaluate
@@ -30,9 +32,9 @@ from tests.teacher_server import TeacherServer
 from .test_families import FRAMES, HEIGHT, LONGEST, PROMPTS, STEPS, WIDTH, FolderOf, sample
 
 # One each of what can differ: an embedded guidance, an autoencoder's own normalisation, a guidance that is not linear,
-# a mask and another encoding of negative prompts, lists of images and texts, videos. Stable Diffusion 3 lives in all
-# others.
-NAMES = ["flux", "flux2_klein", "qwen_image", "sana", "z_image", "wan"]
+# a mask and another encoding of negative prompts, lists of images and texts, videos, two networks. Stable Diffusion 3
+# lives in all others.
+NAMES = ["flux", "flux2_klein", "qwen_image", "sana", "z_image", "wan", "wan_pair"]
 TASKS = ("first", "second")
 
 
@@ -164,7 +166,12 @@ def test_diffusers_loads_the_student_and_draws_what_the_family_draws(world: Path
     ours = sample(model, PROMPTS[:1], noise, [3.0])
     assert (ours - base).abs().mean() > 1e-4
     plain = load_model(world / "world" / "base")
-    plain.pipeline.load_lora_weights(str(weights.parent), weight_name=weights.name)
+    if plain.boundary is None:
+        plain.pipeline.load_lora_weights(str(weights.parent), weight_name=weights.name)
+    else:
+        written = export(weights, world / "exported", Format.DIFFUSERS)
+        plain.pipeline.load_lora_weights(str(written / "high_noise"))
+        plain.pipeline.load_lora_weights(str(written / "low_noise"), load_into_transformer_2=True)
     assert isinstance(plain.pipeline, getattr(diffusers, plain.family.pipeline))
     torch.testing.assert_close(sample(plain, PROMPTS[:1], noise, [3.0]), ours, rtol=1e-4, atol=1e-4)
 

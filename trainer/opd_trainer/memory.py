@@ -104,8 +104,8 @@ def measure(model: Model, forward: Callable[[int], Tensor]) -> Footprint:
     Args:
         forward: the student's answer to so many images at one solver step, with its graph.
     """
-    transformer = model.transformer
-    blocks = max((len(part) for part in transformer.children() if isinstance(part, nn.ModuleList)), default=1)
+    transformer, network = model.transformer, model.pipeline.transformer
+    blocks = max((len(part) for part in network.children() if isinstance(part, nn.ModuleList)), default=1)
     transformer.enable_gradient_checkpointing()
     checkpointed = saved_bytes(transformer, lambda: forward(1))
     transformer.disable_gradient_checkpointing()

@@ -62,6 +62,8 @@ class Outline:
         frame_scale: frames of a video per frame of its latents, but for the first, which has one of its own; None: the
             model makes images only.
         frames_per_second: of the videos that the model was trained on.
+        boundary: sigma from which on the component `transformer` answers, and below which `transformer_2` does; None:
+            one network answers at every noise level.
     """
 
     family: "Family"
@@ -76,6 +78,11 @@ class Outline:
     max_side: int = 1 << 16  # in pixels
     frame_scale: int | None = None
     frames_per_second: int = 1
+    boundary: float | None = None
+
+    def high_noise(self, sigmas: "Tensor") -> "Tensor":
+        """Whether `transformer` answers, [B] bool, at sigmas [B]; compared as diffusers does, as times up to 1000."""
+        return sigmas * 1000 >= (-1 if self.boundary is None else self.boundary * 1000)
 
     @property
     def size_multiple(self) -> int:
@@ -140,9 +147,9 @@ class Family:
         encode: (pipeline, a prompt, its longest length in tokens, device) -> named tensors without a batch dimension,
             as `Outline.conditioning` says. A family pads here, to lengths that follow from the prompt alone: rows of
             equal shapes are computed together, so that no answer depends on its company.
-        velocity: (transformer, latents [B, *latent] as `Outline.latent_shape` says, sigmas [B] float32, conditioning by
-            name [B, ...], guidance [B] float32) -> v = e - x0, [B, *latent]. Packing, position ids, the scale of time
-            and the sign are its own.
+        velocity: (transformer, the one that answers at these noise levels; latents [B, *latent] as
+            `Outline.latent_shape` says, sigmas [B] float32, conditioning by name [B, ...], guidance [B] float32)
+            -> v = e - x0, [B, *latent]. Packing, position ids, the scale of time and the sign are its own.
         decode: (vae, latents [B, *latent] float32) -> images [B, 3, H, W], or of videos their frames [B, F, 3, H, W],
             in -1..1.
         schedule: (scheduler's configuration, steps, tokens of an image) -> noise levels as the pipeline takes them.

@@ -1,5 +1,5 @@
-"""Wan 2.1 text-to-video, and the dense model of 2.2: latents of videos [C, t, h, w], time as 1000 sigma; UMT5 gives
-tokens, padded with zeros to one length.
+"""Wan 2.1 and 2.2 text-to-video: latents of videos [C, t, h, w], time as 1000 sigma; UMT5 gives tokens, padded with
+zeros to one length. Of 2.2 the dense model, and A14B, whose two transformers take turns by noise level.
 
 A video has 4 k + 1 frames, of which the first has a latent frame of its own; an image is a video of one.
 """
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 def outline(configs: Configs) -> Outline:
     transformer, vae, index = configs["transformer"], configs["vae"], configs["model_index"]
-    if index.get("boundary_ratio") is not None:
-        raise InvalidError(
-            "model_index.json has a boundary_ratio: below that noise level another network, transformer_2, answers, so "
-            "that a LoRA would be a pair; such models (Wan2.2 A14B) are not supported, those with one transformer are"
-        )
+    boundary = _boundary(configs)
     dense = bool(index.get("expand_timesteps"))
     # What diffusers takes where a configuration, as that of 2.1, does not say it.
     scale = vae.get("scale_factor_spatial", 8)
@@ -50,8 +46,38 @@ def outline(configs: Configs) -> Outline:
             guidance_scale=5.0,
             max_sequence_length=512,
         ),
+        boundary=boundary,
         max_side=transformer.get("rope_max_seq_len", 1024) * height * scale,
     )
+
+
+def _boundary(configs: Configs) -> float | None:
+    """The noise level below which transformer_2 answers; None: there is none."""
+    index, first = configs["model_index"], configs["transformer"]
+    boundary, second = index.get("boundary_ratio"), configs.get("transformer_2")
+    if (index.get("transformer_2") or [None])[0] is None:
+        if boundary is not None:
+            raise InvalidError(
+                f"model_index.json: boundary_ratio is {boundary}, and there is no transformer_2 to answer below that "
+                "noise level; copy the model again, or remove boundary_ratio"
+            )
+        return None
+    if boundary is None:
+        raise InvalidError(
+            "model_index.json names a transformer_2, and no boundary_ratio says below which noise level it answers; "
+            "add that of the model, 0.875 for Wan2.2 T2V A14B"
+        )
+    if isinstance(boundary, bool) or not isinstance(boundary, int | float) or not 0 < boundary < 1:
+        raise InvalidError(f"model_index.json: boundary_ratio is {boundary}; write a noise level between 0 and 1")
+    if second is None:
+        raise InvalidError("model_index.json names a transformer_2, which has no config.json; copy the model again")
+    for key in ("in_channels", "out_channels", "patch_size", "text_dim"):
+        if first.get(key) != second.get(key):
+            raise InvalidError(
+                f"transformer_2's {key} is {second.get(key)}, transformer's is {first.get(key)}: they cannot take "
+                "turns on the same latents and texts; are they of one model?"
+            )
+    return float(boundary)
 
 
 def encode(pipeline: Any, prompt: str, max_sequence_length: int, device: "torch.device") -> "dict[str, Tensor]":

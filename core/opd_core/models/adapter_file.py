@@ -9,10 +9,11 @@ from pathlib import Path
 from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_config import AdapterConfig, adapter_config, ends_with
-from opd_core.models.adapter_keys import PEFT_PREFIX, PREFIX, PREFIXES, adapter_keys
+from opd_core.models.adapter_keys import DIFFUSERS, PEFT_PREFIX, PREFIX, PREFIXES, adapter_keys
 from opd_core.models.headers import read_bytes, read_header, read_json
+from opd_core.models.pairs import LOW, NETWORKS, joined, noise_files, split
 
-_IN_BLOCK = re.compile(r"([^.]+)\.[0-9]+\.")
+_IN_BLOCK = re.compile(rf"((?:(?:{'|'.join(NETWORKS)})\.)?[^.]+)\.[0-9]+\.")
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTERMETADATA_KEY
 _ASSUMED = "the rank, as diffusers takes a file that states none"
@@ -31,6 +32,8 @@ class AdapterFile:
         source: of the alphas, in words.
         stated: alpha as its user stated it, where the file has none.
         rows: by PEFT's key, (first, behind) of those of the file's matrix that are B, where it holds several layers'.
+        halves: by network, the LoRAs of a model of two networks, in one file or in the folder `file`. Layers have the
+            network's name before their own here, and `keys` is empty.
     """
 
     file: Path
@@ -42,6 +45,12 @@ class AdapterFile:
     targets: Sequence[str] | None = None
     stated: float | None = None
     rows: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    halves: "Mapping[str, AdapterFile]" = field(default_factory=dict)
+
+    @property
+    def parts(self) -> "list[tuple[str, AdapterFile]]":
+        """What is in a file of its own, or is one network's part of a file, with what its names begin with here."""
+        return [(f"{network}.", half) for network, half in self.halves.items()] or [("", self)]
 
     @property
     def layers(self) -> list[str]:
@@ -51,7 +60,8 @@ class AdapterFile:
     @property
     def named_by_diffusers(self) -> bool:
         """Its layers have diffusers' names for sure: no other program begins its keys so."""
-        return all(key.startswith((PREFIX, PEFT_PREFIX)) for key in self.keys.values())
+        keys = (key for _, part in self.parts for key in part.keys.values())
+        return all(key.startswith((*DIFFUSERS, PEFT_PREFIX)) for key in keys)
 
     @property
     def notes(self) -> list[str]:
@@ -92,7 +102,8 @@ def weights_file(path: Path) -> Path:
 
 
 def read_adapter_file(path: Path, alpha: float | None = None) -> AdapterFile:
-    """The LoRA at `path`, a file or its folder.
+    """The LoRA at `path`, a file or its folder. Of a model of two networks that is a file with both, told apart by
+    diffusers' names of them, or a folder with two whose names say high_noise and low_noise.
 
     Its scale is taken from diffusers' metadata in the file, from adapter_config.json beside it, from tensors that end
     in .alpha, or is `alpha` / rank. Where nobody states it, it is 1, as diffusers and ComfyUI take such a file.
@@ -100,12 +111,58 @@ def read_adapter_file(path: Path, alpha: float | None = None) -> AdapterFile:
     Raises:
         InvalidError: not a plain LoRA of a transformer's linear layers, or one whose scale two state differently.
     """
+    if halves := _noise_files(path):
+        return pair(path, {network: _read(weights_file(half), alpha) for network, half in halves.items()})
     file = weights_file(path)
+    networks = split(read_header(file).shapes)
+    if LOW not in networks:
+        return _read(file, alpha)
+    return pair(file, {network: _read(file, alpha, f"{network}.") for network in networks})
+
+
+def pair(file: Path, halves: Mapping[str, AdapterFile]) -> AdapterFile:
+    """LoRAs of both networks of a model, or of one of them, as one. `file`: where they are, one file or a folder.
+
+    Raises:
+        InvalidError: the scales of the two are not of one kind.
+    """
+    first = next(iter(halves.values()))
+    if len({half.rslora for half in halves.values()}) > 1:
+        raise InvalidError(f"only one of the LoRAs in {file} has use_rslora; save both with or both without")
+    return AdapterFile(
+        file=file,
+        keys={},
+        shapes=joined({network: half.shapes for network, half in halves.items()}),
+        alphas=joined({network: half.alphas for network, half in halves.items()}),
+        source=" and ".join(dict.fromkeys(half.source for half in halves.values())),
+        rslora=first.rslora,
+        stated=first.stated,
+        halves=halves,
+    )
+
+
+def adapter_files(path: Path) -> list[Path]:
+    """The file of the LoRA at `path`, or those of a pair.
+
+    Raises:
+        InvalidError: a folder without one.
+    """
+    return [weights_file(half) for half in _noise_files(path).values()] or [weights_file(path)]
+
+
+def _noise_files(path: Path) -> dict[str, Path]:
+    own = (WEIGHTS, PEFT_WEIGHTS)
+    return noise_files(path) if path.is_dir() and not any((path / name).is_file() for name in own) else {}
+
+
+def _read(file: Path, alpha: float | None, begin: str | None = None) -> AdapterFile:
+    """The LoRA of one network: of all keys of a file, or of those that begin so."""
     header = read_header(file)
-    keys = adapter_keys(file, header.shapes)
+    own = {key: shape for key, shape in header.shapes.items() if begin is None or key.startswith(begin)}
+    keys = adapter_keys(file, own, PREFIXES if begin is None else (begin,))
     shapes = {key: header.shapes[stored] for key, stored in keys.tensors.items()}
     ranks = _ranks(file, shapes)
-    config = _config(file, header.metadata)
+    config = _config(file, header.metadata, begin or PREFIX)
     if config is not None and keys.alphas:
         raise InvalidError(
             f"{file} has a configuration and tensors such as {next(iter(keys.alphas.values()))}; save it again"
@@ -143,14 +200,18 @@ def read_teacher(path: Path, alpha: float | None = None) -> AdapterFile:
         InvalidError: as `read_adapter_file`; or it changes nothing, since every B is zero.
     """
     adapter = read_adapter_file(path, alpha)
-    ups = {stored for key, stored in adapter.keys.items() if ".lora_B." in key}
-    if not any(
-        name in ups and content.tobytes().count(0) < len(content) for name, _, _, content in read_bytes(adapter.file)
-    ):
+    if not any(_changes(part) for _, part in adapter.parts):
         raise InvalidError(
             f"{adapter.file} changes nothing: all its B matrices are zero, so it would teach the base; was it trained?"
         )
     return adapter
+
+
+def _changes(adapter: AdapterFile) -> bool:
+    ups = {stored for key, stored in adapter.keys.items() if ".lora_B." in key}
+    return any(
+        name in ups and content.tobytes().count(0) < len(content) for name, _, _, content in read_bytes(adapter.file)
+    )
 
 
 def check_fit(adapter: AdapterFile, linear: Mapping[str, tuple[int, int]]) -> None:
@@ -231,7 +292,7 @@ def _ranks(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     return ranks
 
 
-def _config(file: Path, metadata: Mapping[str, str]) -> AdapterConfig | None:
+def _config(file: Path, metadata: Mapping[str, str], begin: str) -> AdapterConfig | None:
     """PEFT's configuration, from the file's own metadata or from the file beside it."""
     if METADATA in metadata:
         source = f"the adapter metadata of {file}"
@@ -241,7 +302,6 @@ def _config(file: Path, metadata: Mapping[str, str]) -> AdapterConfig | None:
             raise InvalidError(f"{source} is not valid JSON: {error}; save it again") from error
         if not isinstance(stored, dict):
             raise InvalidError(f"{source} is no JSON object: {metadata[METADATA][:80]}; save it again")
-        begin = PREFIXES[0]
         fields = {key.removeprefix(begin): value for key, value in stored.items() if key.startswith(begin)}
         if stored and not fields:
             raise InvalidError(

@@ -7,8 +7,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from opd_core.errors import InvalidError
+from opd_core.models.pairs import HIGH, NETWORKS
 
-PREFIX = "transformer."  # of a transformer's layers in diffusers' format, whatever the family
+PREFIX = f"{HIGH}."  # of a transformer's layers in diffusers' format, whatever the family
+DIFFUSERS = tuple(f"{network}." for network in NETWORKS)  # of a pair's, in one file
 PEFT_PREFIX = "base_model.model."
 PREFIXES = (PREFIX, PEFT_PREFIX, "diffusion_model.", "")  # diffusers', PEFT's, ComfyUI's, none
 _TEXT = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoders.", "lora_te")
@@ -53,14 +55,17 @@ class AdapterKeys:
     alphas: Mapping[str, str]
 
 
-def adapter_keys(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> AdapterKeys:
+def adapter_keys(file: Path, shapes: Mapping[str, tuple[int, ...]], prefixes: Iterable[str] = PREFIXES) -> AdapterKeys:
     """What the tensors of a LoRA's file are.
+
+    Args:
+        shapes: by key in the file, all of which begin with one of `prefixes`.
 
     Raises:
         InvalidError: a file of another kind, named as what it is.
     """
     _refuse_other_formats(file, shapes)
-    prefix = next(prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in shapes))
+    prefix = next(prefix for prefix in prefixes if all(key.startswith(prefix) for key in shapes))
     tensors, alphas, adapters = {}, {}, set()
     for key in shapes:
         name = key.removeprefix(prefix)

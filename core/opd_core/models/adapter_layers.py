@@ -18,8 +18,9 @@ from opd_core.errors import InvalidError
 from opd_core.families.family import Family
 from opd_core.families.registry import families
 from opd_core.imports import without_collection
-from opd_core.models.adapter_file import AdapterFile, check_fit
-from opd_core.models.adapter_keys import PREFIX
+from opd_core.models.adapter_file import AdapterFile, check_fit, pair
+from opd_core.models.adapter_keys import DIFFUSERS, PREFIX
+from opd_core.models.pairs import split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +59,15 @@ def fit(adapter: AdapterFile, linear: Mapping[str, tuple[int, int]]) -> AdapterF
     Raises:
         InvalidError: it was made for another base, does not fit its own metadata, or cannot be understood as a whole.
     """
-    if not linear.keys() >= set(adapter.layers) and not all(key.startswith(PREFIX) for key in adapter.keys.values()):
+    networks = split(linear)
+    if adapter.halves:
+        return _fit_halves(adapter, networks)
+    if networks:
+        raise InvalidError(
+            f"{adapter.file} changes one network, and this model has two, for high and for low noise; point the URI at "
+            "a folder with a LoRA for each, in whose names stand high_noise and low_noise"
+        )
+    if not linear.keys() >= set(adapter.layers) and not all(key.startswith(DIFFUSERS) for key in adapter.keys.values()):
         adapter = _arranged(adapter, _flat_parts(adapter, linear) or _converted_parts(adapter, linear))
     check_fit(adapter, linear)
     return adapter
@@ -78,6 +87,17 @@ def named(adapter: AdapterFile, linear: Mapping[str, tuple[int, int]] | None) ->
             "that it is for with --base"
         )
     return adapter
+
+
+def _fit_halves(adapter: AdapterFile, networks: Mapping[str, Mapping[str, tuple[int, int]]]) -> AdapterFile:
+    if not networks:
+        raise InvalidError(
+            f"{adapter.file} holds LoRAs for high and for low noise, and this model has one network for both; is it "
+            "for another base?"
+        )
+    fitted = {network: fit(half, networks[network]) for network, half in adapter.halves.items()}
+    as_they_were = all(fitted[network] is half for network, half in adapter.halves.items())
+    return adapter if as_they_were else pair(adapter.file, fitted)
 
 
 def plans(adapter: AdapterFile) -> list[Plan]:

@@ -18,9 +18,9 @@ from opd_core.artifacts import WEIGHTS
 from opd_core.errors import InvalidError
 from opd_core.imports import without_collection
 from opd_core.models.adapter_file import METADATA, AdapterFile, matches, unknown_targets
-from opd_core.models.adapter_keys import PREFIX
 from opd_core.models.adapter_layers import fit
 from opd_core.models.headers import sort_metadata
+from opd_core.models.pairs import HIGH, joined, narrowed, split
 
 with without_collection():
     from diffusers.loaders.peft import PeftAdapterMixin
@@ -159,14 +159,14 @@ def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoraConf
     """Write tensors keyed like `adapter_state` as `save_adapter` does."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / WEIGHTS
-    fields = plain_fields(config)
+    networks = split(state)
+    fields = {network: _of_network(plain_fields(config), network) for network in networks}
+    if not networks:
+        networks, fields = {HIGH: dict(state)}, {HIGH: plain_fields(config)}
     save_file(
-        {f"{PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()},
+        {key: value.detach().cpu().contiguous() for key, value in joined(networks).items()},
         file,
-        metadata={
-            "format": "pt",
-            METADATA: json.dumps({f"{PREFIX}{k}": v for k, v in fields.items()}, indent=2, sort_keys=True),
-        },
+        metadata={"format": "pt", METADATA: json.dumps(joined(fields), indent=2, sort_keys=True)},
     )
     sort_metadata(file)
     return file
@@ -177,14 +177,32 @@ def plain_fields(config: LoraConfig) -> dict[str, Any]:
     return {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
 
 
+def _of_network(fields: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """Of an adapter on two networks, what its configuration says of one."""
+    return {
+        **fields,
+        "target_modules": narrowed(fields["target_modules"], network),
+        **{
+            pattern: {
+                f"^{layer}": value
+                for key, value in fields[pattern].items()
+                for layer in narrowed([key.removeprefix("^")], network)
+            }
+            for pattern in ("rank_pattern", "alpha_pattern")
+        },
+    }
+
+
 def read_adapter(adapter: AdapterFile) -> dict[str, Tensor]:
     """The tensors of a LoRA by PEFT's key, relative to the transformer.
 
     Raises:
         InvalidError: NaN or infinity among them.
     """
-    with safe_open(adapter.file, framework="pt") as opened:
-        state = {key: _rows(opened, stored, adapter.rows.get(key)) for key, stored in adapter.keys.items()}
+    state: dict[str, Tensor] = {}
+    for begin, part in adapter.parts:
+        with safe_open(part.file, framework="pt") as opened:
+            state |= {f"{begin}{key}": _rows(opened, stored, part.rows.get(key)) for key, stored in part.keys.items()}
     bad = next((key for key, value in state.items() if not torch.isfinite(value).all()), None)
     if bad is not None:
         raise InvalidError(f"{adapter.file} holds NaN or infinite numbers in {bad}; train or copy the adapter again")

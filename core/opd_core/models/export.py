@@ -16,11 +16,12 @@ from opd_core.models.adapter_keys import PEFT_PREFIX, PREFIX, Format
 from opd_core.models.adapter_layers import named
 from opd_core.models.adapters import lora_config, plain_fields, read_adapter, write_adapter
 from opd_core.models.outline import components, linear_layers
+from opd_core.models.pairs import FOLDERS, HIGH
 
 
 def export(path: Path, directory: Path, to: Format, *, alpha: float | None = None, base: Path | None = None) -> Path:
     """Write the LoRA at `path` to `directory` in the format `to`, with diffusers' names of layers. The file that was
-    written, or a model's folder.
+    written, or a folder: of a model, or with those of a pair for high and for low noise, as programs load them.
 
     Args:
         alpha: where the file states none.
@@ -34,10 +35,16 @@ def export(path: Path, directory: Path, to: Format, *, alpha: float | None = Non
     if to == Format.MERGED and base is None:
         raise InvalidError("merged weights are those of a model; give it with --base")
     adapter = named(read_adapter_file(path, alpha), None if base is None else linear_layers(base))
+    if to == Format.MERGED and base is not None:
+        return _merged(adapter, base, directory)
+    for network, half in adapter.halves.items():
+        _write(half, directory / FOLDERS[network], to)
+    return directory if adapter.halves else _write(adapter, directory, to)
+
+
+def _write(adapter: AdapterFile, directory: Path, to: Format) -> Path:
     # Layers that a file has in one matrix share their A, and safetensors writes nothing that is shared.
     state = {key: value.clone() for key, value in read_adapter(adapter).items()}
-    if to == Format.MERGED and base is not None:
-        return _merged(adapter, state, base, directory)
     if to == Format.COMFYUI:
         return _comfyui(adapter, state, directory)
     config = lora_config(
@@ -62,19 +69,22 @@ def _comfyui(adapter: AdapterFile, state: Mapping[str, Tensor], directory: Path)
     return _save(tensors, directory / WEIGHTS)
 
 
-def _merged(adapter: AdapterFile, state: Mapping[str, Tensor], base: Path, directory: Path) -> Path:
+def _merged(adapter: AdapterFile, base: Path, directory: Path) -> Path:
     """The base's components with W + alpha / r B A in the transformer, added in float32 and rounded as W is."""
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(base / "model_index.json", directory)
+    loras = adapter.halves or {HIGH: adapter}
     for part in components(base):
-        if part.name != "transformer":
+        if part.name not in loras:
             shutil.copytree(part.folder, directory / part.name)
             continue
         (directory / part.name).mkdir()
         for file in part.folder.glob("*.json"):
             shutil.copy(file, directory / part.name)
+        lora = loras[part.name]
+        state = read_adapter(lora)
         for file in part.weights:
-            save_file(_added(adapter, state, load_file(file)), directory / part.name / file.name, {"format": "pt"})
+            save_file(_added(lora, state, load_file(file)), directory / part.name / file.name, {"format": "pt"})
     return directory
 
 

@@ -37,15 +37,22 @@ def fingerprint(path: Path) -> str:
     return _digest([index, *(entry for part in components(path) for entry in _entries(part))])
 
 
-def components_fingerprint(parts: Iterable[Component]) -> str:
-    """ "sha256:..." of some components of a model, of the same things as `fingerprint`."""
-    return _digest(entry for part in parts for entry in _entries(part))
+def components_fingerprint(parts: Iterable[Component], boundary: float | None = None) -> str:
+    """ "sha256:..." of some components of a model, of the same things as `fingerprint`.
+
+    Args:
+        boundary: between two networks among them.
+    """
+    between = [] if boundary is None else [("config", "boundary", repr(boundary))]
+    return _digest([*between, *(entry for part in parts for entry in _entries(part))])
 
 
 def adapter_fingerprint(adapter: AdapterFile) -> str:
     """ "sha256:..." of a LoRA: its tensors by layer, and each layer's scale, wherever that was stated."""
-    names = {stored: key for key, stored in adapter.keys.items()}
-    entries = [("tensor", names[stored], digest) for stored, digest in _tensors(adapter.file) if stored in names]
+    entries: list[tuple[str, str, str]] = []
+    for begin, part in adapter.parts:
+        names = {stored: f"{begin}{key}" for key, stored in part.keys.items()}
+        entries += [("tensor", names[stored], digest) for stored, digest in _tensors(part.file) if stored in names]
     return _digest([*entries, *(("scale", layer, repr(adapter.scale(layer))) for layer in adapter.layers)])
 
 

@@ -2,16 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from opd_core.errors import InvalidError
 from opd_core.families.registry import find_family
-from opd_core.models.adapter_file import AdapterFile, matches, read_teacher, weights_file
+from opd_core.models.adapter_file import AdapterFile, adapter_files, matches, read_teacher
 from opd_core.models.adapter_layers import fit, plans
 from opd_core.models.headers import read_bytes, read_header
 from opd_core.models.outline import linear_layers
+from opd_core.models.pairs import HIGH, LOW
 
 # How all keys of a file begin, and whose way of writing that is.
 _WRITERS = {
@@ -41,8 +42,7 @@ def inspect(path: Path, alpha: float | None = None, base: Path | None = None) ->
     Raises:
         InvalidError: no safetensors file at all, or `base` is no model.
     """
-    file = weights_file(path)
-    facts = dict(_of_file(file))
+    facts = dict(_of_files(adapter_files(path)))
     linear = None if base is None else linear_layers(base)
     try:
         adapter = read_teacher(path, alpha)
@@ -57,22 +57,22 @@ def inspect(path: Path, alpha: float | None = None, base: Path | None = None) ->
     return Report(facts, None)
 
 
-def _of_file(file: Path) -> Iterator[tuple[str, str]]:
-    header = read_header(file)
-    yield "file", f"{file}, {file.stat().st_size / 2**20:.1f} MiB"
-    yield "tensors", _counted(dtype for _, dtype, _, _ in read_bytes(file))
-    keys = list(header.shapes)
+def _of_files(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    headers = [read_header(file) for file in files]
+    yield "file", "\n".join(f"{file}, {file.stat().st_size / 2**20:.1f} MiB" for file in files)
+    yield "tensors", _counted(dtype for file in files for _, dtype, _, _ in read_bytes(file))
+    keys = [key.replace(f"{LOW}.", f"{HIGH}.", 1) for header in headers for key in header.shapes]
     writer = next(
         (f"{name} ({begin})" for begin, name in _WRITERS.items() if all(k.startswith(begin) for k in keys)), ""
     )
     yield "format", writer or "bare or mixed names"
     for note in _NOTES:
-        if note in header.metadata:
-            yield note, " ".join(header.metadata[note].split())[:80]
+        if note in headers[0].metadata:
+            yield note, " ".join(headers[0].metadata[note].split())[:80]
 
 
 def _of_adapter(adapter: AdapterFile) -> dict[str, str]:
-    kinds = Counter(_NUMBERS.sub("*", layer) for layer in adapter.layers)
+    kinds = Counter(begin + _NUMBERS.sub("*", layer) for begin, part in adapter.parts for layer in part.layers)
     return {
         "rank": _counted(f"{adapter.rank(layer)}" for layer in adapter.layers),
         "alpha": f"{_counted(f'{alpha:g}' for alpha in adapter.alphas.values())}, from {adapter.source}",
@@ -85,7 +85,8 @@ def _of_adapter(adapter: AdapterFile) -> dict[str, str]:
 def _families(adapter: AdapterFile) -> str:
     """The authors' own names of layers are known to one family's converter; diffusers' names to many families."""
     found = []
-    for plan in () if adapter.named_by_diffusers else plans(adapter):
+    (_, one), *_ = adapter.parts
+    for plan in () if one.named_by_diffusers else plans(one):
         targets = find_family(plan.pipeline, str(adapter.file)).targets
         if any(layer != part.source and matches(layer, targets) for layer, part in plan.parts.items()):
             lost = f", which has no place for {len(plan.lost)} of them, e.g. {plan.lost[0]}" if plan.lost else ""

@@ -7,6 +7,7 @@ from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
 from opd_core.families.registry import family_of
 from opd_core.models.headers import read_header, read_json, weight_files
+from opd_core.models.pairs import HIGH, NETWORKS, joined
 
 # What a component is, by how its name begins; schedulers and others have no weights.
 PARTS = {"text": ("text_encoder", "tokenizer"), "transformer": ("transformer",), "vae": ("vae",)}
@@ -82,7 +83,8 @@ def _refuse_other_weights(folder: Path) -> None:
 
 
 def linear_layers(path: Path) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every linear layer of the model's transformer, by module name, from its weights' headers.
+    """(outputs, inputs) of every linear layer of the model's transformer, by module name, from its weights' headers. Of
+    two transformers, their names are before those of their layers (`pairs`).
 
     Raises:
         InvalidError: a component of the model has no weights, or damaged ones.
@@ -91,10 +93,15 @@ def linear_layers(path: Path) -> dict[str, tuple[int, int]]:
         part.name: {name: shape for file in part.weights for name, shape in read_header(file).shapes.items()}
         for part in components(path)
     }
-    if "transformer" not in shapes:
+    if HIGH not in shapes:
         raise InvalidError(f"{path / 'model_index.json'} names no transformer; copy the model again")
-    return {
-        name.removesuffix(".weight"): (shape[0], shape[1])
-        for name, shape in shapes["transformer"].items()
-        if name.endswith(".weight") and len(shape) == 2
+    networks = {
+        network: {
+            name.removesuffix(".weight"): (shape[0], shape[1])
+            for name, shape in shapes[network].items()
+            if name.endswith(".weight") and len(shape) == 2
+        }
+        for network in NETWORKS
+        if network in shapes
     }
+    return joined(networks) if len(networks) > 1 else networks[HIGH]

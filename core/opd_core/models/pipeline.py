@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from opd_core.diffusion.guidance import guidance_branches, guided_velocity
 from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
 from opd_core.imports import without_collection
+from opd_core.models.networks import Networks, by_network
 from opd_core.models.outline import PARTS, components, read_outline
 from opd_core.precision import arithmetic
 
@@ -32,14 +34,23 @@ class Model(Outline):
     device: torch.device
     dtype: torch.dtype
 
-    @property
+    @cached_property
     def transformer(self) -> Any:
-        return self.pipeline.transformer
+        """What has linear layers and adapters: the network, or both of those that take turns as one module."""
+        network = self.pipeline.transformer
+        return network if self.boundary is None else Networks(network, self.pipeline.transformer_2)
 
     def forward(self, latents: Tensor, sigmas: Tensor, prompts: Mapping[str, Tensor], guidance: Tensor) -> Tensor:
         """Velocity [B, *latent] in the model's dtype of one branch: latents [B, *latent], sigmas [B], what the rows are
         told [B, ...] by name, and guidance [B] for a network that takes it."""
-        return self.family.velocity(self.transformer, latents.to(self.dtype), sigmas, prompts, guidance)
+        answer = by_network(self, self._ask)(latents.to(self.dtype), sigmas, prompts, guidance)
+        return answer if self.boundary is None or not torch.is_grad_enabled() else self.transformer.attached(answer)
+
+    def _ask(self, latents: Tensor, sigmas: Tensor, prompts: Mapping[str, Tensor], guidance: Tensor) -> Tensor:
+        """As `forward`, of rows that one network answers."""
+        high = self.boundary is None or bool(self.high_noise(sigmas[0]))
+        network = self.pipeline.transformer if high else self.pipeline.transformer_2
+        return self.family.velocity(network, latents, sigmas, prompts, guidance)
 
     def prompts(
         self, positive: Sequence[Conditioning], negative: Sequence[Conditioning], scale: Sequence[float]

@@ -30,7 +30,7 @@ def teacher_fingerprint(files: TeacherFiles) -> str:
     (`check_teacher_model`)."""
     if isinstance(files, AdapterFile):
         return adapter_fingerprint(files)
-    return components_fingerprint(part for part in components(files) if _teaches(part))
+    return components_fingerprint([part for part in components(files) if _teaches(part)], read_outline(files).boundary)
 
 
 def check_teacher_model(place: Path, base: Path | None, resolution: Resolution) -> None:

@@ -131,10 +131,10 @@ class Engine:
 
     def _alike(self, query: Query) -> Iterator[Tensor]:
         """Rows that a forward pass can take together, whoever their teachers are."""
-        rows: dict[Likeness, list[int]] = {}
+        rows: dict[tuple[bool, Likeness], list[int]] = {}
         told = zip(query.conditioning, query.negative, query.guidance.tolist(), strict=True)
-        for i, row in enumerate(told):
-            rows.setdefault(likeness(self.model.guidance, *row), []).append(i)
+        for i, (high, row) in enumerate(zip(self.model.high_noise(query.sigmas).tolist(), told, strict=True)):
+            rows.setdefault((high, likeness(self.model.guidance, *row)), []).append(i)
         for _, alike in sorted(rows.items()):
             whole = torch.tensor(alike)
             if self.adapters is None:

@@ -18,6 +18,7 @@ from opd_core.device import is_out_of_memory
 from opd_core.diffusion.guidance import Forward
 from opd_core.errors import InvalidError, UnavailableError
 from opd_core.families.guidance import Guidance
+from opd_core.models.networks import by_network
 from opd_core.models.pipeline import Model
 
 from opd_serving.endpoint import memory, sampling, scheduler
@@ -262,7 +263,9 @@ class Engine:
     def _prepare(self) -> None:
         self._model = self._load()
         self._conditionings = ConditioningCache(self._model, self._defaults.max_sequence_length)
-        self._forward: Forward = sampling.in_buckets(self._model.forward, self.limits.fixed_rows)
+        self._forward: Forward = by_network(
+            self._model, sampling.in_buckets(self._model.forward, self.limits.fixed_rows)
+        )
         with torch.inference_mode():
             self._warm_up()
         with self._wake:
