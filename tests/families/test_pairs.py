@@ -29,7 +29,7 @@ from opd_serving.endpoint.sampling import in_buckets
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.loras import as_kohya, random_lora
+from tests.loras import random_lora
 
 from .test_families import LONGEST, PROMPTS, FolderOf, apart, sample, shape_of
 from .test_lora_files import WAN, changes_of, comfy, kohya
@@ -344,7 +344,7 @@ def test_a_half_for_another_base_is_refused_by_its_file(base: Path, tmp_path: Pa
 
 def test_a_report_tells_a_pair_in_one_file_and_in_two(base: Path, tmp_path: Path) -> None:
     file = lora(base, tmp_path / "one")
-    as_kohya(lora(base, tmp_path / "two", ranks=(2, 2)), 4.0)
+    as_authors(lora(base, tmp_path / "two"), kohya, 4.0)
     one, two = inspect(file, base=base), inspect(tmp_path / "two")
     assert (one.refusal, two.refusal) == (None, None)
     assert one.facts["format"].startswith("diffusers")
