@@ -244,6 +244,16 @@ def test_two_files_change_the_model_as_diffusers_own_loading_does(base: Path, tm
     assert (ours - drawn(base)).abs().mean() > 1e-2
 
 
+def test_a_half_that_states_no_scale_is_told(base: Path, tmp_path: Path) -> None:
+    written = export(lora(base, tmp_path / "one"), tmp_path / "two", Format.DIFFUSERS)
+    assert read_teacher(written).notes == []
+    file = written / "low_noise" / WEIGHTS
+    save_file(load_file(file), file, {"format": "pt"})
+    (note,) = read_teacher(written).notes
+    assert f"{file} does not state its scale" in note
+    assert "alpha = its rank, 3," in note
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("to", [Format.DIFFUSERS, Format.PEFT, Format.COMFYUI])
 def test_a_pair_is_the_same_in_one_file_and_in_two(base: Path, tmp_path: Path, to: Format, rslora: bool) -> None:

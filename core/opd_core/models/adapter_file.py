@@ -66,14 +66,16 @@ class AdapterFile:
     @property
     def notes(self) -> list[str]:
         """What is no fault but should be known: a scale that nobody stated is silent where it is wrong."""
-        if self.source != _ASSUMED:
-            return []
+        return [part._assumption for _, part in self.parts if part.source == _ASSUMED]
+
+    @property
+    def _assumption(self) -> str:
         ranks = " and ".join(f"{rank:g}" for rank in sorted(set(self.alphas.values())))
-        return [
+        return (
             f"{self.file} does not state its scale: it has no adapter metadata, no {PEFT_CONFIG} beside it and no "
             f".alpha tensors; it is taken with alpha = its rank, {ranks}, as diffusers takes it; if it was trained "
             "with another, write that as adapter.alpha of the teacher, or into the file with opd models export --alpha"
-        ]
+        )
 
     def rank(self, layer: str) -> int:
         return self.shapes[f"{layer}.lora_A.weight"][0]
