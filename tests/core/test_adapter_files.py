@@ -1,6 +1,7 @@
 """LoRA files as people have them: taken as diffusers and PEFT take them, or refused for what they are."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -274,17 +275,11 @@ def test_a_regular_expression_for_targets_is_never_run(tiny_base, trained, targe
     assert time.process_time() - began < 5  # ([a-z_0-9.]+)+! took minutes
 
 
-def with_text_encoders(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    text = {f"text_encoder.text_model.layers.{i}.q_proj.lora_A.weight": torch.ones(4, 8) for i in range(3)}
-    return {**{f"transformer.{key}": value for key, value in state.items()}, **text}
-
-
 def renamed(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
     return lambda state: {f"transformer.{key}".replace(old, new): value for key, value in state.items()}
 
 
 FOREIGN = {
-    "text encoders": (with_text_encoders, r"also changes the text encoders \(3 of \d+ .*train without --train_text_encoder"),
     "LoKr": (renamed(".lora_A.weight", ".lokr_w1"), "is a LoKr adapter"),
     "LoHa": (renamed(".lora_A.weight", ".hada_w1_a"), "is a LoHa adapter"),
     "DoRA": (renamed(".lora_A.weight", ".lora_magnitude_vector"), "is a DoRA"),
@@ -318,6 +313,39 @@ def test_files_of_another_kind_are_refused_as_what_they_are(trained, tmp_path, c
     save_file(change(tensors(model)), tmp_path / WEIGHTS)
     with pytest.raises(InvalidError, match=message):
         read_teacher(tmp_path / WEIGHTS)
+
+
+TEXT_PARTS = {
+    "diffusers": ("transformer.", "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight"),
+    "diffusers, its third": ("transformer.", "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"),
+    "ComfyUI": ("diffusion_model.", "text_encoders.t5xxl.transformer.encoder.block.0.layer.1.lora_A.weight"),
+    "sd-scripts": ("lora_unet_", "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"),
+    "sd-scripts, one encoder": ("lora_unet_", "lora_te_model_layers_0_mlp_up_proj.alpha"),
+    "OneTrainer, a new word": ("transformer.", "bundle_emb.castle.t5"),
+    "nothing else": (None, "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight"),
+}
+
+
+@pytest.mark.parametrize(("prefix", "text"), TEXT_PARTS.values(), ids=TEXT_PARTS)
+def test_what_changes_the_text_encoders_is_refused_by_whoever_reads_it(
+    tiny_base, trained, tmp_path, prefix: str | None, text: str
+) -> None:
+    """Never taken without them: it would be another teacher, and nobody would know."""
+    model, _ = trained()
+    state = {} if prefix is None else {f"{prefix}{key}": value for key, value in tensors(model).items()}
+    file = tmp_path / WEIGHTS
+    save_file({**state, text: torch.ones(4, 8)}, file)
+    message = rf"changes the text encoders \(1 of {len(state) + 1} tensors, e.g. {re.escape(text)}\).*transformer alone"
+    readers: list[Callable[[], object]] = [
+        lambda: read_teacher(file),
+        lambda: read_adapter_file(file),  # of a start, a mean, the endpoint
+        lambda: export(file, tmp_path / "out", Format.PEFT, base=tiny_base),
+    ]
+    for reader in readers:
+        with pytest.raises(InvalidError, match=message):
+            reader()
+    assert not (tmp_path / "out").exists()
+    assert re.search(message, str(inspect(file, base=tiny_base).refusal))
 
 
 @pytest.mark.parametrize("alpha", [0.0, float("nan"), float("inf"), -1.0])

@@ -391,7 +391,7 @@ REFUSED_STARTS: dict[str, tuple[Mapping[str, object], Callable[[dict[str, Tensor
     "text encoders": (
         {},
         lambda state: state | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)},
-        "spec.student.initFrom is pvc://world/start.safetensors: .* also changes the text encoders",
+        "spec.student.initFrom is pvc://world/start.safetensors: .* changes the text encoders",
     ),
     "a layer of another base": (
         {},

@@ -13,7 +13,8 @@ PREFIX = f"{HIGH}."  # of a transformer's layers in diffusers' format, whatever 
 DIFFUSERS = tuple(f"{network}." for network in NETWORKS)  # of a pair's, in one file
 PEFT_PREFIX = "base_model.model."
 PREFIXES = (PREFIX, PEFT_PREFIX, "diffusion_model.", "")  # diffusers', PEFT's, ComfyUI's, none
-_TEXT = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoders.", "lora_te")
+# Of the text encoders: diffusers' and PEFT's, ComfyUI's, kohya's (lora_te1_), OneTrainer's embeddings of new words.
+_TEXT = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoders.", "lora_te", "bundle_emb.")
 _PAIR = re.compile(
     r"(?P<layer>[\w.-]+?)\.lora(?P<side>_A|_B|_down|_up|\.down|\.up)(?:\.(?P<adapter>[^.\s]+))?\.weight"
 )  # `adapter` where PEFT's state was saved without save_pretrained: lora_A.default.weight
@@ -94,8 +95,9 @@ def _refuse_other_formats(file: Path, keys: Iterable[str]) -> None:
     of_text = [key for key in keys if key.startswith(_TEXT)]
     if of_text:
         raise InvalidError(
-            f"{file} also changes the text encoders ({len(of_text)} of {len(keys)} tensors, e.g. {of_text[0][:120]}), "
-            "which all teachers share with the base; train without --train_text_encoder"
+            f"{file} changes the text encoders ({len(of_text)} of {len(keys)} tensors, e.g. {of_text[0][:120]}), which "
+            "teachers and student share with the base; train one of the transformer alone (diffusers without "
+            "--train_text_encoder, sd-scripts with --network_train_unet_only)"
         )
     for part, what in _FORMATS.items():
         found = next((key for key in keys if part in key), None)
