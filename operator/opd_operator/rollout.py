@@ -10,6 +10,7 @@ of it stays until the new one has all the traffic. A promotion restarts nothing.
 
 import json
 import math
+from enum import Enum
 from typing import Any
 
 from opd_core.api.digests import digest, said
@@ -19,6 +20,7 @@ from opd_core.stages import Condition, Reason, Stage
 from opd_operator import names
 from opd_operator.draft import Draft, Served, timestamp
 from opd_operator.observe import DeploymentView, Requests
+from opd_operator.shares import Look
 
 _REVISION_LENGTH = 8
 _CRASHES = 3  # of a canary's container, before its deadline
@@ -133,83 +135,100 @@ def _stable(d: Draft, endpoint: dict[str, Any], *, told: bool) -> None:
         del endpoint["stable"]
 
 
+class _Phase(Enum):
+    """Of a canary at one look."""
+
+    GROWING = "its pods or its weight are not what the step asks for"
+    HOLDING = "they are, for less than the interval"
+    BLIND = "they are for long enough, and nothing tells how its requests end"
+    PASSED = "the next step begins"
+    PROMOTED = "it has all the traffic"
+
+
 def _canary(d: Draft, endpoint: dict[str, Any]) -> None:
     """One look at a rollout: shares, progress, rollback, promotion."""
-    stable, canary, rollout = endpoint["stable"], endpoint["canary"], d.spec.endpoint.rollout
-    old, new = _view(d, stable), _view(d, canary)
-    steps = rollout.steps if rollout.strategy == RolloutStrategy.CANARY else []
-    percent = steps[canary["step"]] if canary["step"] < len(steps) else 100
-    replicas, surge = d.spec.endpoint.replicas, rollout.max_surge
-    share = math.ceil(replicas * percent / 100)
-    ready, old_ready = new.ready if new else 0, old.ready if old else 0
-    # Without surge the last pod finds its place only when the old one has left: by then it has all the traffic.
-    enough = new is not None and ready >= min(share, replicas - (1 - surge)) and (percent == 100 or new.available)
-
-    blind = False  # it would go on, and nothing tells how its requests end
+    stable, canary = endpoint["stable"], endpoint["canary"]
     if problem := _problem(d, canary):
         _reject(endpoint, canary, *problem)
         return
-    if d.spec.endpoint.route:
-        relieved = _move(d, canary, ready, percent, enough=enough)
-        enough = enough and canary["trafficPercent"] == percent
-    else:
-        relieved = ready
-        canary["trafficPercent"] = round(100 * ready / (ready + old_ready)) if ready + old_ready else 0
-    if enough:
-        canary.setdefault("since", timestamp(d.now))
-        if percent == 100:
-            endpoint["stable"] = {name: canary[name] for name in _OF_A_REVISION if name in canary}
-            _in_service(d, endpoint["stable"])
-            del endpoint["canary"]
-            return
-        if d.late(canary["since"], rollout.interval_seconds):
-            blind = d.observed.requests is None and d.spec.endpoint.student_digest != canary["digest"]
-            if not blind:
-                canary.update(step=canary["step"] + 1, stepStarted=timestamp(d.now))
-                del canary["since"]
-                _canary(d, endpoint)
-                return
-    elif canary.pop("since", None):
-        canary["stepStarted"] = timestamp(d.now)
-    kept = max(replicas - (1 - surge) - relieved, replicas - share, min(1, replicas))
-    holding = sum(pod.revision == stable["revision"] and pod.active for pod in d.observed.pods)
-    grown = max(min(share, replicas + surge - holding), min(share, new.replicas if new else 0), 0)
+    look = _look(d, stable, canary)
+    relieved = _steer(d, canary, look)
+    phase = _phase(d, canary, look)
+    if phase == _Phase.PROMOTED:
+        endpoint["stable"] = {name: canary[name] for name in _OF_A_REVISION if name in canary}
+        _in_service(d, endpoint["stable"])
+        del endpoint["canary"]
+        return
+    if phase == _Phase.PASSED:
+        canary.update(step=canary["step"] + 1, stepStarted=timestamp(d.now))
+        del canary["since"]
+        _canary(d, endpoint)
+        return
     weight = canary["trafficPercent"]
-    d.wanted.served += [_served(d, stable, kept, 100 - weight), _served(d, canary, grown, weight)]
-    message = f"{canary['digest'][:19]} gets {weight} % of the traffic, aims at {percent} %"
+    d.wanted.served.append(_served(d, stable, look.kept(relieved), 100 - weight))
+    d.wanted.served.append(_served(d, canary, look.grown, weight))
     d.begin(Stage.DEPLOYED)
-    if blind:
+    message = f"{canary['digest'][:19]} gets {weight} % of the traffic, aims at {look.percent} %"
+    if phase == _Phase.BLIND:
         text = "/metrics of none of its pods can be read, so it goes no further; `opd promote` takes it without"
         d.mark(Stage.DEPLOYED, False, Reason.NO_FIGURES, f"{message}; {text}")
     else:
         d.mark(Stage.DEPLOYED, False, Reason.CANARY, message)
 
 
-def _move(d: Draft, canary: dict[str, Any], ready: int, percent: int, *, enough: bool) -> int:
-    """Set the canary's weight in the route: what its pods can carry, up to `percent`. More than before only when every
-    gateway has seen the pods and follows the last weight, less at once.
+def _look(d: Draft, stable: dict[str, Any], canary: dict[str, Any]) -> Look:
+    rollout, old = d.spec.endpoint.rollout, _view(d, stable)
+    steps = rollout.steps if rollout.strategy == RolloutStrategy.CANARY else []
+    return Look(
+        replicas=d.spec.endpoint.replicas,
+        surge=rollout.max_surge,
+        percent=steps[canary["step"]] if canary["step"] < len(steps) else 100,
+        new=_view(d, canary),
+        old_ready=old.ready if old else 0,
+        holding=sum(pod.revision == stable["revision"] and pod.active for pod in d.observed.pods),
+    )
 
-    Returns:
-        How many pods of the old revision carry nothing any more, by the weight that every gateway follows.
-    """
-    replicas = d.spec.endpoint.replicas
-    several = max(1, math.ceil(replicas / 100))  # pods in a percent: weights are whole ones
-    part = math.ceil(100 * (ready - ready % several) / max(1, replicas))
-    fitting = percent if enough else min(part, percent)
+
+def _phase(d: Draft, canary: dict[str, Any], look: Look) -> _Phase:
+    """`since`: when its pods and its weight became what the step asks for."""
+    if not look.enough or (d.spec.endpoint.route and canary["trafficPercent"] != look.percent):
+        if canary.pop("since", None):
+            canary["stepStarted"] = timestamp(d.now)
+        return _Phase.GROWING
+    canary.setdefault("since", timestamp(d.now))
+    if look.percent == 100:
+        return _Phase.PROMOTED
+    if not d.late(canary["since"], d.spec.endpoint.rollout.interval_seconds):
+        return _Phase.HOLDING
+    known = d.observed.requests is not None or d.spec.endpoint.student_digest == canary["digest"]
+    return _Phase.PASSED if known else _Phase.BLIND
+
+
+def _steer(d: Draft, canary: dict[str, Any], look: Look) -> int:
+    """Set the canary's share of the traffic. How many pods of the old revision carry nothing any more."""
+    if not d.spec.endpoint.route:
+        canary["trafficPercent"] = look.of_ready
+        return look.ready
+    return look.relieved(_move(d, canary, look))
+
+
+def _move(d: Draft, canary: dict[str, Any], look: Look) -> int:
+    """Set the canary's weight in the route: what its pods can carry. More than before only when every gateway has seen
+    the pods and follows the last weight, less at once. The weight that every gateway follows."""
     weight, followed = canary["trafficPercent"], canary.get("followedPercent", 0)
-    if ready != canary.get("readyReplicas"):
-        canary.update(readyReplicas=ready, changed=timestamp(d.now))
+    if look.ready != canary.get("readyReplicas"):
+        canary.update(readyReplicas=look.ready, changed=timestamp(d.now))
     if not d.observed.followed:
         canary["changed"] = timestamp(d.now)  # its controller has not taken the last change yet
     elif d.late(canary["changed"], _follow_seconds(d)):
         followed = weight
-        if fitting > weight:
-            weight, canary["changed"] = fitting, timestamp(d.now)
+        if look.carried > weight:
+            weight, canary["changed"] = look.carried, timestamp(d.now)
             d.late(canary["changed"], _follow_seconds(d))
-    weight = min(weight, fitting)
+    weight = min(weight, look.carried)
     followed = min(followed, weight)
     canary.update(trafficPercent=weight, followedPercent=followed)
-    return int(replicas * followed // 100 + several - 1)
+    return int(followed)
 
 
 def _leave(d: Draft, endpoint: dict[str, Any]) -> None:
