@@ -16,6 +16,9 @@ from opd_core.models.pairs import LOW, NETWORKS, joined, noise_files, split
 _IN_BLOCK = re.compile(rf"((?:(?:{'|'.join(NETWORKS)})\.)?[^.]+)\.[0-9]+\.")
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTERMETADATA_KEY
+# What a matrix may be of: others are whole numbers, whose scale stands elsewhere, or are packed.
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _ASSUMED = "the rank, as diffusers takes a file that states none"
 
 
@@ -163,6 +166,7 @@ def _read(file: Path, alpha: float | None, begin: str | None = None) -> AdapterF
     own = {key: shape for key, shape in header.shapes.items() if begin is None or key.startswith(begin)}
     keys = adapter_keys(file, own, PREFIXES if begin is None else (begin,))
     shapes = {key: header.shapes[stored] for key, stored in keys.tensors.items()}
+    _check_types(file, {stored: header.dtypes[stored] for stored in keys.tensors.values()})
     ranks = _ranks(file, shapes)
     config = _config(file, header.metadata, begin or PREFIX)
     if config is not None and keys.alphas:
@@ -276,6 +280,15 @@ def mean_alpha(scale: float, rank: int) -> int:
 def matches(name: str, targets: Sequence[str]) -> bool:
     """Whether an adapter with these targets changes the module `name`."""
     return any(ends_with(name, target) for target in targets)
+
+
+def _check_types(file: Path, dtypes: Mapping[str, str]) -> None:
+    for key, dtype in dtypes.items():
+        if dtype not in _TYPES:
+            supported = ", ".join(_TYPES.values())
+            raise InvalidError(
+                f"{file}: {key[:120]} is of type {dtype}; supported are {supported}: save it in one of them"
+            )
 
 
 def _ranks(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Names, shapes and bytes of the tensors in safetensors files, without PyTorch; names and shapes in milliseconds."""
+"""Names, types, shapes and bytes of tensors in safetensors files, without PyTorch; all but bytes in milliseconds."""
 
 import json
 import mmap
@@ -14,9 +14,10 @@ from opd_core.errors import InvalidError
 
 @dataclass(frozen=True)
 class Header:
-    """Shapes by tensor, and what the writer noted beside them."""
+    """Shapes by tensor, their types as the format writes them ("BF16"), and what the writer noted beside them."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
     metadata: Mapping[str, str]
 
 
@@ -28,8 +29,12 @@ def read_header(file: Path) -> Header:
     """
     try:
         with safe_open(file, framework="numpy") as opened:
-            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118  (no dict)
-            return Header(shapes, opened.metadata() or {})
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (no dict)
+            return Header(
+                shapes={key: tuple(each.get_shape()) for key, each in slices.items()},
+                dtypes={key: each.get_dtype() for key, each in slices.items()},
+                metadata=opened.metadata() or {},
+            )
     except (SafetensorError, OSError) as error:
         raise InvalidError(f"{file} is not a readable safetensors file: {error}; copy it again") from error
 

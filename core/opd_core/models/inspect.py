@@ -10,7 +10,7 @@ from opd_core.errors import InvalidError
 from opd_core.families.registry import find_family
 from opd_core.models.adapter_file import AdapterFile, adapter_files, matches, read_teacher
 from opd_core.models.adapter_layers import fit, plans
-from opd_core.models.headers import read_bytes, read_header
+from opd_core.models.headers import read_header
 from opd_core.models.outline import linear_layers
 from opd_core.models.pairs import HIGH, LOW
 
@@ -60,7 +60,7 @@ def inspect(path: Path, alpha: float | None = None, base: Path | None = None) ->
 def _of_files(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
     headers = [read_header(file) for file in files]
     yield "file", "\n".join(f"{file}, {file.stat().st_size / 2**20:.1f} MiB" for file in files)
-    yield "tensors", _counted(dtype for file in files for _, dtype, _, _ in read_bytes(file))
+    yield "tensors", _counted(dtype for header in headers for dtype in header.dtypes.values())
     keys = [key.replace(f"{LOW}.", f"{HIGH}.", 1) for header in headers for key in header.shapes]
     writer = next(
         (f"{name} ({begin})" for begin, name in _WRITERS.items() if all(k.startswith(begin) for k in keys)), ""
