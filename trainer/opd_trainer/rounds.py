@@ -2,13 +2,18 @@
 checkpoints."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from opd_core.errors import UnavailableError
+from opd_core.exit_codes import ExitCode
+from opd_core.termination import last_words
+
 from opd_trainer import checkpoint, loop
 from opd_trainer.checkpoint import Identity
-from opd_trainer.engine import World
+from opd_trainer.engine import World, barrier, shutdown
 from opd_trainer.evaluation import looks_of
 from opd_trainer.log import RoundLog
 from opd_trainer.metrics import Metrics
@@ -43,6 +48,50 @@ def state_of(run: Run) -> checkpoint.State:
 def engines_of(run: Run) -> checkpoint.Engines:
     """All that is trained."""
     return {STUDENT: run.engine, **run.method.engines}
+
+
+def go_on(
+    run: Run,
+    work: Path,
+    identity: Identity,
+    metrics: Metrics,
+    hurry: Sequence[Callable[[], None]] = (),
+    *,
+    tensorboard: bool = False,
+) -> int:
+    """Every round that is left, from the newest checkpoint on. ExitCode.OK, or the code of who was told to stop before
+    the last one, as its last words say.
+
+    Args:
+        hurry: to be called by a stop signal: what waits for others gives up.
+    """
+    start = resume(run, work, identity, metrics)
+    barrier(run.world)
+    stop = StopSignal()
+    for call in (run.hurry.set, *hurry):
+        stop.then(call)
+    metrics.stage("Training")
+    try:
+        finished = play(run, work, start, identity, metrics, stop, tensorboard=tensorboard)
+    except UnavailableError as error:
+        if not stop.requested():
+            raise
+        message = f"told to stop while others were away; a new start continues at the last checkpoint: {error}"
+        say(run.world, message)
+        last_words(stop.exit_code, message)
+        return stop.exit_code
+    if finished == run.training.rounds:
+        return ExitCode.OK
+    last_words(stop.exit_code, f"stopped after round {finished}; a new start continues there")
+    done(run.world, metrics)
+    return stop.exit_code
+
+
+def done(world: World, metrics: Metrics) -> None:
+    """All ranks have come to the end."""
+    metrics.stage("Done")
+    barrier(world)
+    shutdown()
 
 
 def play(

@@ -39,7 +39,7 @@ from torch import Tensor
 from opd_trainer import arguments
 from opd_trainer.alone import alone
 from opd_trainer.checkpoint import Identity
-from opd_trainer.engine import barrier, broadcast, init_distributed, shutdown
+from opd_trainer.engine import barrier, broadcast, init_distributed
 from opd_trainer.evaluation.sampling import Candidate, student_guidance
 from opd_trainer.evaluation.statistics import mean_score
 from opd_trainer.evaluation.tags import tags_for, tags_of
@@ -48,10 +48,10 @@ from opd_trainer.metrics import Metrics
 from opd_trainer.preflight import data_notes, data_problems
 from opd_trainer.prompts import prompts_digest
 from opd_trainer.rank import run_rank
-from opd_trainer.rounds import play, resume, say
+from opd_trainer.rounds import done, go_on, say
 from opd_trainer.run import STUDENT, Run
 from opd_trainer.server import serve
-from opd_trainer.stopping import StopSignal, leave_at_once
+from opd_trainer.stopping import leave_at_once
 from opd_trainer.student import averaged_state
 from opd_trainer.teacher_setup import build_teacher_run, teacher_spec
 from opd_trainer.validation import score
@@ -98,9 +98,7 @@ def teach(args: Namespace) -> int:
     if manifest is None:
         raise UnavailableError(f"{place} does not show this rank the teacher that is there; start again")
     say(world, verdict(teacher, manifest))
-    metrics.stage("Done")
-    barrier(world)
-    shutdown()
+    done(world, metrics)
     if teacher.training.must_beat_base and manifest.gain.mean <= 0:
         raise RefusedError(
             f"{verdict(teacher, manifest)}; it must not teach. Train it longer or otherwise, look at the rewards, or "
@@ -141,26 +139,9 @@ def make(
         world_size=run.world.size,
         zero_stage=spec.training.deepspeed.zero_stage,
     )
-    start = resume(run, place, identity, metrics)
-    barrier(run.world)
-    stop = StopSignal()
-    stop.then(run.hurry.set)
-    metrics.stage("Training")
-    try:
-        finished = play(run, place, start, identity, metrics, stop)
-    except UnavailableError as error:
-        if not stop.requested():
-            raise
-        message = f"told to stop while reward servers were away; a new start continues at the last checkpoint: {error}"
-        say(run.world, message)
-        last_words(stop.exit_code, message)
-        return stop.exit_code, None
-    if finished < run.training.rounds:
-        metrics.stage("Done")
-        barrier(run.world)
-        shutdown()
-        last_words(stop.exit_code, f"stopped after round {finished}; a new start continues there")
-        return stop.exit_code, None
+    code = go_on(run, place, identity, metrics)
+    if code != ExitCode.OK:
+        return code, None
     leave_at_once()  # the last checkpoint holds all; nothing that follows has to be kept
     metrics.stage("Validating")
     scores = compare(run, spec)

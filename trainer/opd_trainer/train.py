@@ -9,7 +9,6 @@ from opd_core.api.load import load_spec
 from opd_core.api.training import Method
 from opd_core.api.types import OPDDistillation
 from opd_core.device import choose_device
-from opd_core.errors import UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.preflight import refuse
@@ -21,18 +20,18 @@ from opd_core.uris import resolve
 from opd_trainer import arguments
 from opd_trainer.alone import alone
 from opd_trainer.checkpoint import Identity
-from opd_trainer.engine import barrier, init_distributed, shutdown
+from opd_trainer.engine import init_distributed
 from opd_trainer.methods.distillation import Distillation
 from opd_trainer.metrics import Metrics
 from opd_trainer.preflight import data_notes, data_problems
 from opd_trainer.prompts import prompts_digest
 from opd_trainer.rank import run_rank
 from opd_trainer.reinforcement_setup import build_student_run
-from opd_trainer.rounds import play, resume, say
+from opd_trainer.rounds import done, go_on, say
 from opd_trainer.run import STUDENT, Run
 from opd_trainer.server import serve
 from opd_trainer.setup import agree, build_run
-from opd_trainer.stopping import StopSignal, leave_at_once
+from opd_trainer.stopping import leave_at_once
 from opd_trainer.student import save_student
 
 SMALLER = "lower training.microBatchSize, set training.gradientCheckpointing to true, or lower training.resolution"
@@ -68,45 +67,26 @@ def train(args: Namespace) -> int:
         run = build_run(distillation.spec, args.claims, addresses, device, world)
         assert isinstance(run.method, Distillation)
         teachers = run.method.teachers
-    stop: StopSignal | None = None
     try:
         if teachers is not None:
             metrics.stage("WaitingForTeachers")
             if world.rank == 0:
                 agree(run, teachers, distillation.spec, args.claims)
         identity = identify(run, teachers, distillation, args.claims)
+        hurry = [] if teachers is None else [teachers.stop_waiting]
         with alone(args.work / "train", world):
-            start = resume(run, args.work, identity, metrics)
-            barrier(world)
-            stop = StopSignal()
-            if teachers is not None:
-                stop.then(teachers.stop_waiting)
-            stop.then(run.hurry.set)
-            metrics.stage("Training")
-            finished = play(run, args.work, start, identity, metrics, stop, tensorboard=args.tensorboard)
-            if finished == training.rounds and world.rank == 0:  # before another run gets the folder
+            code = go_on(run, args.work, identity, metrics, hurry, tensorboard=args.tensorboard)
+            if code != ExitCode.OK:
+                return code
+            if world.rank == 0:  # before another run gets the folder
                 metrics.stage("Saving")
                 student = save_student(args.work / STUDENT, distillation, run.model, run.ema, identity)
                 say(world, f"student {student.digest} written to {args.work / STUDENT}")
                 last_words(ExitCode.OK, "trained", round=training.rounds, digest=student.digest)
-    except UnavailableError as error:
-        if stop is None or not stop.requested():
-            raise
-        say(
-            world,
-            message := f"told to stop while others were away; a new start continues at the last checkpoint: {error}",
-        )
-        last_words(stop.exit_code, message)
-        return stop.exit_code
     finally:
         run.method.close()
-
-    if finished < training.rounds:
-        last_words(stop.exit_code, f"stopped after round {finished}; a new start continues there")
-    metrics.stage("Done")
-    barrier(world)
-    shutdown()
-    return ExitCode.OK if finished == training.rounds else stop.exit_code
+    done(world, metrics)
+    return ExitCode.OK
 
 
 def identify(run: Run, teachers: TeacherClient | None, distillation: OPDDistillation, claims: Path) -> Identity:
