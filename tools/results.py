@@ -51,7 +51,7 @@ CLAIMS = (
         "On-policy distillation of given teachers keeps more of their gains than joint and cascade reinforcement learning "
         "reach, with a small share of the student's forwards (paper, Table 1).",
         "OPD",
-        ("joint", "cascade"),
+        ("joint GRPO-Guard", "joint NFT", "cascade NFT"),
     ),
     Claim(
         "gradients",
