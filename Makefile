@@ -44,8 +44,8 @@ generate: setup ## Files that are generated: the CRD, references, dashboards, th
 golden: setup ## What the chart renders, for tests/chart; read the difference before you commit it
 	@PYTHONPATH=tools $(PY) -m helm_chart golden
 
-tiny-world: setup ## Train the tiny world again (an hour at most on 2 cores)
-	@$(PY) -m opd_tiny.build --out examples/tiny/tiny-world
+tiny-world: setup ## Train the tiny world again (an hour at most on 2 cores); STAGES="klein/base klein/teachers" for some
+	@$(PY) -m opd_tiny.build --out examples/tiny $(if $(STAGES),--stage $(STAGES))
 
 cluster-build: setup ## Build the development cluster's programs (14 minutes the first time)
 	@tools/devcluster/build.sh node

@@ -24,9 +24,9 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from opd_tiny.build.models import assemble, build_clip, build_t5, build_transformer, build_vae
-from opd_tiny.build.tokenizers import clip_tokenizer, t5_tokenizer
-from tokenizers.pre_tokenizers import ByteLevel
+from opd_tiny.build.sd3 import assemble, build_clip, build_t5, build_transformer
+from opd_tiny.build.tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
+from opd_tiny.build.vae import build_vae
 from torch import nn
 from transformers import (
     CLIPTextModel,
@@ -34,17 +34,10 @@ from transformers import (
     Gemma2Model,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
     UMT5Config,
     UMT5EncoderModel,
-)
-
-MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 )
 
 
@@ -99,7 +92,7 @@ def qwen_image() -> DiffusionPipeline:
     vae = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True])
     text = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 300, "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6},
+        "num_key_value_heads": 2, "vocab_size": 400, "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6},
     }  # fmt: skip
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
@@ -136,7 +129,7 @@ def sana() -> DiffusionPipeline:
     )  # fmt: skip
     encoder = Gemma2Model(
         Gemma2Config(
-            vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
             num_key_value_heads=2, head_dim=8,
         )
     )  # fmt: skip
@@ -213,19 +206,10 @@ PIPELINES = (
 )
 
 
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Of bytes, with the marks of a chat."""
-    pieces = [*ByteLevel.alphabet(), *MARKS]
-    tokenizer = Qwen2Tokenizer(vocab={piece: i for i, piece in enumerate(sorted(pieces))}, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": MARKS[1:]})
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
 def _qwen3(layers: int, hidden: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=300, hidden_size=hidden, intermediate_size=hidden, num_hidden_layers=layers,
+            vocab_size=400, hidden_size=hidden, intermediate_size=hidden, num_hidden_layers=layers,
             num_attention_heads=2, num_key_value_heads=2, head_dim=8,
         )
     )  # fmt: skip

@@ -1,70 +1,101 @@
-"""Scores base and teachers on the held-out prompts, and writes the result table and image grids."""
+"""Scores bases and teachers on the held-out prompts, and writes the result tables and image grids."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from opd_core.models.pipeline import load_model
 from PIL import Image
 from torch import Tensor
 
 from .. import rewards
 from ..scenes import TASKS
 from .flow import GUIDANCE, SAMPLING_STEPS, sample
-from .models import load_pipeline
 from .reader import accuracy
 from .vae import load_vae, psnr
+from .world import World
+from .worlds import WORLDS
 
 _NOISE_SEED = 7
 _GRID_COLUMNS, _GRID_ZOOM, _GRID_GAP = 12, 3, 2
+_RUNS = Path("runs")
 
 
-def write_results(world: Path, report: Path, grids: Path) -> None:
-    """Score the pipeline and the teachers under ``world``; write ``report`` (Markdown) and a PNG per task in ``grids``.
+def write_results(place: Path) -> None:
+    """Score base and teachers of every world under ``place``; write RESULTS.md there (Markdown) and a PNG per task in
+    ``grids``.
 
     A grid has a row for base and for every teacher, a column for each of the first held-out prompts; all models start
-    from the same noise.
+    from the same noise. What students keep is taken from the finished runs of the worlds' specs under ``runs``.
     """
-    names = ("base", *TASKS)
-    rows = []
-    strips: dict[str, list[Tensor]] = {task: [] for task in TASKS}
-    for name in names:
-        pipeline = load_pipeline(world / "base")
-        if name != "base":
-            pipeline.load_lora_weights(world / "teachers" / name, adapter_name=name)
-        cells = []
-        for task in TASKS:
-            records = _records(world / "prompts" / f"{task}.heldout.jsonl")
-            pictures = sample(pipeline, [r["prompt"] for r in records], _NOISE_SEED)
-            cells.append(_interval(_scores(task, pictures, records)))
-            strips[task].append(pictures[:_GRID_COLUMNS])
-        rows.append(f"| {'base' if name == 'base' else f'teacher `{name}`'} | {' | '.join(cells)} |")
-        print(rows[-1], flush=True)
-    grids.mkdir(parents=True, exist_ok=True)
-    for task, strip in strips.items():
-        _save_grid(strip, grids / f"{task}.png")
-    report.write_text("\n".join(_report(rows, world)) + "\n", encoding="utf-8")
-
-
-def _report(rows: Sequence[str], world: Path) -> list[str]:
-    return [
+    first, students = WORLDS[0], list(_of_students(place))
+    lines = [
         "# Results",
         "",
         f"Mean reward and 95 % bootstrap interval on 256 held-out prompts; guidance {GUIDANCE}, {SAMPLING_STEPS} Euler",
-        "steps, the same noise for every model; fp16 weights computed in fp32. Written by `python -m opd_tiny.build`.",
-        "",
-        f"| model | {' | '.join(TASKS)} |",
-        "|---|---|---|---|",
-        *rows,
+        "steps, the same noise for every model of a world; fp16 weights computed in fp32. Written by",
+        "`python -m opd_tiny.build`.",
+    ]
+    for world in WORLDS:
+        lines += ["", f"## {world.title}", "", *_of_world(world, place, Path("grids", world.name))]
+    lines += [
         "",
         f"- Digit reader: {accuracy():.1%} of digits drawn with the 1,000 test glyphs read correctly.",
-        f"- Autoencoder: {psnr(load_vae(world / 'base' / 'vae')):.1f} dB PSNR on web-style pictures of test glyphs.",
+        f"- Autoencoder: {psnr(load_vae(place / first.folder / 'base' / 'vae')):.1f} dB PSNR on web-style pictures of"
+        " test glyphs.",
         "",
-        f"Rows of each grid: base, then the teachers {', '.join(TASKS)}; columns: the first held-out prompts.",
-        *(f"\n`{task}`: ![{task}](grids/{task}.png)" for task in TASKS),
+        "## Students",
+        "",
+        *students,
     ]
+    (place / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _of_world(world: World, place: Path, grids: Path) -> Iterator[str]:
+    """The table and the grids, which are written to ``place / grids``."""
+    yield f"| model | {' | '.join(TASKS)} |"
+    yield "|---|---|---|---|"
+    strips: dict[str, list[Tensor]] = {task: [] for task in TASKS}
+    for name in ("base", *TASKS):
+        model = load_model(place / world.folder / "base")
+        if name != "base":
+            model.pipeline.load_lora_weights(place / world.folder / "teachers" / name, adapter_name=name)
+        cells = []
+        for task in TASKS:
+            records = _records(place / WORLDS[0].folder / "prompts" / f"{task}.heldout.jsonl")
+            pictures = sample(model, [r["prompt"] for r in records], world.tokens, _NOISE_SEED)
+            cells.append(_interval(_scores(task, pictures, records)))
+            strips[task].append(pictures[:_GRID_COLUMNS])
+        row = f"| {'base' if name == 'base' else f'teacher `{name}`'} | {' | '.join(cells)} |"
+        print(f"{world.name}: {row}", flush=True)
+        yield row
+    yield ""
+    yield f"Rows of each grid: base, then the teachers {', '.join(TASKS)}; columns: the first held-out prompts."
+    (place / grids).mkdir(parents=True, exist_ok=True)
+    for task, strip in strips.items():
+        _save_grid(strip, place / grids / f"{task}.png")
+        yield f"\n`{task}`: ![{task}]({grids / f'{task}.png'})"
+
+
+def _of_students(place: Path) -> Iterator[str]:
+    """What the worlds' runs say: shares of the teachers' gains."""
+    yield "Share of each teacher's gain over its base that the student keeps, with a paired 95 % bootstrap interval, by"
+    yield "the evaluation of `opd run` (evaluation/summary.json): as many prompts and steps as the spec says."
+    yield ""
+    yield f"| spec | family | rounds | {' | '.join(TASKS)} |"
+    yield "|---|---|---|---|---|---|"
+    for world in WORLDS:
+        run = _RUNS / Path(world.spec).stem
+        file = run / "evaluation" / "summary.json"
+        if not file.is_file():
+            raise SystemExit(f"{file} is not there; run opd run {place / world.spec} --work {run} first")
+        kept = json.loads(file.read_text())["kept"]
+        rounds = json.loads((run / "spec.json").read_text())["spec"]["training"]["rounds"]
+        cells = [f"{kept[task]['share']:.3f} ({kept[task]['low']:.3f} to {kept[task]['high']:.3f})" for task in TASKS]
+        yield f"| [{world.spec}]({world.spec}) | {world.title} | {rounds} | {' | '.join(cells)} |"
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

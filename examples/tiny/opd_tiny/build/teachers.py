@@ -5,42 +5,43 @@ import random
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Pipeline
-from peft import get_peft_model_state_dict
+from opd_core.models.adapters import adapter_parameters, adapter_state, add_student_adapter
+from opd_core.models.pipeline import load_model
 from torch import Tensor, nn
 
 from .. import rewards
 from ..scenes import Scene, sample_scene
 from .data import draw
-from .flow import Captions, encode_pictures, flow_matching_loss
-from .models import load_pipeline, lora_config
+from .flow import Captions, flow_matching_loss
+from .vae import encode_pictures
+from .world import World
 
-STEPS = {"geneval": 1500, "ocr": 700, "aesthetic": 400}
+RANK, ALPHA = 16, 32
 BATCH, PEAK_LR, WARMUP = 64, 1.5e-3, 20
 _PICTURES = 9000
 _EMA_DECAY = 0.98
 _ACCEPTED = {"geneval": 1.0, "ocr": 1.0, "aesthetic": 0.0}
 
 
-def train_teacher(task: str, base: Path, folder: Path) -> None:
+def train_teacher(world: World, task: str, base: Path, folder: Path) -> None:
     """Fine-tune a LoRA of the pipeline in ``base`` on ``task`` and save it with its metadata, fp16."""
-    pipeline = load_pipeline(base)
-    model = pipeline.transformer.requires_grad_(False)
-    torch.manual_seed(0)
-    model.add_adapter(lora_config(), adapter_name="teacher")
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    model = load_model(base)
+    network, vae = model.transformer.train(), model.pipeline.vae
+    add_student_adapter(network, rank=RANK, alpha=ALPHA, target_modules=model.family.targets, seed=0, name="teacher")
+    weights: list[Tensor] = [*adapter_parameters(network, "teacher")]
     average = [weight.detach().clone() for weight in weights]
     pictures, prompts = reward_filtered_set(task, _PICTURES, seed=11)
-    latents = encode_pictures(pipeline.vae, pictures)
-    captions = Captions(pipeline, prompts)
+    latents = world.to_latents(vae, encode_pictures(vae, pictures))
+    captions = Captions(model, prompts, world.tokens)
+    torch.manual_seed(0)
     optimizer = torch.optim.AdamW(weights, PEAK_LR, weight_decay=1e-4)
-    steps = STEPS[task]
+    steps = world.teacher_steps[task]
     for step in range(steps):
         for group in optimizer.param_groups:
             cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
             group["lr"] = PEAK_LR * min(1, (step + 1) / WARMUP) * cosine + 1e-5
         picked = torch.randint(len(latents), (BATCH,))
-        loss = flow_matching_loss(model, latents[picked], *captions.of_with_dropout(picked))
+        loss = flow_matching_loss(model, latents[picked], captions.of_with_dropout(picked))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -51,12 +52,10 @@ def train_teacher(task: str, base: Path, folder: Path) -> None:
             print(f"{task} step {step}/{steps} loss {loss.item():.4f}", flush=True)
     with torch.no_grad():
         torch._foreach_copy_(weights, average)
-    StableDiffusion3Pipeline.save_lora_weights(
+    type(model.pipeline).save_lora_weights(
         folder,
-        transformer_lora_layers={
-            key: value.half() for key, value in get_peft_model_state_dict(model, adapter_name="teacher").items()
-        },
-        transformer_lora_adapter_metadata=model.peft_config["teacher"].to_dict(),
+        transformer_lora_layers={key: value.half() for key, value in adapter_state(network, "teacher").items()},
+        transformer_lora_adapter_metadata=network.peft_config["teacher"].to_dict(),
     )
 
 

@@ -1,6 +1,7 @@
-"""Trains the autoencoder."""
+"""Trains the autoencoder that all worlds have."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -8,10 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .data import neat_set, web_set
-from .models import build_vae
+from .world import IMAGE_SIZE
 
 STEPS, BATCH, PEAK_LR = 1500, 32, 2e-3
 _KL_WEIGHT, _L1_WEIGHT = 2e-4, 0.3
+
+
+def build_vae() -> AutoencoderKL:
+    """An untrained autoencoder, 3x32x32 to 16x8x8."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=16, sample_size=IMAGE_SIZE,
+        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=[16, 32, 64], layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False,
+        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.0, shift_factor=0.0,
+    )  # fmt: skip
 
 
 def train_vae(folder: Path) -> float:
@@ -31,8 +43,7 @@ def train_vae(folder: Path) -> float:
         if step % 100 == 0:
             print(f"vae step {step}/{STEPS} loss {loss.item():.4f}", flush=True)
     vae.eval()
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(b).latent_dist.mode() for b in pictures[:6000].split(500)])
+    latents = encode_pictures(vae, pictures[:6000])
     # SD3 hands the transformer latents of zero mean and unit variance.
     vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
     vae.half().save_pretrained(folder)
@@ -42,6 +53,12 @@ def train_vae(folder: Path) -> float:
 def load_vae(folder: Path) -> AutoencoderKL:
     """Load the fp16 weights for computing in float32."""
     return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def encode_pictures(vae: Any, pictures: Tensor) -> Tensor:
+    """Pictures ``[N, 3, 32, 32]`` in -1..1 to what the autoencoder takes them for, ``[N, 16, 8, 8]``."""
+    return torch.cat([vae.encode(batch).latent_dist.mode() for batch in pictures.split(500)])
 
 
 @torch.no_grad()

@@ -1,22 +1,12 @@
-"""The parts of a Stable Diffusion 3.5 pipeline, scaled to 32x32 pictures and a CPU."""
-
-from pathlib import Path
+"""A Stable Diffusion 3.5, scaled to 32x32 pictures and a CPU."""
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from peft import LoraConfig
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from .tokenizers import TOKENS, clip_tokenizer, t5_tokenizer
-
-IMAGE_SIZE = 32
-LATENT_SHAPE = (16, 8, 8)
-"""Channels, height and width of a latent."""
-
-LORA_TARGETS = [
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
-]  # fmt: skip
+from .world import World
 
 
 def build_clip(vocab_size: int, eos: int, bos: int, width: int = 32) -> CLIPTextModelWithProjection:
@@ -51,17 +41,6 @@ def build_t5(vocab_size: int) -> T5EncoderModel:
     return T5EncoderModel(config).eval().requires_grad_(False)
 
 
-def build_vae() -> AutoencoderKL:
-    """An untrained autoencoder, 3x32x32 to 16x8x8."""
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=16, sample_size=IMAGE_SIZE,
-        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=[16, 32, 64], layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False,
-        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.0, shift_factor=0.0,
-    )  # fmt: skip
-
-
 def build_transformer() -> SD3Transformer2DModel:
     """An untrained MMDiT with SD3.5-Medium's dual attention in its first layers."""
     torch.manual_seed(0)
@@ -86,13 +65,21 @@ def assemble(transformer: SD3Transformer2DModel, vae: AutoencoderKL) -> StableDi
     )  # fmt: skip
 
 
-def load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
-    """Load the fp16 folder for computing in float32."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def to_latents(vae: AutoencoderKL, encoded: Tensor) -> Tensor:
+    """Of zero mean and unit variance."""
+    latents: Tensor = (encoded - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents
 
 
-def lora_config() -> LoraConfig:
-    """The teachers' adapter: rank 16 on the eight attention projections of every layer."""
-    return LoraConfig(r=16, lora_alpha=32, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+SD3 = World(
+    name="sd3",
+    title="Stable Diffusion 3.5",
+    folder="tiny-world",
+    spec="quickstart.yaml",
+    tokens=TOKENS,
+    autoencoder=lambda vae, _: vae,
+    assemble=lambda vae: assemble(build_transformer(), vae),
+    to_latents=to_latents,
+    base_steps=4000,
+    teacher_steps={"geneval": 1500, "ocr": 700, "aesthetic": 400},
+)
