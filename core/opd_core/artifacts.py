@@ -1,5 +1,5 @@
-"""What the directory of a student or a trained teacher contains: LoRA weights that diffusers loads, and a manifest of
-their origin."""
+"""What the directory of a student or a trained teacher contains: LoRA weights that diffusers loads, a manifest of their
+origin, and of a student the same as a model card."""
 
 import hashlib
 import shutil
@@ -13,11 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from opd_core.errors import InvalidError, RefusedError, StorageError
+from opd_core.model_card import model_card
+from opd_core.models.adapter_keys import Format
 from opd_core.uris import claim_path
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 MANIFEST = "manifest.json"
 TEACHER_MANIFEST = "teacher.json"
+CARD = "README.md"
 _PACKAGES = ("diffusion-opd", "torch", "diffusers", "transformers", "peft", "deepspeed", "tritonclient")
 
 
@@ -59,6 +62,34 @@ class Score(_Part):
     n: int
 
 
+class KeptShare(_Part):
+    """Share of a teacher's gain over the base that the student keeps, with its 95 % bootstrap interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+class Recipe(_Part):
+    """How a student was trained, as far as a reader asks first; the spec's digest covers all of it.
+
+    Args:
+        objective: of reinforcement learning its algorithm.
+        init_from: URI of the LoRA that it started from, or in words whose mean that was; "": none.
+    """
+
+    method: str
+    objective: str
+    sampler: str
+    steps: int
+    rank: int
+    alpha: int
+    init_from: str
+    learning_rate: float
+    seed: int
+    evaluation_seed: int
+
+
 class StudentManifest(_Part):
     """`manifest.json`; `digest` names the student: the SHA-256 of its weights file."""
 
@@ -69,8 +100,10 @@ class StudentManifest(_Part):
     teachers: list[TeacherSource]
     spec_digest: str
     round: int
+    recipe: Recipe | None = Field(None, description="None: a student from before it was noted.")
     sampling: SamplingDefaults
     scores: dict[str, Score] = Field(default_factory=dict)
+    kept: dict[str, KeptShare] = Field(default_factory=dict, description="By task.")
     license: str = Field(description="The licence of the base model applies to the student.")
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -129,7 +162,13 @@ def write_student(
     with _replacing(directory, "student") as scratch:
         manifest = describe(file_digest(save_weights(scratch)))
         (scratch / MANIFEST).write_text(_dump(manifest))
+        write_card(scratch, manifest)
     return manifest
+
+
+def write_card(directory: Path, manifest: StudentManifest, to: Format = Format.DIFFUSERS) -> None:
+    """The model card of a student whose files in the format `to` are in `directory`."""
+    (directory / CARD).write_text(model_card(manifest, to), encoding="utf-8")
 
 
 def write_teacher(
@@ -194,14 +233,15 @@ def _replacing(directory: Path, what: str) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def update_scores(directory: Path, scores: dict[str, Score]) -> StudentManifest:
-    """Put evaluation scores, by reward, into the manifest of a student directory."""
+def update_scores(directory: Path, scores: dict[str, Score], kept: dict[str, KeptShare]) -> StudentManifest:
+    """Put evaluation scores, by reward, and kept shares, by task, into the manifest of a student directory."""
     manifest, _ = read_student(directory)
-    scored = manifest.model_copy(update={"scores": scores})
+    scored = manifest.model_copy(update={"scores": scores, "kept": kept})
     scratch = directory / f".{MANIFEST}"
     try:
         scratch.write_text(_dump(scored))
         scratch.replace(directory / MANIFEST)
+        write_card(directory, scored)
     except OSError as error:
         raise StorageError(f"cannot write the scores to {directory}: {error}") from error
     return scored

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from opd_cli.cluster import Distillations
 from opd_cli.cluster.download import find_source
-from opd_core.artifacts import WEIGHTS, SamplingDefaults, Source, StudentManifest, read_student, write_student
+from opd_core.artifacts import CARD, WEIGHTS, SamplingDefaults, Source, StudentManifest, read_student, write_student
 from opd_core.errors import InvalidError, UnavailableError
 from opd_core.exit_codes import ExitCode
+from opd_core.model_card import model_card
 
 from tests.cli.conftest import POD, Done, say
 from tests.cli.kubelet import Kubelet
@@ -59,11 +60,14 @@ def served(api: Api, node: tuple[str, Kubelet], student: StudentManifest, tmp_pa
 
 def test_the_newest_student_is_copied(opd: Opd, served: Kubelet, student: StudentManifest, tmp_path: Path) -> None:
     target = tmp_path / "a copy" / "tiny"
+    card = tmp_path / "claim" / "tiny.runs" / "k" / "student" / CARD
+    card.write_text("what the pod says")
     done = opd("get-student", "tiny", "--out", target)
     assert (done.code, done.out) == (0, f"{target}: student {student.digest}, round 7\n")
     manifest, weights = read_student(target)
     assert manifest == student
     assert weights.read_bytes() == bytes(range(256)) * 1000
+    assert (target / CARD).read_text() == model_card(student)
     assert [path.name for path in target.parent.iterdir()] == ["tiny"]
     done = opd("get-student", "tiny", "--out", target)
     assert (done.code, "is there already" in done.err) == (ExitCode.INVALID, True)

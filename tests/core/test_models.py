@@ -378,7 +378,7 @@ def test_a_student_is_written_replaced_and_read_as_a_whole(tmp_path):
     read, weights = read_student(directory)
     assert (read, weights.read_bytes()) == (second, b"two")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
-    scored = update_scores(directory, {"ocr": Score(mean=0.5, low=0.4, high=0.6, n=8)})
+    scored = update_scores(directory, {"ocr": Score(mean=0.5, low=0.4, high=0.6, n=8)}, {})
     assert read_student(directory)[0] == scored
     assert scored.scores["ocr"].mean == 0.5
 

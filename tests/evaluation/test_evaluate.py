@@ -85,7 +85,10 @@ def test_every_model_is_scored_on_every_task(evaluated, student):
     # The student is the ocr teacher here: same weights, same prompts, same noise, so the same images.
     assert summary["scores"]["student"] == summary["scores"]["teacher:ocr"]
     assert summary["kept"]["ocr"]["share"] in (1.0, None)
-    assert read_student(student)[0].scores["tiny-ocr"].mean == summary["scores"]["student"]["tiny-ocr"]["mean"]
+    manifest, _ = read_student(student)
+    assert manifest.scores["tiny-ocr"].mean == summary["scores"]["student"]["tiny-ocr"]["mean"]
+    known = {task: share for task, share in summary["kept"].items() if share["share"] is not None}
+    assert {task: share.model_dump() for task, share in manifest.kept.items()} == known
 
 
 def test_a_teacher_with_a_model_of_its_own_scores_as_the_lora_that_it_was_made_of(

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from opd_core.artifacts import read_student
+from opd_core.artifacts import CARD, read_student
 from opd_core.exit_codes import ExitCode
+from opd_core.model_card import model_card
 from opd_core.models.adapters import add_student_adapter, save_adapter
 from opd_core.models.pipeline import load_model
 from safetensors.torch import load_file
@@ -106,6 +107,9 @@ def test_a_run_leaves_log_checkpoints_and_a_student(trainer: Trainer, reference:
     assert (reference / "checkpoints" / "latest").read_text() == "round-000004\n"
     manifest, _ = read_student(reference / "student")
     assert manifest.round == 4
+    assert manifest.recipe is not None
+    assert (manifest.recipe.method, manifest.recipe.objective, manifest.recipe.seed) == ("OPD", "KL", 42)
+    assert (reference / "student" / CARD).read_text() == model_card(manifest)
     assert [teacher.name for teacher in manifest.teachers] == ["geneval", "ocr", "aesthetic"]
     # The base and its frozen weights are not in the checkpoint.
     assert sum(file.stat().st_size for file in (reference / "checkpoints" / "round-000004").rglob("*")) < 3_000_000

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from opd_core.api.load import load_spec
 from opd_core.api.types import Spec
-from opd_core.artifacts import publish_student, read_student, update_scores
+from opd_core.artifacts import KeptShare, publish_student, read_student, update_scores
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, StorageError
 from opd_core.exit_codes import ExitCode
@@ -157,7 +157,8 @@ def evaluate(
     if world.rank == 0:
         _write(output / "summary.json", summary)
         if student is not None and "student" in results:
-            update_scores(student, scores_of(spec, results["student"], prompts, tags))
+            kept = {task: KeptShare(**share) for task, share in summary["kept"].items() if share["share"] is not None}
+            update_scores(student, scores_of(spec, results["student"], prompts, tags), kept)
         if not quiet and "gateNeeds" in summary:
             print(f"evaluator: the gate is not judged, it needs {', '.join(summary['gateNeeds'])} as well", flush=True)
     return summary

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from opd_core.api.load import spec_digest
 from opd_core.api.teachers import teacher_uri
-from opd_core.api.types import OPDDistillation
+from opd_core.api.types import OPDDistillation, Spec
 from opd_core.artifacts import (
+    Recipe,
     SamplingDefaults,
     Source,
     StudentManifest,
@@ -54,6 +55,7 @@ def save_student(
             ],
             spec_digest=spec_digest(distillation),
             round=spec.training.rounds,
+            recipe=_recipe(spec),
             sampling=SamplingDefaults(
                 width=spec.training.resolution.width,
                 height=spec.training.resolution.height,
@@ -67,3 +69,20 @@ def save_student(
         )
 
     return write_student(directory, lambda folder: save_adapter(model.transformer, folder, STUDENT, state), describe)
+
+
+def _recipe(spec: Spec) -> Recipe:
+    training, adapter = spec.training, spec.student.adapter
+    learning = training.reinforcement
+    return Recipe(
+        method=training.method.value,
+        objective=training.objective.type if learning is None else learning.algorithm.value,
+        sampler=f"{training.sampler.solver} {training.sampler.type.value}",
+        steps=training.sampler.steps,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        init_from=spec.student.init_from or ("the mean of the teachers" if spec.student.init_from_teachers else ""),
+        learning_rate=training.optimizer.learning_rate,
+        seed=training.seed,
+        evaluation_seed=spec.evaluation.seed,
+    )

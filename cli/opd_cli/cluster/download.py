@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_core.artifacts import MANIFEST, WEIGHTS, StudentManifest, read_student
+from opd_core.artifacts import MANIFEST, WEIGHTS, StudentManifest, read_student, write_card
 from opd_core.errors import InvalidError, RefusedError
 from opd_core.uris import parse
 
@@ -94,6 +94,7 @@ def copy_student(
             raise RefusedError(f"{source.folder} holds student {manifest.digest}, and {digest} was asked for")
         if manifest.base.uri != base:
             raise RefusedError(f"{source.folder} names {manifest.base.uri} as its base, and the spec {base}")
+        write_card(copy, manifest)  # the pod's own is the pod's word
         copy.rename(directory)
     return manifest
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from opd_core.artifacts import WEIGHTS
+from opd_core.artifacts import MANIFEST, WEIGHTS, StudentManifest, read_student, write_card
 from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import PEFT_CONFIG, PEFT_WEIGHTS, AdapterFile, read_adapter_file
 from opd_core.models.adapter_keys import PEFT_PREFIX, PREFIX, Format
@@ -21,7 +21,8 @@ from opd_core.models.pairs import FOLDERS, HIGH
 
 def export(path: Path, directory: Path, to: Format, *, alpha: float | None = None, base: Path | None = None) -> Path:
     """Write the LoRA at `path` to `directory` in the format `to`, with diffusers' names of layers. The file that was
-    written, or a folder: of a model, or with those of a pair for high and for low noise, as programs load them.
+    written, or a folder: of a model, or with those of a pair for high and for low noise, as programs load them. A
+    student's has its model card.
 
     Args:
         alpha: where the file states none.
@@ -29,17 +30,34 @@ def export(path: Path, directory: Path, to: Format, *, alpha: float | None = Non
 
     Raises:
         InvalidError: no LoRA, one that does not fit `base` or needs one, or `directory` is not empty.
+        RefusedError: a student whose weights are not those of its manifest.
     """
     if directory.exists() and any(directory.iterdir()):
         raise InvalidError(f"{directory} is not empty; name another folder")
     if to == Format.MERGED and base is None:
         raise InvalidError("merged weights are those of a model; give it with --base")
     adapter = named(read_adapter_file(path, alpha), None if base is None else linear_layers(base))
+    student = _student(path)
     if to == Format.MERGED and base is not None:
-        return _merged(adapter, base, directory)
-    for network, half in adapter.halves.items():
-        _write(half, directory / FOLDERS[network], to)
-    return directory if adapter.halves else _write(adapter, directory, to)
+        written = _merged(adapter, base, directory)
+    elif adapter.halves:
+        for network, half in adapter.halves.items():
+            _write(half, directory / FOLDERS[network], to)
+        written = directory
+    else:
+        written = _write(adapter, directory, to)
+    if student is not None:
+        write_card(directory, student, to)
+    return written
+
+
+def _student(path: Path) -> StudentManifest | None:
+    """Whose LoRA `path` is; None: nobody says."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        return read_student(folder)[0] if (folder / MANIFEST).is_file() else None
+    except InvalidError:  # another program's manifest
+        return None
 
 
 def _write(adapter: AdapterFile, directory: Path, to: Format) -> Path:
