@@ -40,5 +40,6 @@ def test_so_it_does_on_the_real_api_server(
         watch = [f"--watch-namespace={api.namespace}" for api in apis[1:]]
         operator = SharedOperator(start(apis[0], "--no-leader-election", *watch, prelude=PRELUDE).ready())
         lives = [LiveFate(seed, api, operator) for seed, api in zip(seeds, apis, strict=True)]
-        for done in [pool.submit(life.run, 12) for life in lives]:
-            done.result()
+        done = [pool.submit(life.run, 12) for life in lives]
+        if errors := [error for each in done if (error := each.exception())]:
+            raise BaseExceptionGroup("some lives failed, the others perhaps because of one", errors)
