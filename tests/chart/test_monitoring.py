@@ -19,7 +19,7 @@ import yaml
 from devcluster.control_plane import build
 from helm_chart import CHART, REPOSITORY, helm, values_files
 from monitoring import dashboards, reference
-from monitoring.series import SCRAPED, endpoint, operator, trainer
+from monitoring.series import SCRAPED, endpoint, operator, teachers, trainer
 from opd_core import roles
 from opd_core.api.load import load_spec
 from opd_core.stages import Condition, Reason
@@ -103,7 +103,7 @@ def read(url: str) -> str:
 def exported(triton_page: str) -> Exported:
     found = {
         name: {*each.labels, *TARGET, *(("le",) if name.endswith("_bucket") else ())}
-        for each in (*operator(), *trainer(), *endpoint())
+        for each in (*operator(), *trainer(), *teachers(), *endpoint())
         for name in each.names
     }
     # Read as Prometheus does: the client's parser would add the `_total` that Triton's counters lack.

@@ -127,6 +127,14 @@ TRAINING = Dashboard(
             ),
             panel("Failed requests", rate("nv_inference_request_failure", "{{reason}}", "reason")),
         ),
+        row(
+            "",
+            panel("LoRAs in memory", own("opd_teacher_adapters", "{{pod}}")),
+            panel("LoRAs loaded", rate("opd_teacher_adapter_loads_total", "{{pod}}/s", "pod")),
+            panel(
+                "LoRAs dropped in a batch", ratio("opd_teacher_adapter_drops_total", "nv_inference_exec_count", "mean")
+            ),
+        ),
     ],
 )
 

@@ -1,4 +1,4 @@
-"""What operator, trainer and endpoint export, as their registries declare it."""
+"""What operator, trainer, teacher servers and endpoint export, as they declare it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from opd_operator.cache import Cache
 from opd_operator.metrics import Metrics as OperatorMetrics
 from opd_operator.queue import WorkQueue
 from opd_serving.endpoint.metrics import Metrics as EndpointMetrics
+from opd_serving.teacher.metrics import METRICS as TEACHER_METRICS
 from opd_trainer.metrics import Metrics as TrainerMetrics
 from prometheus_client import CollectorRegistry
 
@@ -34,6 +35,11 @@ def operator() -> list[Series]:
 
 def trainer() -> list[Series]:
     return list(_declared(TrainerMetrics([], 1).registry))
+
+
+def teachers() -> list[Series]:
+    """Beside those of Triton."""
+    return [Series(each.name, each.kind, (), each.meaning) for each in TEACHER_METRICS]
 
 
 def endpoint() -> list[Series]:

@@ -27,6 +27,8 @@ from opd_core.teachers.payload import read_conditioning
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
+from opd_serving.teacher.metrics import METRICS
+
 _QUERY = (contract.LATENTS, contract.SIGMA, contract.GUIDANCE, contract.TEACHER, contract.KEY, contract.NEGATIVE_KEY)
 _REGISTER = (contract.KEY, contract.CONDITIONING)
 
@@ -185,14 +187,9 @@ class _Counters:
 
     def __init__(self, pool: AdapterPool) -> None:
         self._pool, self._told = pool, PoolStats()
-        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
-        self._families = [
-            pb_utils.MetricFamily(name=f"opd_teacher_adapter{name}", description=text, kind=kind)
-            for name, text, kind in (
-                ("_loads_total", "LoRAs loaded into the model's memory.", counter),
-                ("_drops_total", "LoRAs dropped there for others.", counter),
-                ("s", "LoRAs in the model's memory.", gauge),
-            )
+        kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
+        self._families = [  # kept, since a metric ends with its family
+            pb_utils.MetricFamily(name=each.name, description=each.meaning, kind=kinds[each.kind]) for each in METRICS
         ]
         self._loads, self._drops, self._there = (family.Metric(labels={}) for family in self._families)
 
