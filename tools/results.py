@@ -2,7 +2,7 @@
 
 Every claim has a grid in examples/tiny/results, an `opd ablate` in runs/results/NAME. Finished runs are kept in
 docs/results/NAME.json and not repeated, not even by another grid or machine, so hours of work can be cut anywhere; all
-grids together are about five hours on two idle cores. The page is written from what is kept alone (`make generate` does,
+grids together are about six hours on two idle cores. The page is written from what is kept alone (`make generate` does,
 too).
 
     python tools/results.py [NAME ...]        run the grids that are named, or all, and write the page
@@ -19,11 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opd_cli.ablation.grid import VARIANT, Grid, read_grid
+from opd_cli.ablation.grid import VARIANT, Grid, cells, read_grid
 from opd_cli.ablation.results import Result, as_json, half_width, known_results, with_interval
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GRIDS, KEPT = REPOSITORY / "examples" / "tiny" / "results", REPOSITORY / "docs" / "results"
+STUDENT = KEPT / "student"
 PAGE = REPOSITORY / "docs" / "results.md"
 Rows = Mapping[str, Mapping[int, Result]]  # by variant and seed
 
@@ -86,7 +87,21 @@ CLAIMS = (
         "2 images a task",
         ("1 image a task", "4 images a task", "8 images a task"),
     ),
+    Claim(
+        "start",
+        "A student that starts from the mean of its teachers keeps more than one that starts from the base.",
+        "teachers' mean",
+        ("base",),
+    ),
+    Claim(
+        "rank",
+        "A student with the sum of its teachers' ranks keeps more than one with the rank of one of them, or less.",
+        "rank 48",
+        ("rank 16", "rank 4"),
+    ),
 )
+
+FIRST = cells(read_grid(GRIDS / f"{CLAIMS[0].grid}.yaml"))[0]  # whose student is kept: a test evaluates it again
 
 
 def main() -> int:
@@ -118,6 +133,9 @@ def main() -> int:
         for source in (work / "results.json", work / "results.svg"):
             if source.exists():
                 shutil.copy(source, KEPT / f"{name}{source.suffix}")
+        student = work / "cells" / FIRST.name / "student"
+        if name == CLAIMS[0].grid and student.exists():
+            shutil.copytree(student, STUDENT, dirs_exist_ok=True)
         if code:
             return code
     PAGE.write_text(page())
