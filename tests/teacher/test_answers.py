@@ -1,9 +1,6 @@
 """What a teacher answers: the right numbers, whatever else is in the batch."""
 
-import json
-import shutil
 import socket
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +17,10 @@ from opd_core.families.guidance import CLASSIFIER_FREE
 from opd_core.models.adapter_file import read_teacher
 from opd_core.models.adapter_pool import AdapterPool
 from opd_core.models.adapters import load_adapter, use_adapter
-from opd_core.models.fingerprint import adapter_fingerprint, fingerprint
+from opd_core.models.fingerprint import adapter_fingerprint
 from opd_core.models.pipeline import Model, load_model
 from opd_core.precision import TORCH_DTYPES
 from opd_core.teachers import contract
-from opd_core.teachers.agreement import check_identity, self_test
 from opd_core.teachers.engine import ConditioningCache, Engine, Query, UnknownKeyError
 from opd_core.teachers.grpc_client import connect
 from opd_core.teachers.local import LocalTeachers
@@ -150,89 +146,6 @@ def test_the_mean_is_a_x_plus_b_v(server, client, rows):
     with pytest.raises(triton.InferenceServerException, match="has no a, b"):
         raw.infer(contract.MODEL, raw_inputs(rows), outputs=[triton.InferRequestedOutput(contract.MEAN)])
     raw.close()
-
-
-# ---------------------------------------------------------------- agreement
-
-
-def test_identity_and_self_test_of_the_right_service(client, rows, tiny_base, tiny_world):
-    teachers = {name: read_teacher(tiny_world / "teachers" / name) for name in TEACHERS}
-    check_identity(client, base=tiny_base, teachers=teachers, max_sequence_length=10)
-    worst = self_test(client, "ocr", (16, 8, 8), 4.5, rows.conditioning[0], rows.negative, STUDENT, rounding=1e-3)
-    assert 0 <= worst <= 1
-
-
-def STUDENT(latents, sigma):  # noqa: N802  (as far from every teacher as zero is)
-    return torch.zeros_like(latents)
-
-
-def test_another_base_teacher_or_length_is_refused_with_every_difference(client, tiny_base, tiny_world, tmp_path):
-    swapped = {
-        "ocr": read_teacher(tiny_world / "teachers" / "geneval"),
-        "unheard-of": read_teacher(tiny_world / "teachers" / "ocr"),
-    }
-    shutil.copytree(tiny_base, tmp_path / "base")
-    config = tmp_path / "base" / "vae" / "config.json"
-    config.write_text(config.read_text().replace('"latent_channels": 16', '"latent_channels": 16, "other": 1'))
-    with pytest.raises(RefusedError) as refusal:
-        check_identity(client, base=tmp_path / "base", teachers=swapped, max_sequence_length=77)
-    message = str(refusal.value)
-    for words in (
-        "base: the server has",
-        "maxSequenceLength: the server has 10, the spec 77",
-        "teacher ocr",
-        "unheard-of",
-    ):
-        assert words in message
-    assert client.describe().base == fingerprint(tiny_base)
-
-
-def test_another_schedule_is_another_base(client, tiny_base, tmp_path):
-    shutil.copytree(tiny_base, tmp_path / "base")
-    file = tmp_path / "base" / "scheduler" / "scheduler_config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "shift": config["shift"] + 1}))
-    with pytest.raises(RefusedError, match="base: the server has"):
-        check_identity(client, base=tmp_path / "base", teachers={}, max_sequence_length=10)
-
-
-def test_the_self_test_asks_alone_then_concurrently_and_in_batches(rows):
-    events = []
-
-    class Answer(Future):
-        def result(self, timeout=None):
-            events.append("answer")
-            return super().result(timeout)
-
-    class Recording:
-        def submit(self, teacher, latents, *_):
-            events.append(len(latents))
-            answer = Answer()
-            answer.set_result(latents)
-            return answer
-
-    self_test(Recording(), "ocr", (16, 8, 8), 4.5, rows.conditioning[0], rows.negative, STUDENT, rounding=1e-3)
-    assert events == [1, "answer", *[1] * 8, 1, 8, 32, *["answer"] * 11]
-
-
-def test_a_service_whose_answers_wander_fails_the_self_test(rows):
-    class Wandering:
-        calls = 0
-
-        def submit(self, teacher, latents, *_):
-            self.calls += 1
-            future = Future()
-            future.set_result(latents + 0.001 * self.calls)
-            return future
-
-    def ask(student):
-        return self_test(Wandering(), "ocr", (16, 8, 8), 4.5, rows.conditioning[0], rows.negative, student, 1e-3)
-
-    assert ask(lambda latents, _: latents + 0.5) < 1  # far from its teacher, what wanders by 0.011 is little
-    with pytest.raises(RefusedError, match=r"by 0\.011 .* distance from the student is 0\.05, and 0\.005 is accepted"):
-        ask(lambda latents, _: latents + 0.051)
-    with pytest.raises(RefusedError, match="distance from the student is 0, and 0.00098 is accepted"):
-        ask(lambda latents, _: latents + 0.001)
 
 
 # ---------------------------------------------------------------- bad queries

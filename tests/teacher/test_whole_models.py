@@ -77,7 +77,8 @@ def test_servers_of_both_kinds_agree_about_the_base_and_each_names_its_teachers(
     assert info.base == fingerprint(tiny_base)
     assert set(info.teachers) == set(TEACHERS)
     check_identity(both, base=tiny_base, teachers=files, max_sequence_length=10)
-    self_test(both, "ocr", (16, 8, 8), 4.5, rows.conditioning[0], rows.negative, lambda x, s: 0 * x, rounding=1e-3)
+    guidance, student = dict.fromkeys(TEACHERS, 4.5), lambda x, _: 0 * x
+    self_test(both, guidance, ["geneval", "ocr"], (16, 8, 8), rows.conditioning[0], rows.negative, student, 1e-3)
     with pytest.raises(RefusedError, match="teacher ocr: the server has sha256:"):
         check_identity(both, base=tiny_base, teachers={"ocr": files["geneval"]}, max_sequence_length=10)
 

@@ -23,6 +23,7 @@ from opd_core.models.pipeline import Model, load_model
 from opd_core.models.preflight import model_notes, refuse, start_problems
 from opd_core.models.teacher_files import TeacherFiles, teacher_files
 from opd_core.precision import TORCH_DTYPES
+from opd_core.roles import teacher_servers
 from opd_core.teachers.agreement import check_identity, self_test
 from opd_core.teachers.client import TeacherClient
 from opd_core.teachers.grpc_client import connect
@@ -297,5 +298,7 @@ def agree(run: Run, teachers: TeacherClient, spec: Spec, claims: Path) -> None:
     def student(latents: Tensor, sigma: float) -> Tensor:
         return run.model.velocity(latents.to(run.model.device), sigma, prompts).cpu()
 
-    for teacher in spec.teachers:
-        self_test(teachers, teacher.name, shape, teacher.guidance_scale, prompt, run.negative, student, rounding)
+    guidance = {teacher.name: teacher.guidance_scale for teacher in spec.teachers}
+    servers = dict.fromkeys(teacher_servers(spec)) or [()]  # in this process: one
+    tried = [(holds or tuple(guidance))[0] for holds in servers]
+    self_test(teachers, guidance, tried, shape, prompt, run.negative, student, rounding)

@@ -1,6 +1,6 @@
 """What trainer and teachers check before the first round: the same models, and answers that hold."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from opd_core.models.fingerprint import fingerprint
 from opd_core.models.teacher_files import TeacherFiles, teacher_fingerprint
 from opd_core.teachers.client import TeacherClient
 
-_BATCHES = (1, 8, 32)
 _CONCURRENT = 8
+_BATCHES = (8, 32)
 _SIGMA = 0.7
 _NOISE = 0.1  # of the distance that is learnt: a hundredth of the loss
 
@@ -49,20 +49,25 @@ def check_identity(
 
 def self_test(
     client: TeacherClient,
-    teacher: str,
+    guidance: Mapping[str, float],
+    tried: Collection[str],
     shape: Sequence[int],
-    guidance: float,
     conditioning: Conditioning,
     negative: Conditioning,
     student: Callable[[Tensor, float], Tensor],
     rounding: float,
 ) -> float:
-    """Ask one row alone, then eight times at once and in batches of 1, 8 and 32; all answers must agree.
+    """Ask every teacher one row alone, one teacher after the other, and then all at once, so that servers may compute
+    rows of several in one batch; those of `tried` are asked eight times then, and in batches of 8 and 32. All answers
+    of a teacher must agree.
 
-    What differs is noise in what the student learns, which is its distance from the teacher: the noise may be a tenth
-    of that, or `rounding` of the answer where they hardly differ. Sizes are root mean squares.
+    How a server computes a row is the same for all of its teachers, so one in `tried` speaks for them, and 50 teachers
+    cost two rows each. What differs is noise in what the student learns, which is its distance from the teacher: the
+    noise may be a tenth of that, or `rounding` of the answer where they hardly differ. Sizes are root mean squares.
 
     Args:
+        guidance: of all teachers by name.
+        tried: names, one of every server.
         shape: of a latent.
         student: its velocity at latents [1, *latent] and a sigma, on the CPU.
 
@@ -70,20 +75,31 @@ def self_test(
         The largest difference seen, relative to what is accepted.
 
     Raises:
-        RefusedError: the answers differ by more: replicas are not equal, or a batch changes its rows.
+        RefusedError: the answers of one differ by more: replicas are not equal, or a batch changes its rows.
     """
     row = draw(shape, "teacher self-test").unsqueeze(0)
     other = draw((max(_BATCHES), *shape), "teacher self-test, others")
 
-    def ask(size: int) -> "Future[Tensor]":
+    def ask(teacher: str, size: int) -> "Future[Tensor]":
         latents = torch.cat([row, other[1:size]])
-        sigmas = torch.linspace(_SIGMA, 0.1, size)
-        return client.submit(teacher, latents, sigmas, torch.full((size,), guidance), [conditioning] * size, negative)
+        sigmas, scales = torch.linspace(_SIGMA, 0.1, size), torch.full((size,), guidance[teacher])
+        return client.submit(teacher, latents, sigmas, scales, [conditioning] * size, negative)
 
-    alone = ask(1).result()[0]
-    futures = [ask(1) for _ in range(_CONCURRENT)] + [ask(size) for size in _BATCHES]
-    worst = max(_size(future.result()[0] - alone) for future in futures)
-    distance = _size(student(row, _SIGMA)[0] - alone)
+    alone = {teacher: ask(teacher, 1).result()[0] for teacher in guidance}
+    futures = {teacher: [ask(teacher, 1)] for teacher in guidance}
+    for teacher in tried:
+        futures[teacher] += [ask(teacher, size) for size in (*[1] * (_CONCURRENT - 1), *_BATCHES)]
+    of_student = student(row, _SIGMA)[0]
+    return max(
+        _share(teacher, alone[teacher], [future.result()[0] for future in answers], of_student, rounding)
+        for teacher, answers in futures.items()
+    )
+
+
+def _share(teacher: str, alone: Tensor, answers: Sequence[Tensor], student: Tensor, rounding: float) -> float:
+    """The largest difference of a teacher's answers, relative to what is accepted."""
+    worst = max(_size(answer - alone) for answer in answers)
+    distance = _size(student - alone)
     accepted = max(_NOISE * distance, rounding * _size(alone), 1e-6)
     if worst > accepted:
         raise RefusedError(
