@@ -1,12 +1,16 @@
 """docs/results.md: what it says is what its rows say."""
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import results
 from opd_cli.ablation.grid import Cell, cells, read_grid
-from opd_cli.ablation.results import Result, as_json
+from opd_cli.ablation.results import Result, as_json, known_results
 from opd_core.api.load import load_spec
 
 
@@ -70,3 +74,16 @@ def test_rows_are_read_as_an_ablation_writes_them(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(results, "KEPT", tmp_path)
     assert results.read_rows("methods") == {"first": {1: ends[0], 2: ends[1]}}
     assert results.read_rows("noise") == {}
+
+
+def test_a_row_comes_out_again_from_its_student(tmp_path: Any) -> None:
+    """Of another machine's rounding one picture of a task may be judged otherwise."""
+    (row,) = [row for row in known_results(results.KEPT / "methods.json").values() if row.cell == results.FIRST]
+    student = shutil.copytree(results.STUDENT, tmp_path / "student")
+    spec = results.REPOSITORY / "examples" / "tiny" / "distill.yaml"
+    command = [sys.executable, "-m", "opd_cli.main", "eval", str(spec), "--student", str(student)]
+    command += ["--claims", str(spec.parent), "--models=student", "--out", str(tmp_path / "scores"), "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)["scores"]["student"]
+    assert {reward: score["mean"] for reward, score in scores.items()} == pytest.approx(row.scores, abs=0.01)
