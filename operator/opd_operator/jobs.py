@@ -10,7 +10,8 @@ from opd_core.api.pod import Pod
 from opd_core.stages import Reason, Stage
 
 from opd_operator.draft import Draft, timestamp
-from opd_operator.observe import Failure, JobView, PodView, failure_of, parse_time
+from opd_operator.failure import Failure, failure_of
+from opd_operator.observe import JobView, PodView, parse_time
 from opd_operator.words import Facts
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 360.0  # seconds
