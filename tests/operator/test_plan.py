@@ -75,7 +75,7 @@ def test_the_whole_way_to_a_student_in_service():
     assert not world.of("NetworkPolicy", names.TEACHERS)
     assert world.condition("Evaluated")[1] == "Running"
     world = World().evaluated()
-    assert world.status["student"]["summary"] == "ocr 0.90"
+    assert world.status["student"]["summary"] == "geneval 0.90, ocr 0.90, aesthetic 0.90"
     assert world.condition("Ready") == ("False", "Starting")
     assert {job["metadata"]["name"][:14] for job in world.of("Job")} == {"tiny-trainer-1", "tiny-evaluator"}, (
         "for their logs"

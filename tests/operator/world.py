@@ -403,7 +403,9 @@ class World:
         return self.settle().up(names.TEACHERS).run().finish(names.TRAINER, digest=digest)
 
     def evaluated(self, digest: str = STUDENT, *, passed: bool = True, kept: float = 0.9) -> "World":
-        scores = [{"task": "ocr", "reward": "tiny-ocr", "base": 0.1, "teacher": 0.9, "student": 0.8, "kept": kept}]
+        figures = {"base": 0.1, "teacher": 0.9, "student": 0.8, "kept": kept}
+        tasks = [(teacher["name"], teacher["rewards"][0]) for teacher in self.obj["spec"]["teachers"]]
+        scores = [{"task": task, "reward": reward, **figures} for task, reward in tasks]
         return self.trained(digest).finish(names.EVALUATOR, digest=digest, gatePassed=passed, scores=scores)
 
     def served(self, digest: str = STUDENT) -> "World":
