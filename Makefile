@@ -18,7 +18,7 @@ quickstart: setup ## The main job: teachers in Triton -> DeepSpeed distillation 
 reproduce: setup ## The full-length run with three seeds, and the table in docs/
 	@$(PY) tools/reproduce.py
 
-results: setup ## The comparisons of docs/results.md: five hours on 2 cores, and the same command goes on
+results: setup ## The comparisons of docs/results.md: six hours on 2 cores, and the same command goes on
 	@$(PY) tools/results.py $(NAMES)
 
 test: setup ## All tests but those of `make e2e`; they need a control plane and helm, built once in 11 minutes
