@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
+from opd_core.brief import others
+
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -13,17 +15,20 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _POINTS = 300  # more cannot be seen
 _DASHES = {"solid": "", "dashed": ' stroke-dasharray="4 3"', "dotted": ' stroke-dasharray="1 3"'}
 
+COLOURS = len(_COLOURS)  # more names could not be told apart
 Style = Literal["solid", "dashed", "dotted"]  # as CSS and, above, SVG say it
 
 
 @dataclass(frozen=True)
 class Line:
-    """Lines whose names agree up to a comma have one colour."""
+    """Lines whose names agree up to a comma have one colour. `faint`: one of many, in grey behind the others, which the
+    legend only counts."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: Style = "solid"
+    faint: bool = False
 
 
 def line_chart(lines: Sequence[Line], x_label: str, *, log: bool = False, from_zero: bool = True) -> str:
@@ -52,21 +57,28 @@ def line_chart(lines: Sequence[Line], x_label: str, *, log: bool = False, from_z
         across, _ = place(x, 10**low if log else low)
         parts.append(f'<text x="{across:.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{x:g}</text>')
     parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
-    names = list(dict.fromkeys(line.name.split(",")[0] for line in lines))
-    for line in lines:
-        colour = _COLOURS[names.index(line.name.split(",")[0]) % len(_COLOURS)]
+    names = list(dict.fromkeys(_subject(line) for line in lines if not line.faint))
+    for line in sorted(lines, key=lambda line: not line.faint):
+        colour = "" if line.faint else f' stroke="{_COLOURS[names.index(_subject(line)) % COLOURS]}" stroke-width="1.6"'
         stride = max(1, len(line.x) // _POINTS)
         points = [place(x, y) for x, y in zip(line.x[::stride], line.y[::stride], strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        dash = _DASHES[line.style]
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6"{dash} points="{path}"/>')
+        kind = ' class="faint"' if line.faint else ""
+        parts.append(f'<polyline fill="none"{kind}{colour}{_DASHES[line.style]} points="{path}"/>')
     parts.append("</svg>")
     legend = "".join(
-        f'<span><i style="border-top: 2px {line.style} '
-        f'{_COLOURS[names.index(line.name.split(",")[0]) % len(_COLOURS)]}"></i>{escape(line.name)}</span>'
+        f'<span><i style="border-top: 2px {line.style} {_COLOURS[names.index(_subject(line)) % COLOURS]}"></i>'
+        f"{escape(line.name)}</span>"
         for line in lines
+        if not line.faint
     )
+    if faint := len({line.name for line in lines if line.faint}):
+        legend += f'<span><i class="faint"></i>{others(faint)}</span>'
     return "".join(parts) + f'<div class="legend">{legend}</div>'
+
+
+def _subject(line: Line) -> str:
+    return line.name.split(",")[0]
 
 
 def _ticks(low: float, high: float, log: bool) -> list[float]:

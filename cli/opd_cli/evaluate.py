@@ -35,11 +35,13 @@ def evaluate(
     from opd_core.api.load import load_spec
     from opd_core.device import choose_device
     from opd_trainer.evaluate import evaluate as score
+    from opd_trainer.evaluation.summary import task_means
 
     from opd_cli.runner.display import kept_lines, result_table, teacher_lines
 
+    spec = load_spec(file).spec
     summary = score(
-        load_spec(file).spec,
+        spec,
         claims=claims or (claims_around(str(student)) if student else file.resolve().parent),
         student=student,
         kinds=(models or ("base,teachers,student" if student else "base,teachers")).split(","),
@@ -51,6 +53,6 @@ def evaluate(
         echo(json.dumps(summary, indent=2))
         return
     console = make_console()
-    console.print(result_table(summary))
+    console.print(result_table(summary, task_means(spec, summary)))
     for line in (*teacher_lines(summary), *kept_lines(summary)):
         console.print(line, markup=False)

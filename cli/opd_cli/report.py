@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from opd_core.api.load import load_spec
 from opd_core.api.teachers import teacher_path, trained_teachers
 from opd_core.api.training import Method
+from opd_core.api.types import Spec
+from opd_core.brief import lost, worst
 from opd_core.errors import StorageError
 from opd_trainer.evaluation import VALIDATION_PROMPTS, looks_of
+from opd_trainer.evaluation.summary import task_means
 from opd_trainer.figures import FIGURES
 
-from opd_cli.charts import Line, Style, line_chart
+from opd_cli.charts import COLOURS, Line, Style, line_chart
 
 _SMOOTHING = 0.05  # share of the rounds that a point of a curve averages over
 _LOOKS = 6  # of all rounds that were looked at: the first, the last, and some between
@@ -32,21 +36,25 @@ def write_report(work: Path) -> Path:
         StorageError: it cannot be written.
     """
     summary = json.loads((work / "summary.json").read_text())
-    spec = json.loads((work / "spec.json").read_text())
+    spec = load_spec(work / "spec.json").spec
     rounds = _rounds(work / "train" / "log.jsonl")
-    training = spec["spec"]["training"]
-    learning = training.get("reinforcement")
-    objective = learning["algorithm"] if learning else training["objective"]["type"]
+    learning = spec.training.reinforcement
+    objective = learning.algorithm.value if learning else spec.training.objective.type
+    shown, rest = worst(task_means(spec, summary), lambda row: lost(row.get("kept")), COLOURS)
+    tasks, folded = ([str(row["task"]) for row in rows] for rows in (shown, rest))
     environment = Environment(loader=PackageLoader("opd_cli"), autoescape=select_autoescape())
     page = environment.get_template("report.html").render(
         summary=summary,
         rewards=list(next(iter(summary["scores"].values()))),
         best=_best(summary["scores"]),
-        charts=_charts(rounds, objective) + _reward_charts(work, rounds) + _learning_charts(work, rounds),
-        grids=_grids(work, [teacher["name"] for teacher in spec["spec"]["teachers"]]),
-        looks=_looks(work, rounds),
+        rows=[*shown, *rest] if rest else [],  # a table where cards and columns would be too many
+        gate=sorted(summary.get("gate", []), key=lambda check: bool(rest) and check["passed"]),
+        charts=_charts(rounds, objective) + _of_tasks(work, spec, rounds, tasks),
+        folded=_of_tasks(work, spec, rounds, folded),
+        grids=_grids(work, tasks),
+        looks=_looks(work, spec, rounds, tasks),
         rounds=rounds[-1] if rounds else None,
-        spec=yaml.safe_dump(spec, sort_keys=False),
+        spec=yaml.safe_dump(json.loads((work / "spec.json").read_text()), sort_keys=False),
     )
     target, scratch = work / "report.html", work / ".report.html"
     try:
@@ -77,20 +85,26 @@ def _charts(rounds: Sequence[Mapping[str, Any]], objective: str) -> list[Chart]:
 
     def curve(key: str) -> list[Line]:
         of = {task: [r for r in rounds if task in r["tasks"]] for task in tasks}
-        return [
+        lines = [
             Line(task, [float(r["round"]) for r in own], _smooth([r["tasks"][task][key] for r in own], window))
             for task, own in of.items()
         ]
+        shown, rest = worst(lines, lambda line: line.y[-1], COLOURS)  # at the end
+        return [*shown, *(replace(line, faint=True) for line in rest)]
 
     pace = _smooth([r["images_per_second"] for r in rounds], window)
+    loss = curve("loss")
+    largest = [line.name for line in loss if not line.faint]
+    of_whom = f"; {len(largest)} tasks of {len(tasks)}, with the largest loss" if len(largest) < len(tasks) else ""
+    steps = f"{objective}, what each solver step adds{of_whom}"
     charts = [
-        ("Loss per task", f"{objective}, sum over steps, moving average", line_chart(curve("loss"), "round", log=True)),
+        ("Loss per task", f"{objective}, sum over steps, moving average", line_chart(loss, "round", log=True)),
         ("Velocity error", "mean squared, over trained steps", line_chart(curve("velocity_mse"), "round", log=True)),
-        ("Loss per step", f"{objective}, what each solver step adds", _per_step(rounds, tasks, "loss_per_step")),
+        ("Loss per step", steps, _per_step(rounds, largest, "loss_per_step")),
     ]
     if any(task["kl_per_step"] for task in rounds[0]["tasks"].values()):
-        why = "closed form, at the steps with noise"
-        charts.append(("KL per step", why, _per_step(rounds, tasks, "kl_per_step")))
+        why = f"closed form, at the steps with noise{of_whom}"
+        charts.append(("KL per step", why, _per_step(rounds, largest, "kl_per_step")))
     return [*charts, ("Training speed", "images per second", line_chart([Line("images/s", numbers, pace)], "round"))]
 
 
@@ -113,15 +127,20 @@ def _per_step(rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str], key: st
     return line_chart(lines, "solver step", log=True)
 
 
-def _reward_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _of_tasks(work: Path, spec: Spec, rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[Chart]:
+    """Charts that each of `tasks` has of its own."""
+    return _reward_charts(work, rounds, tasks) + _learning_charts(work, spec, rounds, tasks)
+
+
+def _reward_charts(work: Path, rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[Chart]:
     """The validations of the averaged student, with base and teacher, if any, on the same prompts and noise."""
     validated = [r for r in rounds if "rewards" in r]
     if not validated:
         return []
     numbers = [float(r["round"]) for r in validated]
     charts = []
-    for task, of_task in validated[0]["rewards"].items():
-        for reward in of_task:
+    for task in tasks:
+        for reward in validated[0]["rewards"][task]:
             lines = [Line("student, average", numbers, [r["rewards"][task][reward] for r in validated])]
             levels: tuple[tuple[str, str, Style], ...] = (
                 ("base", "base", "dotted"), (f"teacher {task}", f"teacher-{task}", "dashed")
@@ -138,14 +157,14 @@ def _reward_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Char
     return charts
 
 
-def _learning_charts(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _learning_charts(work: Path, spec: Spec, rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[Chart]:
     """Of whoever learned from rewards: every teacher that was trained, and the student in each of its tasks."""
-    spec, charts = load_spec(work / "spec.json").spec, []
-    for teacher in trained_teachers(spec):
+    charts: list[Chart] = []
+    for teacher in (teacher for teacher in trained_teachers(spec) if teacher.name in tasks):
         own = _rounds(teacher_path(spec, teacher, work / "claims") / "train" / "log.jsonl")
         charts += [*_reinforcement(f"Teacher {teacher.name}", teacher.name, own, looks=True)]
     if spec.training.method == Method.RL:
-        for task in _tasks(rounds):
+        for task in (task for task in _tasks(rounds) if task in tasks):
             charts += [*_reinforcement(f"Student, {task}", task, [r for r in rounds if task in r["tasks"]])]
     return charts
 
@@ -208,12 +227,11 @@ def _grids(work: Path, tasks: Sequence[str]) -> list[dict[str, Any]]:
     return grids
 
 
-def _looks(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _looks(work: Path, spec: Spec, rounds: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[dict[str, Any]]:
     """Images over the rounds: of the student by task, and of every teacher that was trained, where something was looked
     at."""
-    spec = load_spec(work / "spec.json").spec
-    found = [(f"student, {teacher.name}", teacher.name, work, rounds) for teacher in spec.teachers]
-    for teacher in trained_teachers(spec):
+    found = [(f"student, {task}", task, work, rounds) for task in tasks]
+    for teacher in (teacher for teacher in trained_teachers(spec) if teacher.name in tasks):
         folder = teacher_path(spec, teacher, work / "claims")
         found.append((f"teacher {teacher.name}", teacher.name, folder, _rounds(folder / "train" / "log.jsonl")))
     looks = []
@@ -221,7 +239,7 @@ def _looks(work: Path, rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         numbers = [r["round"] for r in logged if "rewards" in r]
         shown = sorted({numbers[i * (len(numbers) - 1) // (_LOOKS - 1)] for i in range(_LOOKS)}) if numbers else []
         rows = [(f"round {number}", _images(looks_of(folder) / str(number) / task)) for number in shown]
-        if rows:
+        if any(images for _, images in rows):
             looks.append({"title": title, "rows": rows})
     return looks
 

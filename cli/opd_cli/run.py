@@ -122,11 +122,13 @@ def _check_machine(spec: Spec, more: list[str]) -> None:
 
 
 def _conclude(folder: WorkFolder, display: Display, picture: str | None) -> None:
+    from opd_trainer.evaluation.summary import task_means
+
     from opd_cli.report import write_report
 
     summary = json.loads((folder.path / "summary.json").read_text())
     report = write_report(folder.path)
-    display.console.print(result_table(summary))
+    display.console.print(result_table(summary, task_means(load_spec(folder.spec).spec, summary)))
     for line in (
         *teacher_lines(summary),
         *kept_lines(summary),

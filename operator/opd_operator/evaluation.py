@@ -3,6 +3,7 @@
 import functools
 
 from opd_core.api.digests import evaluation_digest
+from opd_core.brief import lost, others, worst
 from opd_core.stages import Reason, Stage
 
 from opd_operator import names
@@ -60,7 +61,10 @@ def _runs(d: Draft) -> bool:
 def _record(d: Draft, words: Words, key: str) -> None:
     student = d.status["student"]
     said, tasks = words.facts.scores, len(d.spec.teachers)
-    kept = [f"{row.task} {row.kept:.2f}" for row in said if row.kept is not None]
+    least, rest = worst([row for row in said if row.kept is not None], lambda row: lost(row.kept))
+    kept = [f"{row.task} {row.kept:.2f}" for row in least]
+    if rest:
+        kept.append(f"and of {others(len(rest))} no less")
     if 0 < len(said) < tasks:  # a kubelet keeps 4096 bytes
         kept.insert(
             0, f"{tasks - len(said)} of {tasks} tasks did not fit into the pod's last words: see its summary.json"
@@ -79,8 +83,8 @@ def _record(d: Draft, words: Words, key: str) -> None:
         "time": timestamp(d.now),
         "image": d.run["images"][names.ENDPOINT],
     }
-    others = [known for known in d.status.get("students", []) if known["digest"] != student["digest"]]
-    d.status["students"] = _recent(d, [*others, entry])
+    known = [before for before in d.status.get("students", []) if before["digest"] != student["digest"]]
+    d.status["students"] = _recent(d, [*known, entry])
 
 
 def _recent(d: Draft, students: list[dict[str, object]]) -> list[dict[str, object]]:

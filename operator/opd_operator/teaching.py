@@ -9,6 +9,7 @@ from typing import Any
 
 from opd_core.api.teachers import adapter_of, trained_teachers
 from opd_core.api.types import Teacher
+from opd_core.brief import named
 from opd_core.stages import Condition, Reason, Stage
 
 from opd_operator import names
@@ -38,7 +39,7 @@ def there(d: Draft) -> bool:
     rows = d.status.get("teaching", [])
     if "student" not in d.status and (any("digest" not in row for row in rows) or _refusal(d)):
         return False
-    trained = ", ".join(row["name"] for row in rows if "digest" in row)
+    trained = named([row["name"] for row in rows if "digest" in row])
     if not rows:
         d.mark(Stage.TEACHERS_TRAINED, True, Reason.DISABLED, "no teacher is trained")
     elif d.completed(Stage.TEACHERS_TRAINED):

@@ -859,6 +859,16 @@ def test_scores_that_no_last_words_hold_are_missed_aloud():
     assert "task-0 0.77" in world.message("Evaluated")
 
 
+def test_of_many_shares_the_condition_has_the_least():
+    many = [{**example()["spec"]["teachers"][0], "name": f"task-{i}"} for i in range(20)]
+    world = World(teachers=many, evaluation__gate=[]).settle().up(names.TEACHERS).run()
+    world.finish(names.TRAINER, digest=STUDENT)
+    scores = [{"task": each["name"], "reward": "tiny-geneval", "kept": 1 - i / 100} for i, each in enumerate(many)]
+    world.finish(names.EVALUATOR, digest=STUDENT, gatePassed=True, scores=scores)
+    least = ", ".join(f"task-{i} {1 - i / 100:.2f}" for i in range(19, 11, -1))
+    assert world.message("Evaluated") == f"{least}, and of 12 others no less"
+
+
 @pytest.mark.parametrize(("attempt", "number", "index"), [(1, 9, 1023), (999, 99999, 1023), (99999, 1, 1023)])
 def test_the_names_of_pods_fit_however_often_they_were_started(attempt: int, number: int, index: int):
     seen = {names.trainer("n" * 40, attempt, number + i) for i in range(3)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opd_cli.runner.display import Display, kept_lines, result_table
+from opd_cli.runner.display import Display, gate_lines, kept_lines, result_table
 from opd_core.stages import Reason, Stage
 from rich.console import Console
 
@@ -99,7 +99,7 @@ def test_result_table_has_a_row_per_model_with_its_interval(capsys: pytest.Captu
     models = ["base", "teacher:geneval", "teacher:ocr", "teacher:aesthetic", "student"]
     rewards = ["tiny-geneval", "tiny-ocr", "tiny-aesthetic"]
     scores = {model: dict.fromkeys(rewards, SCORE) for model in models}
-    Console(width=200).print(result_table({"scores": scores}))
+    Console(width=200).print(result_table({"scores": scores}, []))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(models)
     assert lines[-1].split() == ["student", *["0.500", "[0.410,", "0.590]"] * 3]
@@ -116,3 +116,65 @@ def test_kept_shares_in_words() -> None:
     assert line.endswith(
         "ocr 82% [70%, 95%], far: the teacher gains nothing here, none: the teacher gains nothing here"
     )
+
+
+# ---------------------------------------------------------------- many teachers
+
+TASKS = [f"task-{i:02}" for i in range(50)]
+FIFTY = {
+    **PROGRESS,
+    "metrics": [{"task": task, "loss": 0.1 + i / 100, "velocityMse": 0.5} for i, task in enumerate(TASKS)],
+}
+
+
+def test_progress_of_many_tasks_is_that_of_the_worst(tmp_path: Path) -> None:
+    lines = show(True, tmp_path, progress=FIFTY).splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("task-")][:8] == TASKS[:-9:-1]
+    assert any(line.split() == ["42", "others", "<=", "0.51", "<=", "0.5"] for line in lines)
+    (line,) = (line for line in show(False, tmp_path, progress=FIFTY).splitlines() if "images/s" in line)
+    assert line.endswith("loss task-49 0.59  task-48 0.58  task-47 0.57  task-46 0.56  task-45 0.55  task-44 0.54  "
+                         "task-43 0.53  task-42 0.52  42 others <= 0.51")  # fmt: skip
+
+
+def test_a_loss_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
+    diverged = {**FIFTY, "metrics": [*FIFTY["metrics"], {"task": "lost", "loss": float("nan"), "velocityMse": 0.5}]}
+    assert "loss lost nan  task-49 0.59" in show(False, tmp_path, progress=diverged)
+
+
+def test_results_of_many_tasks_are_a_row_each_and_their_words_few(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {
+        model: dict.fromkeys(TASKS, SCORE) for model in ("base", *(f"teacher:{task}" for task in TASKS), "student")
+    }
+    rows = [
+        {"task": task, "reward": "r", "base": 0.25, "teacher": 0.75, "student": 0.5, "kept": 1 - i / 100}
+        for i, task in enumerate(TASKS)
+    ]
+    Console(width=100).print(result_table({"scores": scores}, rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["task", *TASKS[::-1]]
+    assert lines[1].split() == ["task-49", "r", "0.250", "0.750", "0.500", "51%"]
+    kept = {row["task"]: {"share": row["kept"], "low": row["kept"], "high": 1.0} for row in rows}
+    kept["task-49"] = {"share": None, "low": None, "high": None}
+    (line,) = kept_lines({"kept": kept})
+    assert ": task-48 52% [52%, 100%], task-47" in line
+    assert line.count("[") == 8
+    assert line.endswith("task-41 59% [59%, 100%], and of 42 others no less")
+
+
+def test_rules_of_a_long_gate_are_told_missed_first() -> None:
+    gate = [
+        {
+            "task": task,
+            "reward": "r",
+            "rule": "x",
+            "required": 0.5,
+            "actual": 0.6 - 0.3 * (i % 7 == 6),
+            "passed": i % 7 < 6,
+        }
+        for i, task in enumerate(TASKS)
+    ]
+    lines = gate_lines({"gate": gate})
+    assert [line.split()[1] for line in lines] == ["task-06", "task-13", "task-20", "task-27", "task-34", "task-41",
+                                                   "task-48", "task-00", "42"]  # fmt: skip
+    assert [line.rpartition(": ")[2] for line in lines] == ["MISSED"] * 7 + ["passed"] * 2
+    assert gate_lines({"gate": [{**check, "passed": False} for check in gate]})[-1] == "gate:    42 others: 42 MISSED"

@@ -17,6 +17,7 @@ import torch
 from opd_core.api.load import load_spec
 from opd_core.api.types import Spec
 from opd_core.artifacts import KeptShare, publish_student, read_student, update_scores
+from opd_core.brief import lost, worst
 from opd_core.device import choose_device
 from opd_core.errors import InvalidError, StorageError
 from opd_core.exit_codes import ExitCode
@@ -80,12 +81,13 @@ def conclude(spec: Spec, summary: dict[str, Any], student: Path, claims: Path) -
     missed = failures(summary["gate"])
     if not missed:
         publish_student(student, spec.student.output.uri, claims)
+    shown, rest = worst(task_means(spec, summary), lambda row: lost(row.get("kept")))
     last_words(
         ExitCode.OK,
         "; ".join(missed) or "the gate is passed",
         digest=read_student(student)[0].digest,
         gatePassed=not missed,
-        scores=task_means(spec, summary),
+        scores=[*shown, *rest],  # the worst of many first: what does not fit is cut off behind
     )
 
 

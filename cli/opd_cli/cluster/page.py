@@ -1,10 +1,11 @@
 """What a user sees of one distillation: a page of all, or a line per change, laid out as `opd run` does. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from opd_core.api.status import EndpointStatus, LastFailure, Progress, Score, TrainedTeacher
+from opd_core.api.status import EndpointStatus, LastFailure, Progress, TrainedTeacher
+from opd_core.brief import named, others, worst
 from opd_core.stages import Condition, Reason
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -14,7 +15,7 @@ from rich.text import Text
 from opd_cli.cluster import students
 from opd_cli.cluster.advice import Advice
 from opd_cli.cluster.distillation import Distillation, parse_time
-from opd_cli.runner.display import STYLES, clock, duration, losses, task_table
+from opd_cli.runner.display import STYLES, clock, duration, losses, score_table, task_table
 
 _BAD = (
     *(Reason.INVALID, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.CRASHING, Reason.OUT_OF_MEMORY),
@@ -51,7 +52,7 @@ def page(distillation: Distillation, advice: Advice, now: datetime) -> Group:
     if facts.row_count:
         parts += [Text(), facts]
     if status.student and status.student.scores:
-        parts += [Text(), _scores(status.student.scores)]
+        parts += [Text(), score_table([score.model_dump() for score in status.student.scores])]
     if advice:
         table = Table(box=None, pad_edge=False, show_header=False)
         for command, purpose in advice:
@@ -116,11 +117,14 @@ def _metrics(progress: Progress) -> dict[str, Any]:
 
 def _facts(distillation: Distillation, now: datetime) -> Iterator[tuple[str, str]]:
     status = distillation.status
-    for taught in status.teaching or []:
+    teaching, rest = worst(status.teaching or [], _is_missing)
+    for taught in teaching:
         yield f"teacher {taught.name}", _taught(taught)
+    if rest:
+        yield "teachers", f"{others(len(rest))}, of which {sum(bool(each.digest) for each in rest)} are trained"
     if status.teachers:
         missing = [each.name for each in status.teachers if not each.ready]
-        yield "teachers", f"{status.teachers_ready} answer" + (f", not {', '.join(missing)}" if missing else "")
+        yield "teachers", f"{status.teachers_ready} answer" + (f", not {named(missing)}" if missing else "")
     if status.workers:
         yield "workers", f"{status.workers_ready} run"
     if status.restarts or status.disruptions:
@@ -134,6 +138,11 @@ def _facts(distillation: Distillation, now: datetime) -> Iterator[tuple[str, str
         yield "student", f"{students.short(status.student.digest)}{gate}, in {status.student.uri}"
     if status.endpoint:
         yield from _endpoint(status.endpoint)
+
+
+def _is_missing(teacher: TrainedTeacher) -> float:
+    """What is at work before what waits, and that before what is there."""
+    return 0 if teacher.digest else 2 if teacher.round else 1
 
 
 def _taught(teacher: TrainedTeacher) -> str:
@@ -162,18 +171,6 @@ def _endpoint(endpoint: EndpointStatus) -> Iterator[tuple[str, str]]:
         yield "canary", f"{students.short(endpoint.canary.digest)}, revision {endpoint.canary.revision}, {share}"
     if endpoint.rejected:
         yield "rejected", f"revision {endpoint.rejected.revision}: {endpoint.rejected.message}"
-
-
-def _scores(scores: Sequence[Score]) -> Table:
-    """Mean rewards of base, teacher and student; the share of the teacher's gain that the student keeps."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("task", "reward", "base", "teacher", "student", "kept"):
-        table.add_column(name, justify="left" if name in ("task", "reward") else "right")
-    for score in scores:
-        means = ["" if mean is None else f"{mean:.3f}" for mean in (score.base, score.teacher, score.student)]
-        kept = "" if score.kept is None else f"{score.kept:.0%}"
-        table.add_row(Text(score.task), Text(score.reward), *means, kept)
-    return table
 
 
 def ago(then: datetime, now: datetime) -> str:

@@ -2,10 +2,11 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opd_core.brief import SHOWN, lost, others, worst
 from opd_core.stages import Reason, Stage
 from rich.console import Console, Group
 from rich.live import Live
@@ -109,8 +110,10 @@ _REWARD = "reward/"
 
 
 def task_table(progress: Mapping[str, Any]) -> Table:
-    """A row per task: the spec's objective, the KL where there is one, the distance to the teacher, the rewards."""
+    """A row per task: the spec's objective, the KL where there is one, the distance to the teacher, the rewards. Of
+    many those with the largest loss."""
     metrics = progress["metrics"]
+    shown, rest = worst(metrics, _loss)
     figures = {key: name for key, name in _FIGURES.items() if any(key in metric for metric in metrics)}
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("task")
@@ -118,21 +121,30 @@ def task_table(progress: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     if rewarded := any(_rewards(metric) for metric in metrics):
         table.add_column("reward")
-    for metric in metrics:
+    for metric in shown:
         cells = [f"{metric[key]:.4g}" for key in figures]
         table.add_row(Text(metric["task"]), *cells, *([Text(_rewards(metric))] if rewarded else []))
+    if rest:
+        most = [f"<= {max(metric[key] for metric in rest):.4g}" for key in figures]
+        table.add_row(others(len(rest)), *most, style="dim")
     return table
 
 
 def losses(progress: Mapping[str, Any]) -> str:
-    """By task, and then KL and rewards where there are some."""
-    metrics = progress["metrics"]
+    """By task, and then KL and rewards where there are some; of many those with the largest loss."""
+    metrics, rest = worst(progress["metrics"], _loss)
     words = ["  ".join(f"{metric['task']} {metric['loss']:.4g}" for metric in metrics)]
+    if rest:
+        words.append(f"{others(len(rest))} <= {_loss(rest[0]):.4g}")
     if any("kl" in metric for metric in metrics):
         words.append("KL " + "  ".join(f"{metric['task']} {metric['kl']:.4g}" for metric in metrics))
     if any(_rewards(metric) for metric in metrics):
         words.append("reward " + "  ".join(_rewards(metric) for metric in metrics))
     return "  ".join(words)
+
+
+def _loss(metric: Mapping[str, Any]) -> float:
+    return float(metric["loss"])
 
 
 def _rewards(metric: Mapping[str, Any]) -> str:
@@ -142,10 +154,16 @@ def _rewards(metric: Mapping[str, Any]) -> str:
     )
 
 
-def result_table(summary: Mapping[str, Any]) -> Table:
-    """Models by rewards, with the share of each teacher's gain that the student keeps below."""
+def result_table(summary: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> Table:
+    """Models by rewards; where these are too many for a line, tasks by models, that of which least is kept first.
+
+    Args:
+        tasks: {task, reward, base, teacher, student, kept}, as far as they were scored.
+    """
     scores: Mapping[str, Mapping[str, Mapping[str, float]]] = summary["scores"]
     rewards = list(next(iter(scores.values())))
+    if len(rewards) > SHOWN:
+        return score_table(sorted(tasks, key=lambda row: lost(row.get("kept")), reverse=True), len(tasks))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model")
     for reward in rewards:
@@ -158,14 +176,36 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def score_table(rows: Sequence[Mapping[str, Any]], shown: int = SHOWN) -> Table:
+    """Mean rewards of base, teacher and student by task, and the share of the teacher's gain that the student keeps. Of
+    many the `shown` ones of which it keeps least."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("task", "reward", "base", "teacher", "student", "kept"):
+        table.add_column(name, justify="left" if name in ("task", "reward") else "right")
+    first, rest = worst(rows, lambda row: lost(row.get("kept")), shown)
+    for row in first:
+        means = ["" if row.get(who) is None else f"{row[who]:.3f}" for who in ("base", "teacher", "student")]
+        kept = "" if row.get("kept") is None else f"{row['kept']:.0%}"
+        table.add_row(Text(row["task"]), Text(row["reward"]), *means, kept)
+    if rest:
+        shares = [row["kept"] for row in rest if row.get("kept") is not None]
+        table.add_row(others(len(rest)), "", "", "", "", f">= {min(shares):.0%}" if shares else "", style="dim")
+    return table
+
+
 def kept_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The student's share of every teacher's gain, in words; none where nobody teaches."""
+    """The student's share of every teacher's gain, in words, of many the least; none where nobody teaches."""
+    kept: Mapping[str, Mapping[str, float | None]] = summary.get("kept", {})
+    first, rest = worst(list(kept), lambda task: lost(kept[task]["share"]))
     parts = []
-    for task, kept in summary.get("kept", {}).items():
-        if kept["low"] is None:
+    for task in first:
+        share, low, high = (kept[task][key] for key in ("share", "low", "high"))
+        if share is None or low is None or high is None:
             parts.append(f"{task}: the teacher gains nothing here")
         else:
-            parts.append(f"{task} {kept['share']:.0%} [{kept['low']:.0%}, {kept['high']:.0%}]")
+            parts.append(f"{task} {share:.0%} [{low:.0%}, {high:.0%}]")
+    if rest:
+        parts.append(f"and of {others(len(rest))} no less")
     return ["of the teachers' gains the student keeps: " + ", ".join(parts)] if parts else []
 
 
@@ -182,12 +222,17 @@ _BY_CHANCE = "passed, below it by no more than chance"
 
 
 def gate_lines(summary: Mapping[str, Any]) -> list[str]:
-    """A line per rule of the gate."""
-    return [
+    """A line per rule of the gate, of many the missed ones first."""
+    first, rest = worst(summary["gate"], lambda check: not check["passed"])
+    lines = [
         f"gate:    {check['task']} {check['reward']} {check['actual']:.3f}, required {check['required']:.3f}: "
         + ("MISSED" if not check["passed"] else "passed" if check["actual"] >= check["required"] else _BY_CHANCE)
-        for check in summary["gate"]
+        for check in first
     ]
+    if rest:
+        missed = sum(not check["passed"] for check in rest)
+        lines.append(f"gate:    {others(len(rest))}: " + (f"{missed} MISSED" if missed else "passed"))
+    return lines
 
 
 def clock() -> str:

@@ -8,6 +8,7 @@ from opd_core import roles
 from opd_core.api.teachers import ADAPTER, teacher_path, trained_teachers
 from opd_core.api.types import Teacher
 from opd_core.artifacts import TeacherManifest, read_trained_teacher
+from opd_core.brief import named
 from opd_core.ports import free_ports
 from opd_core.stages import Reason, Stage
 
@@ -34,7 +35,7 @@ def teach(run: Run, gpus: Sequence[str] = (), names: Collection[str] = ()) -> No
     for teacher in missing:
         run.stop.check()
         _train(run, teacher, gpus)
-    gains = ", ".join(f"{teacher.name} {_gain(run, teacher)}" for teacher in teachers)
+    gains = named([f"{teacher.name} {_gain(run, teacher)}" for teacher in teachers])
     if missing:
         run.work.finish(Stage.TEACHERS_TRAINED, seconds=time.monotonic() - began)
     reason = Reason.COMPLETED if missing else Reason.UP_TO_DATE

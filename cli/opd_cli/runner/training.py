@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from opd_core import roles
 from opd_core.api.digests import weights_digest
+from opd_core.brief import named
 from opd_core.ports import free_ports
 from opd_core.stages import Reason, Stage
 
@@ -73,7 +74,7 @@ def _start_teachers(
     if not groups:
         run.display.stage(Stage.TEACHERS_READY, Reason.DISABLED, roles.no_servers(run.spec))
         return []
-    names = ", ".join(teacher.name for teacher in run.spec.teachers)
+    names = named([teacher.name for teacher in run.spec.teachers])
     run.display.stage(Stage.TEACHERS_READY, Reason.STARTING, f"{len(groups)} Triton server(s) for {names}")
     began = time.monotonic()
 

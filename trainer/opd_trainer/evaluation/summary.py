@@ -102,7 +102,7 @@ def task_means(spec: Spec, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         models = {"base": "base", "teacher": f"teacher:{teacher.name}", "student": "student"}
         scored = {role: model for role, model in models.items() if model in summary["scores"]}
         means = {role: summary["scores"][model][name]["mean"] for role, model in scored.items()}
-        share = summary["kept"].get(teacher.name, {}).get("share")
+        share = summary.get("kept", {}).get(teacher.name, {}).get("share")
         row = {
             "task": teacher.name,
             "reward": teacher.rewards[0],
