@@ -31,6 +31,7 @@ from opd_core.models.adapter_pool import AdapterPool
 from opd_core.models.adapters import load_adapter, model_layers, use_adapter
 from opd_core.models.fingerprint import adapter_fingerprint
 from opd_core.models.pipeline import Model
+from opd_core.scales import Scales
 from opd_core.teachers.engine import Engine, Query
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
@@ -123,14 +124,14 @@ def main() -> None:
             "pooled": torch.randn(CONFIG["pooled_projection_dim"]),
         }
     )
-    latents, sigmas, ones = torch.randn(count, 16, SIDE, SIDE), torch.linspace(1.0, 0.1, count), torch.ones(count)
+    latents, sigmas, off = torch.randn(count, 16, SIDE, SIDE), torch.linspace(1.0, 0.1, count), Scales(1.0)
     told = [prompt] * count
 
     def ask(teachers: Tensor) -> Tensor:
-        return engine.answer(Query(teachers, latents, sigmas, ones, told, told))
+        return engine.answer(Query(teachers, latents, sigmas, torch.tensor([off] * count), told, told))
 
     def of_peft(model: Model) -> Tensor:
-        return model.velocity(latents, sigmas, model.prompts(told, told, ones.tolist()))
+        return model.velocity(latents, sigmas, model.prompts(told, told, [off] * count))
 
     def one_by_peft() -> Tensor:
         use_adapter(peft.transformer, "teacher-0")
@@ -138,7 +139,7 @@ def main() -> None:
 
     def one_after_the_other() -> Tensor:
         each = (
-            Query(torch.tensor([i]), latents[i : i + 1], sigmas[i : i + 1], ones[:1], told[:1], told[:1])
+            Query(torch.tensor([i]), latents[i : i + 1], sigmas[i : i + 1], torch.tensor([off]), told[:1], told[:1])
             for i in range(count)
         )
         return torch.cat([engine.answer(query) for query in each])

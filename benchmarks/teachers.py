@@ -47,7 +47,9 @@ def main() -> None:
 
         def ask(client: GrpcTeachers) -> None:
             ones = torch.ones(arguments.rows)
-            client.submit("ocr", latents, ones, ones, [prompt] * arguments.rows, prompt).result()
+            client.submit(
+                "ocr", latents, ones, torch.ones(arguments.rows, 2), [prompt] * arguments.rows, prompt
+            ).result()
 
         seconds: dict[str, list[float]] = {"alone": [], "beside a dead one": []}
         clients = dict(zip(seconds, (alone, both), strict=True))

@@ -52,6 +52,7 @@ from opd_core.diffusion.noise import draw
 from opd_core.models.adapters import adapter_parameters, load_adapter, use_adapter
 from opd_core.models.pipeline import load_model
 from opd_core.precision import TORCH_DTYPES, arithmetic
+from opd_core.scales import Scales
 from opd_core.uris import resolve
 from opd_trainer.engine import World, init_distributed
 from opd_trainer.loop import train
@@ -120,8 +121,8 @@ def published(spec: Spec, claims: Path, device: str) -> Variant:
     def velocity(x: Tensor, step: int, prompts: Prompts) -> Tensor:
         return model.velocity(x, path[step].sigma, prompts)
 
-    def told(prompts: Sequence[Conditioning], guidance: float) -> Prompts:
-        return model.prompts(prompts, [negative] * len(prompts), [guidance] * len(prompts))
+    def told(prompts: Sequence[Conditioning], scales: Scales) -> Prompts:
+        return model.prompts(prompts, [negative] * len(prompts), [scales] * len(prompts))
 
     def mean(x: Tensor, v: Tensor, step: int) -> Tensor:
         return path[step].a * x + path[step].b * v
@@ -133,7 +134,7 @@ def published(spec: Spec, claims: Path, device: str) -> Variant:
                 training_prompt(task.prompts, training.seed, task.name, round_ * count + i).prompt for i in range(count)
             ]
             conditioning = encode(prompts)
-            ours, theirs = told(conditioning, training.guidance_scale), told(conditioning, task.guidance)
+            ours, theirs = told(conditioning, training.scales), told(conditioning, task.scales)
             x = torch.stack([draw(shape, training.seed, "start", task.name, round_, i) for i in range(count)]).to(
                 device
             )
@@ -169,8 +170,8 @@ def floor(spec: Spec, run: Run) -> tuple[Variant, Variant]:
         prompts = stack([run.negative] * rows, model.device, model.dtype)
         return draw((rows, *shape), "floor").to(model.device), half, prompts, half
 
-    students = [inputs(len(rows), training.guidance_scale != 1) for rows in run.batches]
-    teachers = [inputs(training.images_per_task, task.guidance != 1) for task in run.tasks]
+    students = [inputs(len(rows), model.guidance.guides(training.scales)) for rows in run.batches]
+    teachers = [inputs(training.images_per_task, model.guidance.guides(task.scales)) for task in run.tasks]
 
     def student(round_: int) -> None:
         for arguments in students * len(run.path):

@@ -30,6 +30,7 @@ from opd_core.models.adapters import adapter_parameters, add_student_adapter
 from opd_core.models.pipeline import Model
 from opd_core.ports import free_ports
 from opd_core.precision import TORCH_DTYPES
+from opd_core.scales import Scales
 from opd_core.teachers.engine import Engine as TeacherEngine
 from opd_core.teachers.engine import Query
 from opd_trainer.engine import Engine, init_distributed, shutdown
@@ -102,7 +103,7 @@ class Bench:
         return self.teacher.answer(
             Query(
                 teachers=torch.zeros(count, dtype=torch.int64), latents=x, sigmas=torch.full((count,), sigma),
-                guidance=torch.full((count,), 4.5), conditioning=[self.prompt] * count, negative=[self.prompt] * count,
+                scales=torch.tensor([Scales(4.5)] * count), conditioning=[self.prompt] * count, negative=[self.prompt] * count,
             ),
         )  # fmt: skip
 

@@ -122,7 +122,7 @@ def held_out_errors(run: Run, distillation: OPDDistillation) -> dict[str, float]
         prompts = student_prompts(run.model, spec.training, conditioning, run.negative)
         shape = run.model.latent_shape(resolution.width, resolution.height)
         x = torch.randn((PROMPTS, *shape), generator=torch.Generator().manual_seed(7 + i))
-        theirs, total = torch.full((PROMPTS,), task.guidance), 0.0
+        theirs, total = torch.tensor([task.scales] * PROMPTS), 0.0
         before: torch.Tensor | None = None
         for step in path:
             sigmas = torch.full((PROMPTS,), step.sigma)

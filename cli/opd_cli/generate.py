@@ -45,6 +45,9 @@ def generate(
     frames: Annotated[int | None, typer.Option(help="Frames of a video; default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Solver steps; default: the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; default: the model's.")] = None,
+    true_cfg: Annotated[
+        float | None, typer.Option(help="The same beside a guidance that the network takes; default: the model's.")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image does not show.")] = None,
     claims: Annotated[
         Path | None, typer.Option(help="Folder with one entry per claim; default: the one of the run around --student.")
@@ -72,6 +75,7 @@ def generate(
     parameters: dict[str, Any] = {"seed": seed, "n": n, "size": size, "frames": frames, "steps": steps}
     parameters |= {
         "guidance": guidance,
+        "true_cfg": true_cfg,
         "negative_prompt": negative_prompt,
         "output_format": _FORMATS[out.suffix.lower()],
     }

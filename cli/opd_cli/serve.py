@@ -50,6 +50,9 @@ def serve(
     guidance_scale: Annotated[
         float | None, typer.Option(help="Of requests without guidance; default: the student's.")
     ] = None,
+    true_cfg_scale: Annotated[
+        float | None, typer.Option(help="Of requests without true_cfg, of FLUX.1; default: the student's.")
+    ] = None,
     max_sequence_length: Annotated[
         int | None, typer.Option(min=1, help="T5 tokens of a prompt; default: the student's.")
     ] = None,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -15,12 +16,14 @@ from pydantic.alias_generators import to_camel
 from opd_core.errors import InvalidError, RefusedError, StorageError
 from opd_core.model_card import model_card
 from opd_core.models.adapter_keys import Format
+from opd_core.scales import Scales
 from opd_core.uris import claim_path
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 MANIFEST = "manifest.json"
 TEACHER_MANIFEST = "teacher.json"
 CARD = "README.md"
+TrueCfg = Annotated[float, Field(exclude_if=lambda scale: scale == 1)]  # manifests without it are as they were
 _PACKAGES = ("diffusion-opd", "torch", "diffusers", "transformers", "peft", "deepspeed", "tritonclient")
 
 
@@ -38,8 +41,13 @@ class Source(_Part):
 class TeacherSource(Source):
     name: str
     guidance_scale: float
+    true_cfg_scale: TrueCfg = 1.0
     prompts_uri: str
     prompts_digest: str
+
+    @property
+    def scales(self) -> Scales:
+        return Scales(self.guidance_scale, self.true_cfg_scale)
 
 
 class SamplingDefaults(_Part):
@@ -49,8 +57,13 @@ class SamplingDefaults(_Part):
     height: int
     steps: int
     guidance_scale: float
+    true_cfg_scale: TrueCfg = 1.0
     max_sequence_length: int
     frames: int = Field(1, exclude_if=lambda frames: frames == 1)  # manifests of images are as they were
+
+    @property
+    def scales(self) -> Scales:
+        return Scales(self.guidance_scale, self.true_cfg_scale)
 
 
 class Score(_Part):
@@ -122,6 +135,7 @@ class TeacherManifest(_Part):
     algorithm: str
     round: int
     guidance_scale: float
+    true_cfg_scale: TrueCfg = 1.0
     base: Source
     prompts_uri: str
     prompts_digest: str

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from opd_core.families.guidance import Guidance
+from opd_core.scales import Scales
 from opd_core.teachers.contract import MASK, content_key
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -59,9 +60,9 @@ class Conditioning:
         return {}
 
 
-def likeness(guidance: Guidance, positive: Conditioning, negative: Conditioning, scale: float) -> Likeness:
+def likeness(guidance: Guidance, positive: Conditioning, negative: Conditioning, scales: Sequence[float]) -> Likeness:
     """What rows must share that a forward pass takes together."""
-    guided = guidance.guides(scale)
+    guided = guidance.guides(scales)
     return guided, positive.shapes, negative.shapes if guided else ()
 
 
@@ -74,12 +75,12 @@ class Group:
         rows: their places in the batch, on its device; None: they are all of it, in order.
         branches: of the conditional branch and, where they are guided, of the unconditional one, tensors [b, ...] by
             name; a single one [2 b, ...] with both, one behind the other, where their shapes are equal.
-        scale: [b] float32.
+        scales: [b, 2] float32, as `Scales`.
     """
 
     rows: Tensor | None
     branches: Sequence[Mapping[str, Tensor]]
-    scale: Tensor
+    scales: Tensor
     guided: bool
 
     @property
@@ -101,16 +102,16 @@ class Prompts:
         guidance: Guidance,
         positive: Sequence[Conditioning],
         negative: Sequence[Conditioning],
-        scale: Sequence[float],
+        scales: Sequence[Scales],
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> Self:
-        """Of B rows, which may differ in everything: conditioning, negative conditioning and guidance scale.
+        """Of B rows, which may differ in everything: conditioning, negative conditioning and scales.
 
         Rows of equal shapes are computed together, so that padding, and with it an answer, never depends on company.
         """
         places: dict[Likeness, list[int]] = {}
-        for i, row in enumerate(zip(positive, negative, scale, strict=True)):
+        for i, row in enumerate(zip(positive, negative, scales, strict=True)):
             places.setdefault(likeness(guidance, *row), []).append(i)
         groups = []
         for (guided, *_), rows in places.items():
@@ -124,7 +125,7 @@ class Prompts:
                 Group(
                     rows=None if whole else torch.tensor(rows, device=device),
                     branches=branches,
-                    scale=torch.tensor([scale[i] for i in rows], dtype=torch.float32, device=device),
+                    scales=torch.tensor([scales[i] for i in rows], dtype=torch.float32, device=device),
                     guided=guided,
                 )
             )

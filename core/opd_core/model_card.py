@@ -54,13 +54,11 @@ def _body(manifest: "StudentManifest", to: Format) -> Iterator[str]:
     yield f"A {what}, {made} by Diffusion OPD ([arXiv 2605.15055](https://arxiv.org/abs/2605.15055)).\n"
     sampling = manifest.sampling
     size = f"{sampling.width} x {sampling.height}" + (f" x {sampling.frames}" if sampling.frames > 1 else "")
-    yield f"Made for {size} pixels, {sampling.steps} steps, guidance {sampling.guidance_scale:g}. {_USE[to]}\n"
+    yield f"Made for {size} pixels, {sampling.steps} steps, {sampling.scales.words}. {_USE[to]}\n"
     yield "## Made from\n"
     sources = [("base", manifest.base.uri, manifest.base.fingerprint)]
     for teacher in manifest.teachers:
-        sources.append(
-            (f"teacher {teacher.name}, guidance {teacher.guidance_scale:g}", teacher.uri, teacher.fingerprint)
-        )
+        sources.append((f"teacher {teacher.name}, {teacher.scales.words}", teacher.uri, teacher.fingerprint))
         sources.append((f"prompts of {teacher.name}", teacher.prompts_uri, teacher.prompts_digest))
     yield from _table(("", "URI", "digest"), sources)
     yield "## How\n"

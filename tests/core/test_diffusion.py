@@ -15,7 +15,8 @@ from opd_core.diffusion.noise import draw, keyed_seed
 from opd_core.diffusion.schedule import Schedule, linear_mu, schedule_from_config
 from opd_core.diffusion.transitions import Coefficients, Interval, transitions
 from opd_core.errors import InvalidError
-from opd_core.families.guidance import CLASSIFIER_FREE, EMBEDDED, NONE, Guidance
+from opd_core.families.guidance import CLASSIFIER_FREE, EMBEDDED, NONE, TRUE_CFG, Guidance
+from opd_core.scales import Scales
 
 SD35 = {"shift": 3.0}
 
@@ -233,8 +234,16 @@ def prompts(kind, positive, negative, scales):
 PRODUCT = Guidance(off=0.0, combine=lambda conditional, unconditional, g: conditional * (1 + g * unconditional))
 
 
-@pytest.mark.parametrize("kind", [CLASSIFIER_FREE, PRODUCT, NONE, EMBEDDED])
-@pytest.mark.parametrize("scales", [[4.5, 4.5, 4.5, 4.5], [1.0, 1.0, 1.0, 1.0], [1.0, 4.5, 0.0, 2.0]])
+@pytest.mark.parametrize("kind", [CLASSIFIER_FREE, PRODUCT, NONE, EMBEDDED, TRUE_CFG])
+@pytest.mark.parametrize(
+    "scales",
+    [
+        [Scales(4.5)] * 4,
+        [Scales(1.0)] * 4,
+        [Scales(3.5, 4.5)] * 4,
+        [Scales(1.0, 2.0), Scales(4.5), Scales(0.0, 0.5), Scales(2.0, 3.0)],
+    ],
+)
 @pytest.mark.parametrize("lengths", [[3, 3, 3, 3], [3, 2, 3, 2]])
 def test_guidance_is_row_by_row(kind, scales, lengths):
     """As the kind says, whatever the rows beside one are told, how long that is and how they are guided."""
@@ -247,37 +256,49 @@ def test_guidance_is_row_by_row(kind, scales, lengths):
         row = slice(i, i + 1)
 
         def velocity(of, row=row, scale=scale):
-            return network(x[row], s[row], stack([of], "cpu", torch.float32), torch.tensor([scale]))
+            return network(x[row], s[row], stack([of], "cpu", torch.float32), torch.tensor([scale.guidance]))
 
         expected = velocity(positive[i])
-        if kind.off is not None and scale > kind.off:
-            expected = kind.combine(expected, velocity(negative[i]), scale)
+        weight = scale.true_cfg if kind in (EMBEDDED, TRUE_CFG) else scale.guidance
+        if kind.off is not None and weight > kind.off:
+            expected = kind.combine(expected, velocity(negative[i]), weight)
         torch.testing.assert_close(got[row], expected)
         alone = prompts(kind, positive[row], negative[row], [scale])
         assert torch.equal(got[row], guided_velocity(network, x[row], s[row], alone))
 
 
-@pytest.mark.parametrize("kind", [CLASSIFIER_FREE, PRODUCT])
+@pytest.mark.parametrize("kind", [CLASSIFIER_FREE, PRODUCT, EMBEDDED, TRUE_CFG])
 @pytest.mark.parametrize("lengths", [[3, 3, 3], [3, 2, 3]])
 def test_guidance_is_made_of_its_branches(kind, lengths):
     """To the bit, whatever the rows beside one are told and how long that is."""
     x, s = states(3)
     positive = [conditioning(length, i) for i, length in enumerate(lengths)]
-    negative, scales = [conditioning(3, 9)] * 3, [4.5, 1.5, 2.0]
+    negative, scales = [conditioning(3, 9)] * 3, [Scales(4.5, 2.0), Scales(1.5, 4.5), Scales(2.0, 3.0)]
     told = prompts(kind, positive, negative, scales)
     both = guidance_branches(network, x, s, told)
     assert (both.shape, both.dtype) == ((3, 2, 2, 4, 4), torch.float32)
     assert torch.equal(combined(kind, both, torch.tensor(scales)), guided_velocity(network, x, s, told))
     for i in range(3):
         for branch, of in enumerate((positive[i], negative[i])):
-            alone = network(x[i : i + 1], s[i : i + 1], stack([of], "cpu", torch.float32), torch.tensor([scales[i]]))
+            alone = network(
+                x[i : i + 1], s[i : i + 1], stack([of], "cpu", torch.float32), torch.tensor([scales[i].guidance])
+            )
             torch.testing.assert_close(both[i, branch], alone[0])
 
 
-@pytest.mark.parametrize(("kind", "scale"), [(CLASSIFIER_FREE, 1.0), (PRODUCT, 0.0), (NONE, 4.5), (EMBEDDED, 4.5)])
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [
+        (CLASSIFIER_FREE, Scales(1.0, 4.5)),
+        (PRODUCT, Scales(0.0)),
+        (NONE, Scales(4.5, 4.5)),
+        (EMBEDDED, Scales(4.5, 1.0)),
+        (TRUE_CFG, Scales(4.5, 1.0)),
+    ],
+)
 def test_a_row_without_guidance_has_no_second_branch(kind, scale):
     x, s = states(2)
-    told = prompts(kind, [conditioning(3, 1)] * 2, [conditioning(3, 2)] * 2, [4.5, scale])
+    told = prompts(kind, [conditioning(3, 1)] * 2, [conditioning(3, 2)] * 2, [Scales(4.5, 4.5), scale])
     with pytest.raises(InvalidError, match=r"guidance (0|1|4\.5) has one in this model's family"):
         guidance_branches(network, x, s, told)
 
@@ -292,7 +313,7 @@ def test_unguided_rows_cost_one_forward():
     same = [conditioning(3, 0)] * 3
     for kind in (CLASSIFIER_FREE, NONE, EMBEDDED):
         for scales in ([1.0, 1.0, 1.0], [1.0, 4.5, 1.0], [4.5, 4.5, 4.5]):
-            guided_velocity(counting, *states(3), prompts(kind, same, same, scales))
+            guided_velocity(counting, *states(3), prompts(kind, same, same, [Scales(scale) for scale in scales]))
     assert seen == [3, 2, 2, 6, 3, 3, 3, 3, 3, 3]
 
 
@@ -301,7 +322,9 @@ def test_guidance_carries_gradients_through_both_branches():
     for of_prompt in tensors:
         of_prompt["embeds"].requires_grad_(True)
     told = [Conditioning(of_prompt) for of_prompt in tensors]
-    guided_velocity(network, *states(2), prompts(CLASSIFIER_FREE, told[:2], told[2:], [4.5, 1.0])).sum().backward()
+    guided_velocity(
+        network, *states(2), prompts(CLASSIFIER_FREE, told[:2], told[2:], [Scales(4.5), Scales(1.0)])
+    ).sum().backward()
     for of_prompt in tensors[:3]:
         assert of_prompt["embeds"].grad.abs().sum() > 0
     assert tensors[3]["embeds"].grad is None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from opd_core.models.pipeline import load_model
+from opd_core.scales import Scales
 from opd_serving.endpoint import sampling
 from opd_serving.endpoint.sampling import Row
 
@@ -16,7 +17,7 @@ def model(tiny_base):
 def make_row(model, seed: int, prompt: str, steps: int, guidance: float, width: int = 32, height: int = 32) -> Row:
     conditioning, negative = model.encode([prompt, ""], 10)
     noise = sampling.initial_noise(seed, model.latent_shape(width, height), model.device)
-    return Row(noise, sampling.euler_path(model, steps, width, height), conditioning, negative, guidance)
+    return Row(noise, sampling.euler_path(model, steps, width, height), conditioning, negative, Scales(guidance))
 
 
 def advance_to_the_end(model, rows: list[Row], fixed_rows: int) -> None:

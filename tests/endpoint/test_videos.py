@@ -7,11 +7,12 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from opd_core.scales import Scales
 from opd_serving.endpoint.images import Provenance, encode
 
 from tests.browser import browsing
 
-MADE_BY = Provenance("a <model>", "sha256:0", seed=7, steps=4, guidance=3.0)
+MADE_BY = Provenance("a <model>", "sha256:0", seed=7, steps=4, scales=Scales(3.0))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from opd_core.errors import InvalidError
 from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapters import load_adapter, save_adapter
 from opd_core.models.pipeline import load_model
+from opd_core.scales import Scales
 from opd_core.uris import claim_path
 from opd_trainer import evaluate as program
 from opd_trainer.engine import World
@@ -163,7 +164,7 @@ def test_noise_depends_on_the_prompts_number_alone(distillation, tiny_base):
     model = load_model(tiny_base)
     conditioning = model.encode(["a red 7", "two blue 3", "a lovely picture of 5"], 10)
     negative = model.encode([""], 10)[0]
-    candidate = Candidate("base", None, 4.5, "x")
+    candidate = Candidate("base", None, Scales(4.5), "x")
 
     def images(numbers=(0, 1, 2), **changes):
         evaluation = distillation.spec.evaluation.model_copy(update=changes)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from opd_core.api.load import load_spec
+from opd_core.api.training import Training
 from opd_core.artifacts import read_student
 from opd_core.models.adapter_file import read_adapter_file
 from opd_core.models.adapter_keys import Format
@@ -31,7 +32,7 @@ from tests.teacher_server import TeacherServer
 
 from .test_families import FRAMES, HEIGHT, LONGEST, PROMPTS, STEPS, WIDTH, FolderOf, sample
 
-# One each of what can differ: an embedded guidance, an autoencoder's own normalisation, a guidance that is not linear,
+# One each of what can differ: an embedded guidance beside true CFG, an autoencoder's own normalisation, a guidance that is not linear,
 # a mask and another encoding of negative prompts, lists of images and texts, videos, two networks. Stable Diffusion 3
 # lives in all others.
 NAMES = ["flux", "flux2_klein", "qwen_image", "sana", "z_image", "wan", "wan_pair"]
@@ -61,21 +62,26 @@ def world(request: pytest.FixtureRequest, folder_of: FolderOf, tmp_path_factory:
         for kind in ("train", "heldout"):
             lines = [json.dumps({"prompt": f"{prompt} {kind} {task}"}) for prompt in PROMPTS]
             (claims / "world" / f"{task}.{kind}.jsonl").write_text("\n".join(lines))
-    (claims / "spec.yaml").write_text(yaml.safe_dump(spec(FRAMES.get(request.param, 1))))
+    (claims / "spec.yaml").write_text(yaml.safe_dump(spec(request.param)))
     return claims
 
 
+def training_of(world: Path) -> Training:
+    return load_spec(world / "spec.yaml").spec.training
+
+
 def frames_of(world: Path) -> int:
-    content = yaml.safe_load((world / "spec.yaml").read_text())
-    return int(content["spec"]["training"]["resolution"]["frames"])
+    return training_of(world).resolution.frames
 
 
-def spec(frames: int) -> dict[str, Any]:
+def spec(name: str) -> dict[str, Any]:
+    true_cfg = {"trueCfgScale": 2.0} if name == "flux" else {}
     teachers = [
         {
             "name": task,
             "adapter": {"uri": f"pvc://world/{task}"},
             "guidanceScale": 3.0,
+            **true_cfg,
             "prompts": {
                 "uri": f"pvc://world/{task}.train.jsonl",
                 "heldOutUri": f"pvc://world/{task}.heldout.jsonl",
@@ -96,8 +102,9 @@ def spec(frames: int) -> dict[str, Any]:
             "training": {
                 "rounds": 2,
                 "imagesPerTask": 2,
-                "resolution": {"width": WIDTH, "height": HEIGHT, "frames": frames},
+                "resolution": {"width": WIDTH, "height": HEIGHT, "frames": FRAMES.get(name, 1)},
                 "guidanceScale": 3.0,
+                **true_cfg,
                 "sampler": {"type": "ODE", "steps": 2},
                 "objective": {"type": "Velocity"},
                 "optimizer": {"learningRate": 1.0e-2, "schedule": "Constant", "warmupRounds": 0},
@@ -194,6 +201,7 @@ def test_the_endpoint_answers_with_the_students_image(world: Path, work: Path) -
         with Image.open(io.BytesIO(picture)) as opened:
             assert (opened.format, opened.size) == ("PNG" if frames == 1 else "WEBP", (WIDTH, HEIGHT))
             assert (getattr(opened, "n_frames", 1), answer.frames) == (frames, frames)
+        assert (answer.guidance, answer.true_cfg) == training_of(world).scales
     if film:
         with av.open(io.BytesIO(film)) as opened:
             assert sum(1 for _ in opened.decode(video=0)) == frames

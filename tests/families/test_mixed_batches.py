@@ -9,6 +9,7 @@ from opd_core.models.adapter_pool import AdapterPool
 from opd_core.models.adapters import load_adapter, model_layers, use_adapter
 from opd_core.models.fingerprint import adapter_fingerprint
 from opd_core.models.pipeline import load_model
+from opd_core.scales import Scales
 from opd_core.teachers.contract import BASE
 from opd_core.teachers.engine import Engine, Query
 
@@ -36,11 +37,15 @@ def test_each_row_has_its_own_lora_in_every_linear_layer(folder_of: FolderOf, na
     told = [prompt for prompt in model.encode(PROMPTS, LONGEST) for _ in range(3)]
     (negative,) = model.encode([""], LONGEST, negative=True)
     noise = torch.randn(6, *shape_of(model, name), generator=torch.Generator().manual_seed(1))
-    sigmas = torch.linspace(0.9, 0.3, 6)
-    answer = engine.answer(Query(torch.tensor(numbers), noise, sigmas, torch.full((6,), 3.0), told, [negative] * 6))
+    sigmas, scales = torch.linspace(0.9, 0.3, 6), Scales(3.0, 2.0)
+    answer = engine.answer(
+        Query(torch.tensor(numbers), noise, sigmas, torch.tensor([scales] * 6), told, [negative] * 6)
+    )
     for i, number in enumerate(numbers):
         use_adapter(peft.transformer, None if number == BASE else TEACHERS[number])
         with torch.no_grad():
-            alone = peft.velocity(noise[i : i + 1], sigmas[i : i + 1], peft.prompts(told[i : i + 1], [negative], [3.0]))
+            alone = peft.velocity(
+                noise[i : i + 1], sigmas[i : i + 1], peft.prompts(told[i : i + 1], [negative], [scales])
+            )
         assert apart(answer[i : i + 1], alone) < 1e-4, (i, number)
     assert apart(answer[2], answer[3]) > 1e-3

@@ -25,6 +25,7 @@ from opd_core.models.outline import linear_layers, read_outline
 from opd_core.models.pairs import FOLDERS, NETWORKS, split
 from opd_core.models.pipeline import Model, load_model
 from opd_core.models.teacher_files import check_teacher_model, teacher_fingerprint
+from opd_core.scales import Scales
 from opd_serving.endpoint.sampling import in_buckets
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,6 +36,7 @@ from .test_families import LONGEST, PROMPTS, FolderOf, apart, sample, shape_of
 from .test_lora_files import WAN, changes_of, comfy, kohya
 
 BOUNDARY = 0.875
+OFF = Scales(1.0)
 SIGMAS = [0.9, 0.3, BOUNDARY, 0.874, 1.0]  # high noise: the first, the third and the last
 
 
@@ -51,10 +53,10 @@ def noise_of(model: Model, rows: int) -> Tensor:
 def test_each_row_is_answered_by_its_own_network_in_any_company(base: Path) -> None:
     model = load_model(base)
     noise, (prompt,) = noise_of(model, len(SIGMAS)), model.encode(PROMPTS[:1], LONGEST)
-    together = model.velocity(noise, torch.tensor(SIGMAS), model.prompts([prompt] * 5, [prompt] * 5, [1.0] * 5))
+    together = model.velocity(noise, torch.tensor(SIGMAS), model.prompts([prompt] * 5, [prompt] * 5, [OFF] * 5))
     for i, sigma in enumerate(SIGMAS):
         row, told = noise[i : i + 1], {"embeds": prompt.tensors["embeds"][None]}
-        alone = model.velocity(row, sigma, model.prompts([prompt], [prompt], [1.0]))
+        alone = model.velocity(row, sigma, model.prompts([prompt], [prompt], [OFF]))
         high, low = (
             model.family.velocity(network, row, torch.tensor([sigma]), told, torch.ones(1))
             for network in (model.pipeline.transformer, model.pipeline.transformer_2)
@@ -98,7 +100,7 @@ def test_both_networks_have_gradients_whichever_was_asked(base: Path) -> None:
         add_student_adapter(model.transformer, rank=2, alpha=2, target_modules=model.family.targets, seed=0, name=name)
     (prompt,) = model.encode(PROMPTS[:1], LONGEST)
     use_adapter(model.transformer, "student")
-    model.velocity(noise_of(model, 1), 0.9, model.prompts([prompt], [prompt], [1.0])).square().mean().backward()
+    model.velocity(noise_of(model, 1), 0.9, model.prompts([prompt], [prompt], [OFF])).square().mean().backward()
     gradients = {name: p.grad for name, p in model.transformer.named_parameters() if p.requires_grad}
     own = {name: grad for name, grad in gradients.items() if ".student." in name}
     assert len(own) == 2 * 2 * 20
@@ -117,7 +119,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_either_network(base: Path
             model.transformer.enable_gradient_checkpointing()
         prompt = model.encode(PROMPTS[:1], LONGEST) * 2
         sigmas = torch.tensor([0.9, 0.3])
-        model.velocity(noise_of(model, 2), sigmas, model.prompts(prompt, prompt, [1.0, 1.0])).mean().backward()
+        model.velocity(noise_of(model, 2), sigmas, model.prompts(prompt, prompt, [OFF] * 2)).mean().backward()
         found.append({name: p.grad for name, p in model.transformer.named_parameters() if "lora_B" in name})
     for name, grad in found[0].items():
         assert grad is not None
@@ -306,7 +308,7 @@ def test_a_lora_for_one_noise_alone_leaves_the_other_network(base: Path, tmp_pat
     assert {layer.partition(".")[0] for layer in half.layers} == {"transformer_2"}
     model = load_model(base)
     (prompt,), noise = model.encode(PROMPTS[:1], LONGEST), noise_of(model, 2)
-    told, sigmas = model.prompts([prompt] * 2, [prompt] * 2, [1.0] * 2), torch.tensor([0.9, 0.3])
+    told, sigmas = model.prompts([prompt] * 2, [prompt] * 2, [OFF] * 2), torch.tensor([0.9, 0.3])
     with torch.no_grad():
         before = model.velocity(noise, sigmas, told)
         load_adapter(model.transformer, half, "ours")

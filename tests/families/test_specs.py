@@ -19,6 +19,7 @@ from opd_core.models.fingerprint import fingerprint
 from opd_core.models.outline import read_outline
 from opd_core.models.preflight import adapter_problems, model_notes, teacher_problems
 from opd_core.models.teacher_files import check_teacher_model
+from opd_core.scales import Scales
 from opd_serving.endpoint.errors import ApiError
 from opd_serving.endpoint.parameters import Order, parse
 
@@ -85,6 +86,30 @@ def test_what_one_might_not_expect_of_a_family_is_noted(
 ) -> None:
     notes = list(model_notes(spec(guidance, steps), read_outline(folder_of(name))))
     assert [note[: len(start)] for note, start in zip(notes, expected, strict=True)] == expected
+
+
+@pytest.mark.parametrize("name", ["flux", "flux_schnell", "qwen_image"])
+def test_true_cfg_where_there_is_none_is_noted(
+    folder_of: Callable[[str], Path], spec: Callable[..., Spec], name: str
+) -> None:
+    asked = spec(4.0, 4)
+    asked = asked.model_copy(update={"training": asked.training.model_copy(update={"true_cfg_scale": 2.0})})
+    notes = [note for note in model_notes(asked, read_outline(folder_of(name))) if "trueCfgScale" in note]
+    none = "spec.training.trueCfgScale is 2 and has no effect: this model's family has guidanceScale alone"
+    assert notes == ([none] if name == "qwen_image" else [])
+
+
+def test_the_endpoint_takes_true_cfg_where_the_model_has_it(folder_of: Callable[[str], Path]) -> None:
+    def asked(name: str, **body: Any) -> Order:
+        return order(folder_of(name), {"guidance": 3.5, **body}, frames=1)
+
+    both = asked("flux", true_cfg=2.0, negative_prompt="b")
+    assert (both.request.scales, both.request.guided, both.ignored) == (Scales(3.5, 2.0), True, ())
+    assert asked("flux", true_cfg_scale=0.5).request.scales == Scales(3.5, 1.0)  # as it is computed
+    with pytest.raises(ApiError, match="negative_prompt has no effect at true_cfg 1 and less; use true_cfg above 1"):
+        asked("flux", negative_prompt="b")
+    assert asked("qwen_image", true_cfg=2.0).ignored == ("true_cfg",)
+    assert asked("flux_schnell", true_cfg=2.0).ignored == ("guidance",)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +194,9 @@ def test_a_video_model_makes_images_as_well(folder_of: Callable[[str], Path]) ->
     assert (image.request.frames, image.format) == (1, "png")
 
 
-def order(base: Path, body: dict[str, Any]) -> Order:
-    """What an endpoint takes that makes videos of nine frames."""
-    defaults = SamplingDefaults(width=64, height=32, frames=9, steps=3, guidance_scale=3.0, max_sequence_length=16)
+def order(base: Path, body: dict[str, Any], frames: int = 9) -> Order:
+    """What an endpoint takes that makes videos of nine frames, or of so many."""
+    defaults = SamplingDefaults(width=64, height=32, frames=frames, steps=3, guidance_scale=3.0, max_sequence_length=16)
     return parse(
         {"prompt": "a", **body}, names=["it"], defaults=defaults, outline=read_outline(base), max_pixels=64 * 32 * 9
     )

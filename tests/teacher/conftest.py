@@ -78,23 +78,26 @@ def model(tiny_base) -> Model:
     return load_model(tiny_base, parts={"text"})
 
 
+def scales_of(guidance: torch.Tensor) -> torch.Tensor:
+    """[B, 2] of guidance [B], without true CFG."""
+    return torch.stack([guidance, torch.ones_like(guidance)], 1)
+
+
 @dataclass(frozen=True)
 class Rows:
     """B states with their prompts."""
 
     latents: torch.Tensor
     sigmas: torch.Tensor
-    guidance: torch.Tensor
+    scales: torch.Tensor
     conditioning: list[Conditioning]
     negative: Conditioning
 
     def __getitem__(self, span: slice) -> "Rows":
-        return Rows(self.latents[span], self.sigmas[span], self.guidance[span], self.conditioning[span], self.negative)
+        return Rows(self.latents[span], self.sigmas[span], self.scales[span], self.conditioning[span], self.negative)
 
     def ask(self, client, teacher: str, **more):
-        return client.submit(
-            teacher, self.latents, self.sigmas, self.guidance, self.conditioning, self.negative, **more
-        )
+        return client.submit(teacher, self.latents, self.sigmas, self.scales, self.conditioning, self.negative, **more)
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +109,6 @@ def rows(model, tiny_world) -> Rows:
     guidance[::5] = 1.0
     g = torch.Generator().manual_seed(3)
     return Rows(
-        torch.randn(32, 16, 8, 8, generator=g), torch.linspace(1.0, 0.02, 32), guidance, conditioning,
+        torch.randn(32, 16, 8, 8, generator=g), torch.linspace(1.0, 0.02, 32), scales_of(guidance), conditioning,
         model.encode([""], 10)[0],
     )  # fmt: skip

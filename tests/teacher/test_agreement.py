@@ -9,6 +9,7 @@ import torch
 from opd_core.errors import RefusedError
 from opd_core.models.adapter_file import read_teacher
 from opd_core.models.fingerprint import fingerprint
+from opd_core.scales import Scales
 from opd_core.teachers.agreement import check_identity, self_test
 
 from tests.teacher.conftest import TEACHERS
@@ -24,9 +25,9 @@ def test_identity_and_self_test_of_the_right_service(client, rows, tiny_base, ti
 
 def tried(client, rows, teachers, student=lambda latents, _: torch.zeros_like(latents)):
     """The self-test of teachers on one server, by default of a student as far from them as zero is."""
-    guidance = dict.fromkeys(teachers, 4.5)
+    scales = dict.fromkeys(teachers, Scales(4.5))
     prompts = rows.conditioning[0], rows.negative
-    return self_test(client, guidance, [teachers[0]], (16, 8, 8), *prompts, student, rounding=1e-3)
+    return self_test(client, scales, [teachers[0]], (16, 8, 8), *prompts, student, rounding=1e-3)
 
 
 def test_another_base_teacher_or_length_is_refused_with_every_difference(client, tiny_base, tiny_world, tmp_path):

@@ -20,6 +20,7 @@ from opd_core.models.adapters import load_adapter, use_adapter
 from opd_core.models.fingerprint import adapter_fingerprint
 from opd_core.models.pipeline import Model, load_model
 from opd_core.precision import TORCH_DTYPES
+from opd_core.scales import Scales
 from opd_core.teachers import contract
 from opd_core.teachers.engine import ConditioningCache, Engine, Query, UnknownKeyError
 from opd_core.teachers.grpc_client import connect
@@ -28,7 +29,7 @@ from opd_core.teachers.wire import register_inputs
 from opd_core.uris import cache_dir
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from tests.teacher.conftest import QUICK, TEACHERS
+from tests.teacher.conftest import QUICK, TEACHERS, scales_of
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,9 @@ def test_the_base_answers_in_the_teachers_batches(client, local, rows, tiny_base
     """Among concurrent questions to all teachers, as an extrapolation asks."""
     several = [(rows.ask(client, teacher), rows.ask(client, teacher, base=True)) for teacher in TEACHERS]
     model = load_model(tiny_base, parts={"transformer"})
-    prompts = model.prompts(rows.conditioning, [rows.negative] * len(rows.latents), rows.guidance.tolist())
+    prompts = model.prompts(
+        rows.conditioning, [rows.negative] * len(rows.latents), [Scales(*each) for each in rows.scales.tolist()]
+    )
     with torch.no_grad():
         expected = model.velocity(rows.latents, rows.sigmas, prompts)
     for teacher, base in several:
@@ -59,7 +62,7 @@ def test_the_base_answers_in_the_teachers_batches(client, local, rows, tiny_base
 
 def test_both_branches_come_in_the_teachers_batches(client, local, rows, tiny_base):
     """Of teacher and base, among concurrent questions for velocities, which guidance makes of them."""
-    rows = replace(rows, guidance=torch.linspace(1.5, 6.0, 32))
+    rows = replace(rows, scales=scales_of(torch.linspace(1.5, 6.0, 32)))
     asked = [(rows.ask(client, name, branches=True), rows.ask(client, name)) for name in TEACHERS]
     base = rows.ask(client, "ocr", base=True, branches=True).result()
     for name, (branches, velocity) in zip(TEACHERS, asked, strict=True):
@@ -67,11 +70,11 @@ def test_both_branches_come_in_the_teachers_batches(client, local, rows, tiny_ba
         assert (both.shape, both.dtype) == ((32, 2, 16, 8, 8), torch.float32)
         torch.testing.assert_close(both, here.half().float(), rtol=2e-3, atol=2e-3)
         torch.testing.assert_close(
-            combined(CLASSIFIER_FREE, both, rows.guidance), velocity.result(), rtol=0.02, atol=0.02
+            combined(CLASSIFIER_FREE, both, rows.scales), velocity.result(), rtol=0.02, atol=0.02
         )
-        assert torch.equal(combined(CLASSIFIER_FREE, here, rows.guidance), rows.ask(local, name).result())
+        assert torch.equal(combined(CLASSIFIER_FREE, here, rows.scales), rows.ask(local, name).result())
     model = load_model(tiny_base, parts={"transformer"})
-    alone = [model.prompts(told, told, [1.0] * 32) for told in (rows.conditioning, [rows.negative] * 32)]
+    alone = [model.prompts(told, told, [Scales(1.0)] * 32) for told in (rows.conditioning, [rows.negative] * 32)]
     with torch.no_grad():
         expected = torch.stack([model.velocity(rows.latents, rows.sigmas, prompts) for prompts in alone], 1)
     torch.testing.assert_close(base, expected.half().float(), rtol=2e-3, atol=2e-3)
@@ -79,7 +82,7 @@ def test_both_branches_come_in_the_teachers_batches(client, local, rows, tiny_ba
 
 
 def test_one_request_may_ask_for_branches_and_velocity(client, server, rows):
-    rows = replace(rows, guidance=torch.full((32,), 4.5))[:4]
+    rows = replace(rows, scales=scales_of(torch.full((32,), 4.5)))[:4]
     both = rows.ask(client, "ocr", branches=True).result()  # and the prompts are registered
     names = (contract.VELOCITY, contract.BRANCHES)
     with triton.InferenceServerClient(server.address) as raw:
@@ -87,7 +90,7 @@ def test_one_request_may_ask_for_branches_and_velocity(client, server, rows):
         answer = raw.infer(contract.MODEL, raw_inputs(rows), outputs=wanted)
     velocity, branches = (torch.from_numpy(answer.as_numpy(name).astype(np.float32)) for name in names)
     assert torch.equal(branches, both)
-    torch.testing.assert_close(combined(CLASSIFIER_FREE, branches, rows.guidance), velocity, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(combined(CLASSIFIER_FREE, branches, rows.scales), velocity, rtol=0.02, atol=0.02)
 
 
 def test_branches_of_a_row_without_guidance_are_refused(client, local, rows):
@@ -117,7 +120,7 @@ def test_a_row_does_not_depend_on_its_batch(client, rows):
 def test_requests_beyond_the_batch_limit_are_split(client, rows):
     many = rows.latents.repeat(3, 1, 1, 1)
     answer = client.submit(
-        "ocr", many, rows.sigmas.repeat(3), rows.guidance.repeat(3), rows.conditioning * 3, rows.negative
+        "ocr", many, rows.sigmas.repeat(3), rows.scales.repeat(3, 1), rows.conditioning * 3, rows.negative
     ).result()
     assert len(many) > contract.MAX_ROWS
     assert answer.shape == (96, 16, 8, 8)
@@ -175,7 +178,7 @@ def raw_inputs(rows, **changed):
     arrays = {
         contract.LATENTS: ("FP32", rows.latents.numpy()),
         contract.SIGMA: ("FP32", rows.sigmas.view(-1, 1).numpy()),
-        contract.GUIDANCE: ("FP32", rows.guidance.view(-1, 1).numpy()),
+        contract.GUIDANCE: ("FP32", rows.scales[:, :1].numpy()),
         contract.TEACHER: ("INT32", np.full((count, 1), 1, np.int32)),
         contract.KEY: ("UINT8", keys),
         contract.NEGATIVE_KEY: ("UINT8", np.repeat(np.frombuffer(rows.negative.key, np.uint8)[None], count, 0)),
@@ -332,9 +335,9 @@ def engine(tiny_base, tiny_world):
 
 
 def query(rows, teachers, guidance=None):
-    guidance = rows.guidance if guidance is None else torch.full_like(rows.guidance, guidance)
+    scales = rows.scales if guidance is None else scales_of(torch.full_like(rows.sigmas, guidance))
     negative = [rows.negative] * len(rows.latents)
-    return Query(torch.tensor(teachers), rows.latents, rows.sigmas, guidance, rows.conditioning, negative)
+    return Query(torch.tensor(teachers), rows.latents, rows.sigmas, scales, rows.conditioning, negative)
 
 
 def room_for(monkeypatch, most):

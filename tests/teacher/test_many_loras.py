@@ -12,10 +12,12 @@ from opd_core.models.adapters import load_adapter, use_adapter
 from opd_core.models.fingerprint import adapter_fingerprint
 from opd_core.models.outline import linear_layers
 from opd_core.models.pipeline import load_model
+from opd_core.scales import Scales
 from opd_core.teachers.contract import BASE
 from opd_core.teachers.engine import Engine, Query
 
 from tests.loras import as_kohya, random_lora
+from tests.teacher.conftest import scales_of
 
 # What a file may differ in: rank, scale, kinds of layers, ranks and scales by layer, the root of the rank.
 KINDS = (
@@ -66,9 +68,9 @@ def few(tiny_base, files, engine):
 
 def query(rows, teachers, guidance=None):
     count = len(teachers)
-    scale = rows.guidance[:count] if guidance is None else torch.full((count,), guidance)
+    scales = rows.scales[:count] if guidance is None else scales_of(torch.full((count,), guidance))
     return Query(
-        torch.tensor(teachers), rows.latents[:count], rows.sigmas[:count], scale, rows.conditioning[:count],
+        torch.tensor(teachers), rows.latents[:count], rows.sigmas[:count], scales, rows.conditioning[:count],
         [rows.negative] * count,
     )  # fmt: skip
 
@@ -85,7 +87,7 @@ def test_a_mixed_batch_is_what_peft_makes_of_each_row(tiny_base, files, rows, dt
         load_adapter(peft.transformer, read_teacher(files / name), name)
     for i, number in enumerate(MIXED):
         use_adapter(peft.transformer, None if number == BASE else NAMES[number])
-        prompts = peft.prompts([rows.conditioning[i]], [rows.negative], [float(rows.guidance[i])])
+        prompts = peft.prompts([rows.conditioning[i]], [rows.negative], [Scales(*rows.scales[i].tolist())])
         with torch.no_grad():
             alone = peft.velocity(rows.latents[i : i + 1], rows.sigmas[i : i + 1], prompts)[0]
         if dtype == torch.float32:

@@ -13,6 +13,7 @@ from opd_core.models.adapter_file import read_teacher
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.teacher_files import teacher_files
 from opd_core.roles import teacher_servers
+from opd_core.scales import Scales
 from opd_core.teachers.agreement import check_identity, self_test
 from opd_core.teachers.grpc_client import GrpcTeachers, connect
 from opd_core.teachers.local import LocalTeachers
@@ -77,8 +78,8 @@ def test_servers_of_both_kinds_agree_about_the_base_and_each_names_its_teachers(
     assert info.base == fingerprint(tiny_base)
     assert set(info.teachers) == set(TEACHERS)
     check_identity(both, base=tiny_base, teachers=files, max_sequence_length=10)
-    guidance, student = dict.fromkeys(TEACHERS, 4.5), lambda x, _: 0 * x
-    self_test(both, guidance, ["geneval", "ocr"], (16, 8, 8), rows.conditioning[0], rows.negative, student, 1e-3)
+    scales, student = dict.fromkeys(TEACHERS, Scales(4.5)), lambda x, _: 0 * x
+    self_test(both, scales, ["geneval", "ocr"], (16, 8, 8), rows.conditioning[0], rows.negative, student, 1e-3)
     with pytest.raises(RefusedError, match="teacher ocr: the server has sha256:"):
         check_identity(both, base=tiny_base, teachers={"ocr": files["geneval"]}, max_sequence_length=10)
 

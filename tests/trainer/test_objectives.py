@@ -16,6 +16,7 @@ from opd_core.diffusion.schedule import Schedule, schedule_from_config
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.errors import InvalidError
 from opd_core.families.guidance import CLASSIFIER_FREE, EMBEDDED, NONE, Guidance
+from opd_core.scales import Scales
 from opd_core.uris import resolve
 from opd_trainer.loop import play_round
 from opd_trainer.methods import sft
@@ -158,8 +159,8 @@ def test_the_reported_policy_gradient_is_a_sampled_kl() -> None:
 
 def branched(student: Tensor, target: Tensor, guidance: float = 4.5) -> Match:
     """The match of so many branches [B, 2, size], with guidance `guidance` on both sides."""
-    scale = torch.full((len(student),), guidance)
-    of_student, of_target = (combined(CLASSIFIER_FREE, both, scale) for both in (student, target))
+    scales = torch.tensor([Scales(guidance)] * len(student))
+    of_student, of_target = (combined(CLASSIFIER_FREE, both, scales) for both in (student, target))
     zero = torch.zeros_like(of_target)
     return Match(0, NOISY, zero, None, of_student, of_target, branches=Branches(student, target))
 
@@ -205,6 +206,10 @@ def test_pdm_is_the_guided_distance_where_the_negative_branches_agree() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(of.sum(), student, retain_graph=True)[0][:, 0] for of in losses))
 
 
+PARTS = [r"spec\.training", *(rf"spec\.teachers\[{i}\]" for i in range(3))]
+TRUE_CFG_SCALES = ["spec.training.trueCfgScale", *(f"spec.teachers.{i}.trueCfgScale" for i in range(3))]
+
+
 @pytest.mark.parametrize(
     ("guidance", "changes", "words"),
     [
@@ -220,8 +225,9 @@ def test_pdm_is_the_guided_distance_where_the_negative_branches_agree() -> None:
             [r"spec\.teachers\[1\]\.guidanceScale is 1, .*Velocity"],
         ),
         (Guidance(off=0.0, combine=CLASSIFIER_FREE.combine), {"spec.training.guidanceScale": 1.0}, []),
-        (EMBEDDED, {}, ["this model has no second one; write objective.type: Velocity"]),
-        (NONE, {}, ["this model has no second one"]),
+        (EMBEDDED, {}, [rf"{part}\.trueCfgScale is 1, .* more than 1" for part in PARTS]),
+        (EMBEDDED, dict.fromkeys(TRUE_CFG_SCALES, 2.0), []),
+        (NONE, {}, ["this model has no second one; write objective.type: Velocity"]),
     ],
 )
 def test_branches_that_are_not_there_are_refused(

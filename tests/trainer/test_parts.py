@@ -29,6 +29,7 @@ from opd_core.errors import DivergedError, InvalidError, UnavailableError
 from opd_core.exit_codes import ExitCode
 from opd_core.families.sd3 import SD3
 from opd_core.models.adapters import load_adapter
+from opd_core.scales import Scales
 from opd_core.termination import fit, last_words
 from opd_trainer import loop
 from opd_trainer.batches import Row, rank_rows
@@ -412,9 +413,9 @@ def test_a_student_with_more_layers_than_its_start_starts_as_that(make_run: Call
     adapter = {"rank": 16, "alpha": 32, "targetModules": [*SD3.targets, "ff.net.2"]}
     run = make_run({"spec.student.initFrom": "pvc://tiny-world/teachers/ocr", "spec.student.adapter": adapter})
     x = torch.randn((1, *run.model.latent_shape(32, 32)), generator=torch.Generator().manual_seed(0))
-    prompt, guidance, sigma = run.encode(["3 1"]), torch.tensor([4.5]), torch.tensor([0.9])
-    student = run.model.velocity(x, sigma, run.model.prompts(prompt, [run.negative], [4.5]))
-    teacher = run.method.teachers.submit("ocr", x, sigma, guidance, prompt, run.negative).result()
+    prompt, scales, sigma = run.encode(["3 1"]), Scales(4.5), torch.tensor([0.9])
+    student = run.model.velocity(x, sigma, run.model.prompts(prompt, [run.negative], [scales]))
+    teacher = run.method.teachers.submit("ocr", x, sigma, torch.tensor([scales]), prompt, run.negative).result()
     torch.testing.assert_close(student, teacher, rtol=1e-4, atol=1e-4)
     wider = [p for name, p in run.model.transformer.named_parameters() if "ff.net.2.lora_" in name]
     assert wider

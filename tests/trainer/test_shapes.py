@@ -13,6 +13,7 @@ from opd_core.diffusion.guidance import guided_velocity
 from opd_core.families.sd3 import SD3
 from opd_core.models.adapters import adapter_parameters, add_student_adapter
 from opd_core.models.pipeline import Model
+from opd_core.scales import Scales
 from torch import Tensor
 
 LAYERS, WIDTH, CONTEXT, POOLED, TOKENS = 24, 24 * 64, 4096, 2048, 77 + 128
@@ -75,7 +76,7 @@ def test_guided_forward_keeps_shape_and_answers_in_float32(medium: Model, guidan
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
     told = [Conditioning({"embeds": make(TOKENS, CONTEXT), "pooled": make(POOLED)}) for _ in range(3)]
-    prompts = medium.prompts(told[:2], [told[2]] * 2, guidance)
+    prompts = medium.prompts(told[:2], [told[2]] * 2, [Scales(each) for each in guidance])
     velocity = guided_velocity(
         forward, torch.empty(2, 16, 64, 64, device="meta"), torch.empty(2, device="meta"), prompts
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from opd_core.api.training import Training
 from opd_core.conditioning import Conditioning, Prompts
+from opd_core.scales import Scales
 from torch import Tensor
 
 from opd_trainer.prompt_files import PromptRecord
@@ -19,7 +20,7 @@ class Task:
     """A teacher with its prompts. `share` of the loss: the shares of all tasks sum to 1."""
 
     name: str
-    guidance: float
+    scales: Scales
     share: float
     prompts: Sequence[PromptRecord]
 

@@ -38,7 +38,7 @@ from opd_trainer.encoders import encoders_on_device
 from opd_trainer.engine import ALONE, World, all_reduce, join, shutdown, total
 from opd_trainer.evaluation.checks import failures
 from opd_trainer.evaluation.pictures import save_image
-from opd_trainer.evaluation.sampling import Candidate, model_of, sample_images, student_guidance
+from opd_trainer.evaluation.sampling import Candidate, model_of, sample_images, student_scales
 from opd_trainer.evaluation.summary import scores_of, summarise, task_means
 from opd_trainer.evaluation.tags import tags_of
 from opd_trainer.prompt_files import PromptRecord
@@ -180,21 +180,21 @@ def shares(prompts: Mapping[str, int], batch_size: int, world: World) -> dict[st
 def _candidates(
     spec: Spec, model: Model, base_fingerprint: str, claims: Path, student: Path | None, kinds: Sequence[str]
 ) -> list[Candidate]:
-    guidance = student_guidance(spec)
-    candidates = [Candidate("base", None, guidance, base_fingerprint)] if "base" in kinds else []
+    own = student_scales(spec)
+    candidates = [Candidate("base", None, own, base_fingerprint)] if "base" in kinds else []
     if "teachers" in kinds:
         for teacher in filter(lambda each: each.teaches, spec.teachers):
             files = teacher_files(spec, teacher, partial(resolve, claims=claims))
-            name, scale, key = f"teacher:{teacher.name}", teacher.guidance_scale, teacher_fingerprint(files)
+            name, scales, key = f"teacher:{teacher.name}", teacher.scales, teacher_fingerprint(files)
             if isinstance(files, AdapterFile):
                 lora = fit(files, model_layers(model.transformer))
-                candidates.append(Candidate(name, f"teacher-{teacher.name}", scale, key, lora=lora))
+                candidates.append(Candidate(name, f"teacher-{teacher.name}", scales, key, lora=lora))
             else:
-                candidates.append(Candidate(name, None, scale, key, files))
+                candidates.append(Candidate(name, None, scales, key, files))
     if "student" in kinds and student is not None:
         manifest, weights = read_student(student)
         lora = fit(read_adapter_file(weights), model_layers(model.transformer))
-        candidates.append(Candidate("student", "student", guidance, manifest.digest, lora=lora))
+        candidates.append(Candidate("student", "student", own, manifest.digest, lora=lora))
     return candidates
 
 
@@ -227,7 +227,7 @@ def _key(spec: Spec, candidate: Candidate, base_fingerprint: str, records: dict[
     """Names everything that the rewards depend on."""
     content = {
         "base": base_fingerprint,
-        "model": [candidate.name, candidate.fingerprint, candidate.guidance_scale],
+        "model": [candidate.name, candidate.fingerprint, *candidate.scales],
         "evaluation": spec.evaluation.model_dump(mode="json", include={"seed", "batch_size", "sampler"}),
         "resolution": spec.training.resolution.model_dump(exclude_defaults=True),
         "precision": spec.training.precision.value,

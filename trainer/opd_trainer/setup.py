@@ -186,7 +186,7 @@ def load_tasks(spec: Spec, claims: Path) -> list[Task]:
     return [
         Task(
             name=teacher.name,
-            guidance=teacher.guidance_scale,
+            scales=teacher.scales,
             share=teacher.weight / total,
             prompts=task_prompts(teacher, spec.evaluation, claims).training,
         )
@@ -298,7 +298,7 @@ def agree(run: Run, teachers: TeacherClient, spec: Spec, claims: Path) -> None:
     def student(latents: Tensor, sigma: float) -> Tensor:
         return run.model.velocity(latents.to(run.model.device), sigma, prompts).cpu()
 
-    guidance = {teacher.name: teacher.guidance_scale for teacher in spec.teachers}
+    scales = {teacher.name: teacher.scales for teacher in spec.teachers}
     servers = dict.fromkeys(teacher_servers(spec)) or [()]  # in this process: one
-    tried = [(holds or tuple(guidance))[0] for holds in servers]
-    self_test(teachers, guidance, tried, shape, prompt, run.negative, student, rounding)
+    tried = [(holds or tuple(scales))[0] for holds in servers]
+    self_test(teachers, scales, tried, shape, prompt, run.negative, student, rounding)

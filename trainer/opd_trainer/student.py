@@ -47,6 +47,7 @@ def save_student(
                     uri=teacher_uri(spec, teacher),
                     fingerprint=identity.teachers[teacher.name],
                     guidance_scale=teacher.guidance_scale,
+                    true_cfg_scale=teacher.true_cfg_scale,
                     prompts_uri=teacher.prompts.uri,
                     prompts_digest=identity.prompts[teacher.name],
                 )
@@ -62,6 +63,7 @@ def save_student(
                 frames=spec.training.resolution.frames,
                 steps=spec.evaluation.sampler.steps,
                 guidance_scale=spec.training.guidance_scale,
+                true_cfg_scale=spec.training.true_cfg_scale,
                 max_sequence_length=spec.model.max_sequence_length,
             ),
             license=f"that of the base model {spec.model.uri}",

@@ -40,7 +40,7 @@ from opd_trainer import arguments
 from opd_trainer.alone import alone
 from opd_trainer.checkpoint import Identity
 from opd_trainer.engine import barrier, broadcast, init_distributed
-from opd_trainer.evaluation.sampling import Candidate, student_guidance
+from opd_trainer.evaluation.sampling import Candidate, student_scales
 from opd_trainer.evaluation.statistics import mean_score
 from opd_trainer.evaluation.tags import tags_for, tags_of
 from opd_trainer.methods.reinforcement import Reinforcement
@@ -161,8 +161,8 @@ def compare(run: Run, spec: Spec) -> dict[str, dict[str, Tensor]]:
     """Rewards [N] of base and teacher by reward, equal on all ranks."""
     (teacher,) = spec.teachers
     assert run.validation is not None
-    base = Candidate("base", None, student_guidance(spec), "")
-    own = Candidate("teacher", STUDENT, teacher.guidance_scale, "")
+    base = Candidate("base", None, student_scales(spec), "")
+    own = Candidate("teacher", STUDENT, teacher.scales, "")
     scores = {"base": score(run.validation, run.model, base, run.world)[teacher.name]}
     with run.ema.applied():
         scores["teacher"] = score(run.validation, run.model, own, run.world)[teacher.name]
@@ -193,6 +193,7 @@ def describe(
         algorithm=teacher.training.algorithm.value,
         round=run.training.rounds,
         guidance_scale=teacher.guidance_scale,
+        true_cfg_scale=teacher.true_cfg_scale,
         base=Source(uri=spec.model.uri, fingerprint=identity.base),
         prompts_uri=teacher.prompts.uri,
         prompts_digest=identity.prompts[teacher.name],

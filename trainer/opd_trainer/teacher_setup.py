@@ -8,6 +8,7 @@ from opd_core.api.teachers import completed
 from opd_core.api.types import Spec, Teacher
 
 from opd_trainer.engine import World
+from opd_trainer.evaluation.sampling import student_scales
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.reinforcement_setup import build_reinforcement
 from opd_trainer.rewards.registry import load_rewards
@@ -25,16 +26,18 @@ def teacher_spec(spec: Spec, teacher: Teacher) -> Spec:
             "images_per_task": settings.images_per_round,
             "seed": settings.seed,
             "guidance_scale": teacher.guidance_scale,
+            "true_cfg_scale": teacher.true_cfg_scale,
             "sampler": settings.sampler,
             "optimizer": settings.optimizer,
             "ema": settings.ema,
             "checkpoint": settings.checkpoint,
         }
     )
-    base_guidance = spec.evaluation.guidance_scale
+    of_base = student_scales(spec)
     evaluation = {
         "every_rounds": settings.validate_every_rounds,
-        "guidance_scale": spec.training.guidance_scale if base_guidance is None else base_guidance,
+        "guidance_scale": of_base.guidance,
+        "true_cfg_scale": of_base.true_cfg,
     }
     start = {"init_from": settings.init_from, "init_from_teachers": False}
     student = spec.student.model_copy(update={"adapter": settings.adapter, **start})
@@ -58,5 +61,5 @@ def build_teacher_run(spec: Spec, claims: Path, device: str, world: World) -> Ru
     settings = completed(teacher.training)
     run = build_reinforcement(spec, claims, device, world, settings, prompts, rewards, hurry)
     assert run.validation is not None
-    run.validation = replace(run.validation, guidance=teacher.guidance_scale)
+    run.validation = replace(run.validation, scales=teacher.scales)
     return run

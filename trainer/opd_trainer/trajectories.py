@@ -75,9 +75,9 @@ class Trajectories:
         if not self.branched:
             return None
         run, tasks = self.run, self.batch.task_of_row
-        scales = torch.tensor([task.guidance for task in run.tasks], device=tasks.device)[tasks]
-        own = torch.full_like(scales, run.training.guidance_scale)
-        return Guided(*(partial(combined, run.model.guidance, scale=scale) for scale in (own, scales)))
+        theirs = torch.tensor([task.scales for task in run.tasks], device=tasks.device)[tasks]
+        own = torch.tensor([run.training.scales], device=tasks.device).expand_as(theirs)
+        return Guided(*(partial(combined, run.model.guidance, scales=scales) for scales in (own, theirs)))
 
     def teachers(self, x: Tensor, step: int) -> "TimedAnswers":
         """Ask the teacher of every row's task about `x`; returns at once.
@@ -96,9 +96,8 @@ class Trajectories:
         """What a network without guidance is told of the rows' prompts. A scale that is the network's own input, or has
         no effect, stays the student's."""
         run, prompts = self.run, self.batch.conditioning
-        off = run.model.guidance.off
-        scale = run.training.guidance_scale if off is None else off
-        return run.model.prompts(prompts, [run.negative] * len(prompts), [scale] * len(prompts))
+        scales = run.model.guidance.without(run.training.scales)
+        return run.model.prompts(prompts, [run.negative] * len(prompts), [scales] * len(prompts))
 
     def _ask(self, x: Tensor, sigmas: Tensor, where: str) -> "TimedAnswers":
         run = self.run
@@ -119,7 +118,7 @@ class Trajectories:
             run.tasks[task].name,
             states[span],
             sigmas[span],
-            torch.full((span.stop - span.start,), run.tasks[task].guidance),
+            torch.tensor([run.tasks[task].scales] * (span.stop - span.start)),
             self.batch.conditioning[span],
             run.negative,
             base,
@@ -145,7 +144,7 @@ def student_prompts(
     model: Model, training: Training, prompts: Sequence[Conditioning], negative: Conditioning
 ) -> Prompts:
     """What the student is told of so many prompts, with the spec's guidance."""
-    return model.prompts(prompts, [negative] * len(prompts), [training.guidance_scale] * len(prompts))
+    return model.prompts(prompts, [negative] * len(prompts), [training.scales] * len(prompts))
 
 
 @dataclass(frozen=True)

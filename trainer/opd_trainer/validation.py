@@ -12,6 +12,7 @@ import torch
 from opd_core.api.types import Spec
 from opd_core.conditioning import Conditioning
 from opd_core.models.pipeline import Model
+from opd_core.scales import Scales
 from torch import Tensor
 
 from opd_trainer.ema import Ema
@@ -19,7 +20,7 @@ from opd_trainer.encoders import encoders_on_device
 from opd_trainer.engine import World, all_reduce
 from opd_trainer.evaluation import LOOK_IMAGES, VALIDATION_PROMPTS
 from opd_trainer.evaluation.pictures import save_look
-from opd_trainer.evaluation.sampling import Candidate, sample_images, student_guidance
+from opd_trainer.evaluation.sampling import Candidate, sample_images, student_scales
 from opd_trainer.prompt_files import PromptRecord
 from opd_trainer.prompts import held_out_prompts
 from opd_trainer.record import Rewards
@@ -28,11 +29,11 @@ from opd_trainer.rewards.registry import RewardFn
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What is scored, and by what; by task. `prompts` and `conditioning` are in the order of the evaluation, `guidance`
-    is that of the model in training."""
+    """What is scored, and by what; by task. `prompts` and `conditioning` are in the order of the evaluation, `scales`
+    are those of the model in training."""
 
     spec: Spec
-    guidance: float
+    scales: Scales
     prompts: Mapping[str, Sequence[PromptRecord]]
     conditioning: Mapping[str, Sequence[Conditioning]]
     negative: Conditioning
@@ -59,7 +60,7 @@ def build_validation(
     with encoders_on_device(model):
         conditioning = {task: model.encode([r.prompt for r in records], length) for task, records in prompts.items()}
         (negative,) = model.encode([""], length, negative=True)
-    return Validation(spec, student_guidance(spec), prompts, conditioning, negative, rewards)
+    return Validation(spec, student_scales(spec), prompts, conditioning, negative, rewards)
 
 
 def look(validation: Validation, model: Model, adapter: str, ema: Ema, world: World, folder: Path) -> Rewards:
@@ -78,7 +79,7 @@ def look(validation: Validation, model: Model, adapter: str, ema: Ema, world: Wo
         prompts={task: records[:VALIDATION_PROMPTS] for task, records in validation.prompts.items()},
         conditioning={task: rows[:VALIDATION_PROMPTS] for task, rows in validation.conditioning.items()},
     )
-    candidate = Candidate("student", adapter, validation.guidance, fingerprint="")
+    candidate = Candidate("student", adapter, validation.scales, fingerprint="")
     with ema.applied():
         scores = score(few, model, candidate, world, folder)
     return {task: {name: float(of.mean()) for name, of in by_reward.items()} for task, by_reward in scores.items()}

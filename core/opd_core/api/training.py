@@ -8,6 +8,7 @@ from pydantic import Field
 from opd_core.api import sentences
 from opd_core.api.base import Guidance, Model, OptionalUri, PluginName
 from opd_core.api.pod import Pod
+from opd_core.scales import Scales
 
 
 class SamplerType(StrEnum):
@@ -305,6 +306,10 @@ class Training(Model):
         default=4.5,
         description="Guidance of the student, as the model's family has it; of Stable Diffusion 3, 1 is off.",
     )
+    true_cfg_scale: Guidance = Field(
+        default=1.0,
+        description="Classifier-free guidance of the student beside guidanceScale, of FLUX.1 alone; at most 1 is off.",
+    )
     method: Method = Field(
         default=Method.OPD,
         description="OPD: match the teachers along the student's own trajectories. SFT: learn the teachers' images. "
@@ -334,6 +339,10 @@ class Training(Model):
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed engine.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="When to save, how much to keep.")
     pod: Pod = Field(default_factory=Pod, description="Training pods.")
+
+    @property
+    def scales(self) -> Scales:
+        return Scales(self.guidance_scale, self.true_cfg_scale)
 
     @property
     def world_size(self) -> int:

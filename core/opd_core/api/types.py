@@ -20,6 +20,7 @@ from opd_core.api.training import (
     TeacherTraining,
     Training,
 )
+from opd_core.scales import Scales
 
 API_VERSION = "opd.dev/v1alpha1"
 KIND = "OPDDistillation"
@@ -130,6 +131,10 @@ class Teacher(Model):
         default=4.5,
         description="Guidance of this teacher, as the model's family has it; of Stable Diffusion 3, at most 1 is off.",
     )
+    true_cfg_scale: Guidance = Field(
+        default=1.0,
+        description="Classifier-free guidance of this teacher beside guidanceScale, of FLUX.1; at most 1 is off.",
+    )
     weight: float = Field(
         default=1.0, ge=0, le=1000, description="Share of this task in the loss, relative to the others."
     )
@@ -137,6 +142,10 @@ class Teacher(Model):
     rewards: list[PluginName] = Field(
         min_length=1, max_length=16, description="Rewards of this task: registered names or module:function."
     )
+
+    @property
+    def scales(self) -> Scales:
+        return Scales(self.guidance_scale, self.true_cfg_scale)
 
     @property
     def teaches(self) -> bool:
@@ -203,6 +212,9 @@ class Evaluation(Model):
     batch_size: int = Field(default=16, ge=1, le=4096, description="Images computed at once.")
     guidance_scale: Guidance | None = Field(
         default=None, description="Guidance of base and student; absent: training's."
+    )
+    true_cfg_scale: Guidance | None = Field(
+        default=None, description="trueCfgScale of base and student; absent: training's."
     )
     sampler: EvaluationSampler = Field(
         default_factory=EvaluationSampler, description="How evaluation images are sampled."

@@ -40,12 +40,12 @@ def guidance_branches(forward: Forward, latents: Tensor, sigmas: Tensor, prompts
     Raises:
         InvalidError: a row has no guidance, and so no second branch.
     """
-    return _by_group(lambda *rows: torch.stack(_both(forward, *rows), 1), latents, sigmas, prompts)
+    return _by_group(lambda *rows: torch.stack(_both(forward, prompts.guidance, *rows), 1), latents, sigmas, prompts)
 
 
-def combined(guidance: Guidance, branches: Tensor, scale: Tensor) -> Tensor:
-    """The guided velocity [B, *latent] of both branches [B, 2, *latent], with the scale [B] of every row."""
-    return _combined(guidance, branches[:, 0], branches[:, 1], scale)
+def combined(guidance: Guidance, branches: Tensor, scales: Tensor) -> Tensor:
+    """The guided velocity [B, *latent] of both branches [B, 2, *latent], with the scales [B, 2] of every row."""
+    return _combined(guidance, branches[:, 0], branches[:, 1], scales)
 
 
 def _by_group(
@@ -63,27 +63,29 @@ def _by_group(
 
 def _velocity(forward: Forward, guidance: Guidance, latents: Tensor, sigmas: Tensor, group: Group) -> Tensor:
     if not group.guided:
-        return forward(latents, sigmas, group.branches[0], group.scale).float()
-    return _combined(guidance, *_both(forward, latents, sigmas, group), group.scale)
+        return forward(latents, sigmas, group.branches[0], group.scales[:, 0]).float()
+    return _combined(guidance, *_both(forward, guidance, latents, sigmas, group), group.scales)
 
 
-def _combined(guidance: Guidance, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+def _combined(guidance: Guidance, conditional: Tensor, unconditional: Tensor, scales: Tensor) -> Tensor:
     assert guidance.combine is not None
-    return guidance.combine(conditional, unconditional, scale.view(-1, *[1] * (conditional.ndim - 1)))
+    weight = scales[:, guidance.column].view(-1, *[1] * (conditional.ndim - 1))
+    return guidance.combine(conditional, unconditional, weight)
 
 
-def _both(forward: Forward, latents: Tensor, sigmas: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+def _both(forward: Forward, guidance: Guidance, latents: Tensor, sigmas: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     """The conditional and the unconditional velocity."""
     if not group.guided:
+        weight = float(group.scales[0, guidance.column])
         raise InvalidError(
-            f"both branches of guidance are asked for, and guidance {float(group.scale[0]):g} has one in this model's "
-            "family; raise guidanceScale, or write another objective"
+            f"both branches of guidance are asked for, and guidance {weight:g} has one in this model's family; raise "
+            f"{guidance.field}, or write another objective"
         )
     if len(group.branches) == 1:  # both at once
-        twice = [torch.cat([tensor, tensor]) for tensor in (latents, sigmas, group.scale)]
+        twice = [torch.cat([tensor, tensor]) for tensor in (latents, sigmas, group.scales[:, 0])]
         conditional, unconditional = forward(twice[0], twice[1], group.branches[0], twice[2]).float().chunk(2)
     else:
         conditional, unconditional = (
-            forward(latents, sigmas, branch, group.scale).float() for branch in group.branches
+            forward(latents, sigmas, branch, group.scales[:, 0]).float() for branch in group.branches
         )
     return conditional, unconditional

@@ -1,13 +1,14 @@
 """FLUX.1: tokens of two by two latent pixels with their positions; T5 gives tokens, CLIP one pooled vector.
 
-The guidance scale is an input of FLUX.1-dev's network, where 1 is a value like others; FLUX.1-schnell has none.
+The guidance scale is an input of FLUX.1-dev's network, where 1 is a value like others; FLUX.1-schnell has none. A
+second scale, true CFG, guides both by a negative prompt besides.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from opd_core.families.family import Configs, Family, Native, Outline, TextWindow
-from opd_core.families.guidance import EMBEDDED, NONE
+from opd_core.families.guidance import EMBEDDED, TRUE_CFG
 from opd_core.families.shared import JOINT_ATTENTION, decode_shifted, uniform_schedule
 from opd_core.teachers.contract import FREE
 
@@ -24,7 +25,7 @@ def outline(configs: Configs) -> Outline:
     embedded = transformer["guidance_embeds"]
     return Outline(
         family=FLUX,
-        guidance=EMBEDDED if embedded else NONE,
+        guidance=EMBEDDED if embedded else TRUE_CFG,
         scheduler_config=configs["scheduler"],
         latent_channels=transformer["in_channels"] // _PATCH**2,
         latent_scale=2 ** (len(vae["block_out_channels"]) - 1),

@@ -20,6 +20,7 @@ from opd_core.imports import without_collection
 from opd_core.models.networks import Networks, by_network
 from opd_core.models.outline import PARTS, components, read_outline
 from opd_core.precision import arithmetic
+from opd_core.scales import Scales
 
 with without_collection():
     import diffusers
@@ -53,10 +54,10 @@ class Model(Outline):
         return self.family.velocity(network, latents, sigmas, prompts, guidance)
 
     def prompts(
-        self, positive: Sequence[Conditioning], negative: Sequence[Conditioning], scale: Sequence[float]
+        self, positive: Sequence[Conditioning], negative: Sequence[Conditioning], scales: Sequence[Scales]
     ) -> Prompts:
         """What the rows of a batch are told, ready for `velocity`."""
-        return Prompts.of(self.guidance, positive, negative, scale, self.device, self.dtype)
+        return Prompts.of(self.guidance, positive, negative, scales, self.device, self.dtype)
 
     def velocity(self, latents: Tensor, sigma: Tensor | float, prompts: Prompts) -> Tensor:
         """Guided velocity [B, *latent], float32, at latents [B, *latent] and sigmas [B], or one for all rows, in the

@@ -143,17 +143,20 @@ def model_notes(spec: Spec, outline: Outline) -> Iterator[str]:
                 f"spec.{path}.sampler.steps is {sampler.steps}: this model was distilled to {steps} steps, and was not "
                 "made for the noise levels of others"
             )
-    scales = {
-        f"spec.teachers[{i}].guidanceScale": teacher.guidance_scale
+    guidance = outline.guidance
+    of_teachers = {
+        f"spec.teachers[{i}]": teacher.scales
         for i, teacher in enumerate(spec.teachers)
         if teacher.teaches and teacher.model is None
     }
-    for path, scale in {"spec.training.guidanceScale": spec.training.guidance_scale, **scales}.items():
-        if not outline.guidance.effective and scale != 1:
-            yield f"{path} is {scale:g} and has no effect: this model was distilled with its guidance"
-        elif outline.guidance.off != 1 and outline.guidance.effective and scale == 1:
-            off = "0 does" if outline.guidance.off == 0 else "no number does"
-            yield f"{path} is 1, which does not turn guidance off in this model's family; {off}"
+    for path, (scale, true_cfg) in {"spec.training": spec.training.scales, **of_teachers}.items():
+        if not guidance.effective and scale != 1:
+            yield f"{path}.guidanceScale is {scale:g} and has no effect: this model was distilled with its guidance"
+        elif guidance.effective and scale == 1 and (guidance.embedded or guidance.off != 1):
+            off = "no number does" if guidance.embedded else f"{guidance.off:g} does"
+            yield f"{path}.guidanceScale is 1, which does not turn guidance off in this model's family; {off}"
+        if not guidance.true_cfg and true_cfg != 1:
+            yield f"{path}.trueCfgScale is {true_cfg:g} and has no effect: this model's family has guidanceScale alone"
 
 
 def start_problems(

@@ -12,6 +12,7 @@ from opd_core.diffusion.noise import draw
 from opd_core.errors import RefusedError
 from opd_core.models.fingerprint import fingerprint
 from opd_core.models.teacher_files import TeacherFiles, teacher_fingerprint
+from opd_core.scales import Scales
 from opd_core.teachers.client import TeacherClient
 
 _CONCURRENT = 8
@@ -49,7 +50,7 @@ def check_identity(
 
 def self_test(
     client: TeacherClient,
-    guidance: Mapping[str, float],
+    scales: Mapping[str, Scales],
     tried: Collection[str],
     shape: Sequence[int],
     conditioning: Conditioning,
@@ -66,7 +67,7 @@ def self_test(
     noise may be a tenth of that, or `rounding` of the answer where they hardly differ. Sizes are root mean squares.
 
     Args:
-        guidance: of all teachers by name.
+        scales: of all teachers by name.
         tried: names, one of every server.
         shape: of a latent.
         student: its velocity at latents [1, *latent] and a sigma, on the CPU.
@@ -82,11 +83,11 @@ def self_test(
 
     def ask(teacher: str, size: int) -> "Future[Tensor]":
         latents = torch.cat([row, other[1:size]])
-        sigmas, scales = torch.linspace(_SIGMA, 0.1, size), torch.full((size,), guidance[teacher])
-        return client.submit(teacher, latents, sigmas, scales, [conditioning] * size, negative)
+        sigmas, rows = torch.linspace(_SIGMA, 0.1, size), torch.tensor([scales[teacher]] * size)
+        return client.submit(teacher, latents, sigmas, rows, [conditioning] * size, negative)
 
-    alone = {teacher: ask(teacher, 1).result()[0] for teacher in guidance}
-    futures = {teacher: [ask(teacher, 1)] for teacher in guidance}
+    alone = {teacher: ask(teacher, 1).result()[0] for teacher in scales}
+    futures = {teacher: [ask(teacher, 1)] for teacher in scales}
     for teacher in tried:
         futures[teacher] += [ask(teacher, size) for size in (*[1] * (_CONCURRENT - 1), *_BATCHES)]
     of_student = student(row, _SIGMA)[0]

@@ -36,7 +36,7 @@ class TeacherClient(Protocol):
         teacher: str,
         latents: Tensor,
         sigmas: Tensor,
-        guidance: Tensor,
+        scales: Tensor,
         conditioning: Sequence[Conditioning],
         negative: Conditioning,
         base: bool = False,
@@ -45,7 +45,7 @@ class TeacherClient(Protocol):
         """Ask `teacher` for velocities at B states; returns at once.
 
         Args:
-            latents: [B, *latent], any float dtype and device; sigmas, guidance: [B].
+            latents: [B, *latent], any float dtype and device; sigmas: [B]; scales: [B, 2], as `Scales`.
             conditioning: B encoded prompts; negative: of the unconditional branch.
             base: the base of this teacher answers in its place.
             branches: the conditional and the unconditional velocity are answered, [B, 2, *latent], and not what

@@ -3,7 +3,7 @@
 The Triton model `MODEL` takes two kinds of requests, told apart by their inputs:
 
     query     LATENTS [B, ...], SIGMA [B, 1], GUIDANCE [B, 1], TEACHER [B, 1], KEY [B, 16], NEGATIVE_KEY [B, 16]
-              and, for means, A [B, 1], B [B, 1]
+              and, where it is not 1, TRUE_CFG [B, 1] (`Scales`); for means, A [B, 1], B [B, 1]
               -> VELOCITY [B, ...] FP16; on request MEAN [B, ...] FP32 = a x + b v, and BRANCHES [B, 2, ...] FP16:
               the conditional and the unconditional velocity that guidance combines
     register  KEY [B, 16], CONDITIONING [B, bytes] -> REGISTERED [B, 1]
@@ -29,6 +29,7 @@ MODEL = "teacher"
 DESCRIPTION = "opd.dev/description"  # key in the model configuration's parameters; holds a ServiceInfo as JSON
 
 LATENTS, SIGMA, GUIDANCE, TEACHER, KEY, NEGATIVE_KEY = "latents", "sigma", "guidance", "teacher", "key", "negative_key"
+TRUE_CFG = "true_cfg"
 MEAN_A, MEAN_B = "a", "b"
 CONDITIONING, MASK = "conditioning", "mask"
 FREE = -1  # a size that differs from prompt to prompt, or from image to image

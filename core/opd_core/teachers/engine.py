@@ -14,6 +14,7 @@ from opd_core.device import is_out_of_memory
 from opd_core.errors import InvalidError, OutOfMemoryError
 from opd_core.models.adapter_pool import AdapterPool
 from opd_core.models.pipeline import Model
+from opd_core.scales import Scales
 from opd_core.teachers.contract import BASE, MAX_ROWS, NOT_FINITE, UNKNOWN_KEY
 
 _SMALLEST = 8  # rows of the smallest batch on a GPU
@@ -62,13 +63,14 @@ class ConditioningCache:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """B rows. `teachers`: [B] int64 numbers, or BASE; `latents`: [B, *latent]; `sigmas`, `guidance`: [B] float32 on the
-    CPU. What they are told may differ in shape from row to row. `branches`: both branches of guidance are asked for."""
+    """B rows. `teachers`: [B] int64 numbers, or BASE; `latents`: [B, *latent]; `sigmas`: [B] and `scales`: [B, 2], as
+    `Scales`, float32 on the CPU. What they are told may differ in shape from row to row. `branches`: both branches of
+    guidance are asked for."""
 
     teachers: Tensor
     latents: Tensor
     sigmas: Tensor
-    guidance: Tensor
+    scales: Tensor
     conditioning: Sequence[Conditioning]
     negative: Sequence[Conditioning]
     branches: bool = False
@@ -86,8 +88,8 @@ class Query:
             )
         if not ((self.sigmas > 0) & (self.sigmas <= 1)).all():
             raise InvalidError(f"sigma must be above 0 and at most 1; got {self.sigmas.tolist()}")
-        if not torch.isfinite(self.guidance).all():
-            raise InvalidError(f"guidance must be finite; got {self.guidance.tolist()}")
+        if not torch.isfinite(self.scales).all():
+            raise InvalidError(f"guidance must be finite; got {self.scales.tolist()}")
         if not torch.isfinite(self.latents).all():
             raise NonFiniteError("latents hold NaN or infinite numbers")
 
@@ -132,7 +134,7 @@ class Engine:
     def _alike(self, query: Query) -> Iterator[Tensor]:
         """Rows that a forward pass can take together, whoever their teachers are."""
         rows: dict[tuple[bool, Likeness], list[int]] = {}
-        told = zip(query.conditioning, query.negative, query.guidance.tolist(), strict=True)
+        told = zip(query.conditioning, query.negative, query.scales.tolist(), strict=True)
         for i, (high, row) in enumerate(zip(self.model.high_noise(query.sigmas).tolist(), told, strict=True)):
             rows.setdefault((high, likeness(self.model.guidance, *row)), []).append(i)
         for _, alike in sorted(rows.items()):
@@ -187,7 +189,9 @@ class Engine:
         model, count = self.model, len(rows)
         rows = torch.cat([rows, rows[-1:].expand(bucket - count)])
         prompts = model.prompts(
-            [query.conditioning[i] for i in rows], [query.negative[i] for i in rows], query.guidance[rows].tolist()
+            [query.conditioning[i] for i in rows],
+            [query.negative[i] for i in rows],
+            [Scales(*scales) for scales in query.scales[rows].tolist()],
         )
         latents = query.latents[rows.to(query.latents.device)].to(model.device)
         answer = model.branches if query.branches else model.velocity

@@ -19,13 +19,13 @@ from opd_core.teachers.payload import write_conditioning
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """B states of one teacher's task, on the CPU: `latents` [B, *latent]; `sigmas`, `guidance` [B] float32. `base`: the
-    teacher's base answers. `branches`: both branches of guidance are asked for."""
+    """B states of one teacher's task, on the CPU: `latents` [B, *latent]; `sigmas` [B] and `scales` [B, 2] (`Scales`)
+    float32. `base`: the teacher's base answers. `branches`: both branches of guidance are asked for."""
 
     teacher: str
     latents: Tensor
     sigmas: Tensor
-    guidance: Tensor
+    scales: Tensor
     conditioning: Sequence[Conditioning]
     negative: Conditioning
     base: bool = False
@@ -38,7 +38,7 @@ class Rows:
                 self,
                 latents=self.latents[s],
                 sigmas=self.sigmas[s],
-                guidance=self.guidance[s],
+                scales=self.scales[s],
                 conditioning=self.conditioning[s],
             )
             for s in spans
@@ -55,7 +55,10 @@ def query_inputs(info: ServiceInfo, rows: Rows) -> list[Any]:
     return [
         _input(contract.LATENTS, contract.WIRE_TYPES[info.precision], states.numpy()),
         _input(contract.SIGMA, "FP32", rows.sigmas.view(count, 1).numpy()),
-        _input(contract.GUIDANCE, "FP32", rows.guidance.view(count, 1).numpy()),
+        *(
+            _input(name, "FP32", column.view(count, 1).numpy())
+            for name, column in zip((contract.GUIDANCE, contract.TRUE_CFG), rows.scales.unbind(1), strict=True)
+        ),
         _input(contract.TEACHER, "INT32", np.full((count, 1), number, np.int32)),
         _input(contract.KEY, "UINT8", _keys(key_of(info, c) for c in rows.conditioning)),
         _input(contract.NEGATIVE_KEY, "UINT8", _keys([key_of(info, rows.negative)] * count)),

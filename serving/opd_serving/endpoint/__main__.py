@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     sampling.add_argument("--frames", type=_positive)
     sampling.add_argument("--steps", type=_positive)
     sampling.add_argument("--guidance-scale", type=float)
+    sampling.add_argument("--true-cfg-scale", type=float)
     sampling.add_argument("--max-sequence-length", type=_positive)
     limits = options.add_argument_group("limits")
     limits.add_argument(

@@ -49,6 +49,7 @@ class ImagesResponse(BaseModel):
     frames: int
     steps: int
     guidance: float
+    true_cfg: float
     model: str
     model_version: str
     truncated: bool
@@ -152,7 +153,8 @@ def _openai(service: Service) -> APIRouter:
         openapi_extra={"requestBody": schema},
     )
     async def generate_images(request: Request) -> Response:
-        """Make images or videos; extensions to OpenAI's parameters: frames, seed, steps, guidance, negative_prompt."""
+        """Make images or videos; extensions to OpenAI's parameters: frames, seed, steps, guidance, true_cfg,
+        negative_prompt."""
         began = time.monotonic()
         try:
             service.engine.require_ready()
@@ -275,7 +277,8 @@ def _content(service: Service, order: Order, drawn: Drawn) -> str:
         size=f"{request.width}x{request.height}",
         frames=request.frames,
         steps=request.steps,
-        guidance=request.guidance,
+        guidance=request.scales.guidance,
+        true_cfg=request.scales.true_cfg,
         model=served.name,
         model_version=served.digest,
         truncated=drawn.truncated,

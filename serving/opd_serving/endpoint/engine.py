@@ -113,7 +113,7 @@ class Engine:
         self.hang_seconds = _LEAST_HANG_SECONDS  # for one piece of work; more on a device that is slow
         self._load, self._defaults = load, defaults
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._guided = guidance.guides(defaults.guidance_scale)
+        self._guided = guidance.guides(defaults.scales)
         default = self._default(defaults.steps)
         # Shared with submitters, under _wake:
         self._wake = threading.Condition()
@@ -290,7 +290,7 @@ class Engine:
     def _default(self, steps: int) -> ImageRequest:
         """An image as it is when nobody asks for anything else."""
         d = self._defaults
-        return ImageRequest("", "", (0,), d.width, d.height, steps, d.guidance_scale, self._guided, d.frames)
+        return ImageRequest("", "", (0,), d.width, d.height, steps, d.scales, self._guided, d.frames)
 
     def _receive(self) -> bool:
         """Let new jobs in and cancelled ones out; waits for work. False: stop."""
@@ -357,7 +357,7 @@ class Engine:
             sampling.euler_path(model, request.steps, request.width, request.height),
             prompt.conditioning,
             negative.conditioning,
-            request.guidance,
+            request.scales,
         )
 
     def _step(self, batch: list[Sample]) -> bool:

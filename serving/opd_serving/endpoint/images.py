@@ -8,6 +8,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
+from opd_core.scales import Scales
 from opd_core.video import animated_webp
 from PIL import Image, PngImagePlugin
 
@@ -26,7 +27,7 @@ class Provenance:
     digest: str
     seed: int
     steps: int
-    guidance: float
+    scales: Scales
 
 
 def encode(
@@ -56,7 +57,8 @@ def encode(
 def xmp(provenance: Provenance) -> str:
     """XMP with IPTC's DigitalSourceType, which image viewers and platforms read as "made with AI"."""
     fields = {"model": provenance.model, "modelDigest": provenance.digest, "seed": provenance.seed}
-    fields |= {"steps": provenance.steps, "guidance": provenance.guidance}
+    guidance, true_cfg = provenance.scales
+    fields |= {"steps": provenance.steps, "guidance": guidance, **({"trueCfg": true_cfg} if true_cfg != 1 else {})}
     ours = " ".join(f"opd:{key}={quoteattr(str(value))}" for key, value in fields.items())
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'

@@ -12,6 +12,7 @@ from opd_core.artifacts import SamplingDefaults
 from opd_core.errors import InvalidError
 from opd_core.families.family import Outline
 from opd_core.families.guidance import Guidance
+from opd_core.scales import Scales
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_serving.endpoint.errors import ApiError, invalid
@@ -19,7 +20,7 @@ from opd_serving.endpoint.images import VIDEO_FORMATS, Format
 from opd_serving.endpoint.request import ImageRequest
 
 MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly in every client
-_OTHER_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+_OTHER_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "true_cfg_scale": "true_cfg"}
 _SHOWN = 100
 
 
@@ -50,6 +51,13 @@ class GenerationBody(BaseModel):
         le=50,
         description="Guidance as the model's family has it, mostly classifier-free, where 1 and less turn it off; also "
         "guidance_scale.",
+    )
+    true_cfg: float | None = Field(
+        None,
+        ge=0,
+        le=50,
+        description="Classifier-free guidance beside a guidance that is the network's own input, of FLUX.1; 1 and less "
+        "turn it off; also true_cfg_scale.",
     )
     negative_prompt: str | None = Field(None, max_length=32_000, description="What the image does not show.")
     response_format: Literal["b64_json"] = Field("b64_json", description="Images come in the answer.")
@@ -149,10 +157,13 @@ def parse(
         raise invalid("output_format", f"output_format is {output_format}; {said}")
     if frames == 1 and output_format == "mp4":
         raise invalid("output_format", "output_format is mp4, and this is one image; ask for more frames, or for png")
-    guidance = defaults.guidance_scale if fields.guidance is None else fields.guidance
-    guided = outline.guidance.guides(guidance)
-    if outline.guidance.off is not None and not guided:
-        guidance = outline.guidance.off  # as it is computed, and told in the answer
+    scales = Scales(
+        defaults.guidance_scale if fields.guidance is None else fields.guidance,
+        defaults.true_cfg_scale if fields.true_cfg is None else fields.true_cfg,
+    )
+    guided = outline.guidance.guides(scales)
+    if not guided:
+        scales = outline.guidance.without(scales)  # as it is computed, and told in the answer
     if fields.negative_prompt and not guided:
         raise invalid("negative_prompt", f"negative_prompt has no effect {_without(outline.guidance)}")
     if fields.output_compression not in (None, 100) and output_format == "png":
@@ -165,11 +176,12 @@ def parse(
         width=width,
         height=height,
         steps=fields.steps or defaults.steps,
-        guidance=guidance,
+        scales=scales,
         guided=guided,
         frames=frames,
     )
-    ignored = _WITHOUT_EFFECT if outline.guidance.effective else (*_WITHOUT_EFFECT, "guidance")
+    effective = {"guidance": outline.guidance.effective, "true_cfg": outline.guidance.true_cfg}
+    ignored = (*_WITHOUT_EFFECT, *(name for name, has in effective.items() if not has))
     return Order(
         request,
         output_format,
@@ -205,7 +217,8 @@ def _without(guidance: Guidance) -> str:
     """Where a negative prompt has no effect, and what to do."""
     if guidance.off is None:
         return "on this model, which makes no pass without the prompt; leave it out"
-    return f"at guidance {guidance.off:g} and less; use guidance above {guidance.off:g}"
+    name = "true_cfg" if guidance.true_cfg else "guidance"
+    return f"at {name} {guidance.off:g} and less; use {name} above {guidance.off:g}"
 
 
 def _size(size: str, frames: int, defaults: SamplingDefaults, outline: Outline, max_pixels: int) -> tuple[int, int]:

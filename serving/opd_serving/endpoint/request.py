@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from opd_core.scales import Scales
 
 from opd_serving.endpoint.sampling import Row
 
@@ -23,7 +24,7 @@ class ImageRequest:
     width: int
     height: int
     steps: int
-    guidance: float
+    scales: Scales
     guided: bool
     frames: int = 1
 

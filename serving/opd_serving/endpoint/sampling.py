@@ -13,6 +13,7 @@ from opd_core.diffusion.guidance import Forward, guided_velocity
 from opd_core.diffusion.transitions import Transition, transitions
 from opd_core.models.pipeline import Model
 from opd_core.precision import arithmetic
+from opd_core.scales import Scales
 from torch import Tensor
 
 
@@ -24,7 +25,7 @@ class Row:
     path: tuple[Transition, ...]
     conditioning: Conditioning
     negative: Conditioning
-    guidance: float
+    scales: Scales
     step: int = 0
 
 
@@ -73,7 +74,7 @@ def advance(model: Model, forward: Forward, rows: Sequence[Row]) -> None:
     else. `forward`: the model's own, in buckets."""
     device, steps = model.device, [row.path[row.step] for row in rows]
     prompts = model.prompts(
-        [row.conditioning for row in rows], [row.negative for row in rows], [row.guidance for row in rows]
+        [row.conditioning for row in rows], [row.negative for row in rows], [row.scales for row in rows]
     )
     sigmas = torch.tensor([step.sigma for step in steps], dtype=torch.float32, device=device)
     with arithmetic(device, model.dtype):

@@ -61,6 +61,7 @@ class Settings:
     frames: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
     max_sequence_length: int | None = None
     max_pixels: int | None = None
     max_request_seconds: float = 600.0

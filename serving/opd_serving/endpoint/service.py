@@ -66,7 +66,7 @@ class Service:
                 image,
                 order.format,
                 order.compression,
-                images.Provenance(served.name, served.digest, seed, request.steps, request.guidance),
+                images.Provenance(served.name, served.digest, seed, request.steps, request.scales),
                 self.outline.frames_per_second,
             )
             for image, seed in zip(pixels, request.seeds, strict=True)

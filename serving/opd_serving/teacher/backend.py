@@ -72,7 +72,7 @@ class TeacherBackend:
             teachers=torch.arange(count),
             latents=torch.zeros(count, *contract.sized(self._info.latents, contract.TRIAL_SIDE), dtype=self._dtype),
             sigmas=torch.ones(count),
-            guidance=torch.ones(count),
+            scales=torch.ones(count, 2),
             conditioning=[prompt] * count,
             negative=[prompt] * count,
         )
@@ -131,11 +131,13 @@ class TeacherBackend:
 
     def _query(self, inputs: dict[str, Tensor], branches: bool) -> Query:
         _need(inputs, _QUERY)
+        guidance = inputs[contract.GUIDANCE].flatten()
+        true_cfg = inputs[contract.TRUE_CFG].flatten() if contract.TRUE_CFG in inputs else torch.ones_like(guidance)
         query = Query(
             teachers=inputs[contract.TEACHER].flatten().long(),
             latents=inputs[contract.LATENTS].view(self._dtype),
             sigmas=inputs[contract.SIGMA].flatten(),
-            guidance=inputs[contract.GUIDANCE].flatten(),
+            scales=torch.stack([guidance, true_cfg], 1),
             conditioning=self._cache.get(_keys(inputs[contract.KEY])),
             negative=self._cache.get(_keys(inputs[contract.NEGATIVE_KEY])),
             branches=branches,
@@ -161,7 +163,7 @@ class TeacherBackend:
             outputs, velocity = [], answer
             if query.branches:
                 outputs.append(_to_triton(contract.BRANCHES, answer.half()))
-                velocity = combined(self._model.guidance, answer, query.guidance.to(answer.device))
+                velocity = combined(self._model.guidance, answer, query.scales.to(answer.device))
             if contract.VELOCITY in wanted:
                 outputs.append(_to_triton(contract.VELOCITY, velocity.half()))
             if contract.MEAN in wanted:
@@ -215,7 +217,7 @@ def _merge(queries: list[Query]) -> Query:
         teachers=torch.cat([q.teachers for q in queries]),
         latents=torch.cat([q.latents for q in queries]),
         sigmas=torch.cat([q.sigmas for q in queries]),
-        guidance=torch.cat([q.guidance for q in queries]),
+        scales=torch.cat([q.scales for q in queries]),
         conditioning=[c for q in queries for c in q.conditioning],
         negative=[c for q in queries for c in q.negative],
         branches=queries[0].branches,

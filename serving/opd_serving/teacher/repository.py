@@ -74,6 +74,7 @@ def config_pbtxt(info: ServiceInfo, device: str) -> str:
         (contract.LATENTS, latents, shape),
         (contract.SIGMA, "FP32", "[ 1 ]"),
         (contract.GUIDANCE, "FP32", "[ 1 ]"),
+        (contract.TRUE_CFG, "FP32", "[ 1 ]"),
         (contract.TEACHER, "INT32", "[ 1 ]"),
         (contract.KEY, "UINT8", key),
         (contract.NEGATIVE_KEY, "UINT8", key),

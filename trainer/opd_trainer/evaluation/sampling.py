@@ -13,6 +13,7 @@ from opd_core.diffusion.transitions import transitions
 from opd_core.models.adapter_file import AdapterFile
 from opd_core.models.adapters import drop_adapter, load_adapter, use_adapter
 from opd_core.models.pipeline import Model, load_model
+from opd_core.scales import Scales
 from torch import Tensor
 
 
@@ -23,7 +24,7 @@ class Candidate:
 
     name: str
     adapter: str | None
-    guidance_scale: float
+    scales: Scales
     fingerprint: str
     folder: Path | None = None
     lora: AdapterFile | None = None
@@ -56,10 +57,13 @@ def model_of(candidate: Candidate, base: Model) -> Iterator[Model]:
         base.transformer.to(base.device)
 
 
-def student_guidance(spec: Spec) -> float:
-    """Of base and student."""
-    guidance = spec.evaluation.guidance_scale
-    return spec.training.guidance_scale if guidance is None else guidance
+def student_scales(spec: Spec) -> Scales:
+    """Of base and student in an evaluation."""
+    own, (guidance, true_cfg) = spec.evaluation, spec.training.scales
+    return Scales(
+        guidance if own.guidance_scale is None else own.guidance_scale,
+        true_cfg if own.true_cfg_scale is None else own.true_cfg_scale,
+    )
 
 
 @torch.no_grad()
@@ -87,7 +91,7 @@ def sample_images(
     for start in range(0, len(numbers), evaluation.batch_size):
         rows = slice(start, start + evaluation.batch_size)
         part = list(numbers[rows])
-        prompts = model.prompts(conditioning[rows], [negative] * len(part), [candidate.guidance_scale] * len(part))
+        prompts = model.prompts(conditioning[rows], [negative] * len(part), [candidate.scales] * len(part))
         latents = _noise(shape, evaluation.seed, task, part, "start").to(model.device)
         before: Tensor | None = None
         for j, step in enumerate(path):

@@ -69,13 +69,14 @@ def branch_problems(spec: Spec, guidance: Guidance) -> Iterator[str]:
             "objective.type: Velocity"
         )
         return
-    scales = {"spec.training.guidanceScale": spec.training.guidance_scale}
-    scales |= {f"spec.teachers[{i}].guidanceScale": each.guidance_scale for i, each in enumerate(spec.teachers)}
-    for field, scale in scales.items():
-        if not guidance.guides(scale):
+    of_all = {"spec.training": spec.training.scales}
+    of_all |= {f"spec.teachers[{i}]": each.scales for i, each in enumerate(spec.teachers)}
+    for part, scales in of_all.items():
+        if not guidance.guides(scales):
             yield (
-                f"{field} is {scale:g}, which turns guidance off, and objective.type {settings.type} compares both of "
-                f"its branches; write more than {guidance.off:g}, or objective.type: Velocity"
+                f"{part}.{guidance.field} is {scales[guidance.column]:g}, which turns guidance off, and objective.type "
+                f"{settings.type} compares both of its branches; write more than {guidance.off:g}, or objective.type: "
+                "Velocity"
             )
 
 

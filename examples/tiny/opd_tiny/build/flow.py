@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 from opd_core.models.pipeline import Model
+from opd_core.scales import Scales
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,7 +58,7 @@ def sample(model: Model, prompts: Sequence[str], tokens: int, seed: int) -> Tens
     pictures = []
     for first in range(0, len(prompts), 64):
         batch = model.encode(prompts[first : first + 64], tokens)
-        told = model.prompts(batch, empty * len(batch), [GUIDANCE] * len(batch))
+        told = model.prompts(batch, empty * len(batch), [Scales(GUIDANCE)] * len(batch))
         state = torch.randn(len(batch), *shape, generator=generator)
         for sigma, after in pairwise(sigmas):
             state = state + (after - sigma) * model.velocity(state, sigma, told)
