@@ -95,7 +95,7 @@ def test_what_it_saves_is_a_teacher_as_it_is(long_base: Path, trained: Callable[
     ours = LocalTeachers(long_base, {"dog": teacher}, precision="FP32", max_sequence_length=TOKENS)
     latents, sigmas = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9, 0.3])
     told, nothing = encoded(long_base, PROMPTS), encoded(long_base, [""])[0]
-    answer = ours.submit("dog", latents, sigmas, torch.ones(2), told, nothing).result()
+    answer = ours.submit("dog", latents, sigmas, torch.ones(2, 2), told, nothing).result()
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(long_base, torch_dtype=torch.float32)
     pipeline.load_lora_weights(file)

@@ -337,7 +337,7 @@ def test_a_file_in_diffusers_names_is_held_against_a_base_without_pytorch(folder
 
 def starting_from(file: Path, claims: Path, **adapter: object) -> Spec:
     """The spec of a student that starts from the LoRA `file` in the claim `world`."""
-    told = life.spec(frames=1)
+    told = life.spec("z_image")
     told["spec"]["student"] |= {"initFrom": f"pvc://world/{file.name}", "adapter": adapter}
     (claims / "spec.yaml").write_text(yaml.safe_dump(told))
     return load_spec(claims / "spec.yaml").spec
