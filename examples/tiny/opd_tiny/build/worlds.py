@@ -2,4 +2,4 @@
 
 from .sd3 import SD3
 
-WORLDS = (SD3,)
+WORLDS = (SD3,)  # klein.py's joins them with its weights, which are not trained yet
