@@ -65,7 +65,7 @@ def keep_finished(d: Draft) -> None:
         return
     teachers = [(names.TEACH, row["name"]) for row in d.status.get("teaching", [])]
     for work in ((names.TRAINER, ""), (names.EVALUATOR, ""), *teachers):
-        finished = [job for job in d.observed.jobs.values() if (job.role, job.teacher) == work and job.finished]
+        finished = [job for job in d.observed.jobs_of(*work) if job.finished]
         if finished:
             d.wanted.keep.add(("Job", max(finished, key=lambda job: (job.created, job.name)).name))
 

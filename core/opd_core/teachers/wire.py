@@ -58,6 +58,7 @@ def query_inputs(info: ServiceInfo, rows: Rows) -> list[Any]:
         *(
             _input(name, "FP32", column.view(count, 1).numpy())
             for name, column in zip((contract.GUIDANCE, contract.TRUE_CFG), rows.scales.unbind(1), strict=True)
+            if name == contract.GUIDANCE or (column != 1).any()
         ),
         _input(contract.TEACHER, "INT32", np.full((count, 1), number, np.int32)),
         _input(contract.KEY, "UINT8", _keys(key_of(info, c) for c in rows.conditioning)),
